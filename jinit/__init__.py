@@ -1,0 +1,61 @@
+"""jinit: the first minutes of a JAX model's life.
+
+Starts the process, draws the parameters, scales them until signal and gradients flow, and
+chooses the precision they are trained in. Every public name is listed here; apart from
+``startup`` each is imported when it is first used, so that ``import jinit`` stays cheap.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+# Bound now: the module ``jinit.startup``, imported later, would take the function's name.
+from jinit.startup import startup, startup_report
+
+if TYPE_CHECKING:
+    from jinit import amp, initializers, reproducibility
+    from jinit.defaults import keras_defaults
+    from jinit.empirical import Calibration, calibrate, empirical_init
+    from jinit.reproducibility import MAX_SEED, get_random_seed, seed_all
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MAX_SEED",
+    "Calibration",
+    "__version__",
+    "amp",
+    "calibrate",
+    "empirical_init",
+    "get_random_seed",
+    "initializers",
+    "keras_defaults",
+    "reproducibility",
+    "seed_all",
+    "startup",
+    "startup_report",
+]
+
+_HOME = {
+    "MAX_SEED": "jinit.reproducibility",
+    "Calibration": "jinit.empirical",
+    "calibrate": "jinit.empirical",
+    "empirical_init": "jinit.empirical",
+    "get_random_seed": "jinit.reproducibility",
+    "keras_defaults": "jinit.defaults",
+    "seed_all": "jinit.reproducibility",
+}
+_SUBMODULES = {"amp", "initializers", "reproducibility"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"jinit.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'jinit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

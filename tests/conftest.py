@@ -1,0 +1,28 @@
+"""Every test runs on eight CPU devices, with warnings as errors and strict rank promotion."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(params=["typed", "legacy"])
+def make_key(request):
+    """Both kinds of JAX keys: every function that takes a key must take either."""
+    return jax.random.key if request.param == "typed" else jax.random.PRNGKey
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what takes minutes unless ``-m`` asks for it."""
+    if config.option.markexpr:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
