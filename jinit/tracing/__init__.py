@@ -1,0 +1,25 @@
+"""The one place that walks traced functions: dataflow over, and evaluation of, jaxprs.
+
+``trace`` turns a function into its jaxpr, ``propagate`` carries abstract facts through it and
+``evaluate`` runs it while a rule looks at, and may replace, its equations. All three recurse
+through jit, remat, scan, while, cond and custom derivatives.
+"""
+
+from jinit.tracing._jax import aval_of
+from jinit.tracing.dataflow import DataflowRules, Frame, propagate
+from jinit.tracing.evaluate import EquationView, Rule, evaluate
+from jinit.tracing.structure import Path
+from jinit.tracing.trace import TracedFunction, trace
+
+__all__ = [
+    "DataflowRules",
+    "EquationView",
+    "Frame",
+    "Path",
+    "Rule",
+    "TracedFunction",
+    "aval_of",
+    "evaluate",
+    "propagate",
+    "trace",
+]

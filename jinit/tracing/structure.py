@@ -1,0 +1,89 @@
+"""What a higher-order equation is made of, whatever primitive and JAX version wrote it."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jax.extend import core as jex
+
+from jinit.tracing._jax import close, scan_sizes, sub_jaxprs
+
+__all__ = ["Body", "Kind", "Path", "Structure", "structure_of"]
+
+Path = tuple[int, ...]
+"""Where an equation stands: its index in each enclosing jaxpr; a branch of a cond adds its own."""
+
+Kind = Literal[
+    "plain", "jit", "remat", "scan", "while", "cond", "custom_jvp", "custom_vjp", "opaque"
+]
+
+
+@dataclass(frozen=True)
+class Body:
+    """A sub-jaxpr with its constants."""
+
+    jaxpr: jex.Jaxpr
+    consts: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """An equation's sub-jaxprs and how its operands divide among them.
+
+    Attributes:
+        kind: How the bodies are run; ``plain`` has none, ``opaque`` is not understood.
+        bodies: One body; for while the condition and the body; for cond one a branch.
+        num_consts: Leading operands that every iteration of a scan sees whole; for while those
+            of the condition.
+        num_carry: Operands of a scan or a while that are carried from iteration to iteration.
+        length: Iterations of a scan.
+    """
+
+    kind: Kind
+    bodies: tuple[Body, ...] = ()
+    num_consts: int = 0
+    num_carry: int = 0
+    length: int = 0
+
+
+_PLAIN = Structure("plain")
+_CALLS: dict[str, tuple[Kind, str]] = {
+    "jit": ("jit", "jaxpr"),
+    "pjit": ("jit", "jaxpr"),
+    "closed_call": ("jit", "call_jaxpr"),
+    "core_call": ("jit", "call_jaxpr"),
+    "remat2": ("remat", "jaxpr"),
+    "checkpoint": ("remat", "jaxpr"),
+    "custom_jvp_call": ("custom_jvp", "call_jaxpr"),
+    "custom_vjp_call": ("custom_vjp", "call_jaxpr"),
+}
+
+
+def _body(jaxpr: Any) -> Body:
+    opened, consts = close(jaxpr)
+    return Body(opened, tuple(consts))
+
+
+def _scan(params: dict[str, Any]) -> Structure:
+    num_consts, num_carry = scan_sizes(params)
+    return Structure("scan", (_body(params["jaxpr"]),), num_consts, num_carry, params["length"])
+
+
+def _while(params: dict[str, Any]) -> Structure:
+    bodies = (_body(params["cond_jaxpr"]), _body(params["body_jaxpr"]))
+    num_carry = len(bodies[1].jaxpr.invars) - params["body_nconsts"]
+    return Structure("while", bodies, params["cond_nconsts"], num_carry)
+
+
+def structure_of(equation: jex.JaxprEqn) -> Structure:
+    """Reads an equation's structure; one whose sub-jaxprs are not understood is ``opaque``."""
+    name, params = equation.primitive.name, equation.params
+    if name in _CALLS:
+        kind, field = _CALLS[name]
+        return Structure(kind, (_body(params[field]),))
+    if name == "scan":
+        return _scan(params)
+    if name == "while":
+        return _while(params)
+    if name == "cond":
+        return Structure("cond", tuple(_body(branch) for branch in params["branches"]))
+    return Structure("opaque") if sub_jaxprs(equation) else _PLAIN
