@@ -1,0 +1,127 @@
+"""What a user may pass as dummy input, dummy loss and optimizer, brought to one form."""
+
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+__all__ = [
+    "all_finite",
+    "call_loss",
+    "check_finite",
+    "check_optimizer",
+    "check_params",
+    "describe_call",
+    "draw_inputs",
+    "first_step",
+    "leaf_paths",
+]
+
+
+def _positional(fn: Callable[..., Any], also: Collection[str]) -> list[str]:
+    """Names the positional parameters that must be given, and those of the names ``also``."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = inspect.Parameter.empty
+    return [
+        p.name for p in parameters if p.kind in kinds and (p.default is required or p.name in also)
+    ]
+
+
+def describe_call(fn: Any) -> str:
+    """Names a function in an error message."""
+    return getattr(fn, "__name__", None) or repr(fn)
+
+
+def draw_inputs(dummy_input: Any, key: jax.Array, batch_size: int) -> tuple[Any, ...]:
+    """Returns the inputs of one model evaluation as positional arguments."""
+    if not callable(dummy_input):
+        drawn = dummy_input
+    else:
+        names = _positional(dummy_input, ("batch_size", "batchsz"))
+        if names[:1] in (["batch_size"], ["batchsz"]):
+            drawn = dummy_input(batch_size)
+        else:
+            drawn = dummy_input(key, batch_size) if len(names) >= 2 else dummy_input(key)
+    return drawn if isinstance(drawn, tuple) else (drawn,)
+
+
+def call_loss(dummy_loss: Callable[..., Any], output: Any, key: jax.Array) -> jax.Array:
+    """Returns the loss of an output as a float32 scalar.
+
+    Raises:
+        ValueError: The loss is not a real scalar.
+    """
+    takes_key = len(_positional(dummy_loss, ("key", "rng"))) >= 2
+    loss = dummy_loss(output, key) if takes_key else dummy_loss(output)
+    leaves = jax.tree.leaves(loss)
+    scalar = len(leaves) == 1 and jnp.shape(leaves[0]) == ()
+    if not scalar or not jnp.issubdtype(jnp.result_type(leaves[0]), jnp.floating):
+        found = jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", loss)
+        raise ValueError(
+            f"dummy_loss must return one real scalar, but {describe_call(dummy_loss)} returned "
+            f"{found}; reduce it, for example with .mean()"
+        )
+    return jnp.asarray(leaves[0], jnp.float32)
+
+
+def first_step(optimizer: Any, gradients: Any, params: Any) -> Any:
+    """Returns the first step an optimizer takes at a learning rate of 1, up to its sign."""
+    if optimizer == "sgd":
+        return gradients
+    if optimizer == "adam":
+        return jax.tree.map(jnp.sign, gradients)
+    return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises ValueError unless ``first_step`` can use the optimizer."""
+    known = isinstance(optimizer, str) and optimizer in ("adam", "sgd")
+    if not known and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(
+            f"optimizer={optimizer!r} is not known; pass 'adam', 'sgd' or an optax transformation"
+        )
+
+
+def leaf_paths(tree: Any) -> list[str]:
+    """Returns the path of every leaf, such as ``params/Dense_0/kernel``."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+
+
+def check_params(leaves: Sequence[Any], paths: Sequence[str]) -> None:
+    """Raises ValueError for a tree without a floating-point leaf."""
+    if any(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves):
+        return
+    kinds = [f"{p or '.'}: {jnp.result_type(x)}" for p, x in zip(paths, leaves, strict=True)]
+    raise ValueError(
+        "params has no floating-point leaf to rescale, only "
+        f"{', '.join(kinds) or 'an empty tree'}; pass the variables that model.init returned"
+    )
+
+
+def all_finite(leaf: Any) -> jax.Array:
+    """Tells whether a leaf holds neither inf nor nan."""
+    inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    return jnp.all(jnp.isfinite(leaf)) if inexact else jnp.array(True)
+
+
+def check_finite(finite: Sequence[jax.Array], paths: Sequence[str]) -> None:
+    """Raises ValueError that names the leaves which are not finite; traced values pass."""
+    if any(isinstance(flag, Tracer) for flag in finite):
+        return
+    flags = jax.device_get(finite)
+    bad = [path for path, flag in zip(paths, flags, strict=True) if not flag]
+    if bad:
+        raise ValueError(
+            f"params holds values that are not finite at {', '.join(bad)}; "
+            "draw these parameters again before they are measured"
+        )

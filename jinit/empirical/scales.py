@@ -1,0 +1,133 @@
+"""From statistics of layers to one scale, and one learning-rate multiplier, a leaf."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jinit.empirical.sites import Layer
+
+__all__ = ["LeafScales", "apply_scale", "leaf_scales", "multipliers", "shared_factors"]
+
+LeafScales = list[jax.Array]
+"""One array a leaf: of shape (), or with one axis for every scan over the leaf's own axes."""
+
+_TINY = 1e-30
+
+
+def apply_scale(leaf: jax.Array, scale: jax.Array) -> jax.Array:
+    """Multiplies a leaf, layer by layer along its leading axes, in float32 or wider."""
+    leaf = jnp.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf
+    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    scale = scale.reshape(scale.shape + (1,) * (leaf.ndim - scale.ndim))
+    return (leaf.astype(wide) * scale.astype(wide)).astype(leaf.dtype)
+
+
+def _onto_leaf(values: jax.Array, loops: tuple[int, ...]) -> jax.Array:
+    """Sums a statistic over the scans that do not slice the leaf."""
+    return jnp.sum(values, axis=tuple(i for i in range(values.ndim) if i not in loops))
+
+
+def _onto_layer(values: jax.Array, loops: tuple[int, ...], lengths: tuple[int, ...]) -> jax.Array:
+    """Repeats a leaf's value over the scans that do not slice it."""
+    shape = tuple(n if i in loops else 1 for i, n in enumerate(lengths))
+    return jnp.broadcast_to(values.reshape(shape), lengths)
+
+
+class _Mean:
+    """A mean a leaf over all the uses that reach it."""
+
+    def __init__(self, count: int) -> None:
+        self.totals: list[jax.Array] = [jnp.zeros(()) for _ in range(count)]
+        self.weights: list[jax.Array] = [jnp.zeros(()) for _ in range(count)]
+
+    def add(self, leaf: int, values: jax.Array, weights: jax.Array, loops: tuple[int, ...]) -> None:
+        self.totals[leaf] = self.totals[leaf] + _onto_leaf(values * weights, loops)
+        self.weights[leaf] = self.weights[leaf] + _onto_leaf(weights, loops)
+
+    def result(self) -> list[jax.Array]:
+        pairs = zip(self.totals, self.weights, strict=True)
+        return [total / jnp.maximum(weight, _TINY) for total, weight in pairs]
+
+
+def leaf_scales(
+    layers: Sequence[Layer], log_factors: Mapping[int, tuple[jax.Array, jax.Array]], count: int
+) -> LeafScales:
+    """Turns the factor each layer's output needs into one scale a leaf.
+
+    A leaf of degree d takes ``factor ** (1 / d)``; one that serves several layers, or several
+    iterations of a loop, takes the geometric mean of what they need.
+
+    Args:
+        layers: The layers.
+        log_factors: By the layer's index, the logarithm of its factor and a weight that is 0
+            where the layer put out nothing.
+        count: The number of leaves.
+
+    Returns:
+        The scales; 1 for a leaf that no layer rescales.
+    """
+    mean = _Mean(count)
+    for index, (log_factor, weight) in log_factors.items():
+        for leaf, degree in layers[index].scaled:
+            mean.add(leaf, log_factor / (degree.degree or 1.0), weight, degree.loops)
+    return [jnp.exp(value) for value in mean.result()]
+
+
+def shared_factors(layers: Sequence[Layer], scales: LeafScales) -> dict[tuple[int, ...], jax.Array]:
+    """Returns the factor that its shared carrier's scale gives a layer's output, by tail."""
+    factors = {}
+    for layer in layers:
+        if layer.shared and layer.carrier is not None:
+            degree = dict(layer.leaves)[layer.carrier]
+            factor = scales[layer.carrier] ** (degree.degree or 1.0)
+            factors[layer.tail] = _onto_layer(factor, degree.loops, layer.lengths)
+    return factors
+
+
+def multipliers(
+    layers: Sequence[Layer],
+    updates: Mapping[int, Mapping[str, jax.Array]],
+    count: int,
+) -> LeafScales:
+    """Returns the learning-rate multipliers that make every layer's update O(1).
+
+    With u_w and u_b the RMS of the change that the weight's and the bias's unit steps make in
+    the layer's output, and rho their correlation, ``m_w = c / u_w`` and ``m_b = c / u_b`` with
+    ``c = 1 / sqrt(2 + 2 rho)``, so that both move the output equally and together by RMS 1.
+    A leaf that serves several uses takes the root of their mean square.
+
+    Args:
+        layers: The layers.
+        updates: By the layer's index, the mean squares ``weight``, ``bias`` and ``output``.
+        count: The number of leaves.
+
+    Returns:
+        The multipliers; 1 for a leaf whose step changes nothing.
+    """
+    mean = _Mean(count)
+    for index, update in updates.items():
+        layer = layers[index]
+        for part, leaves in (("weight", layer.leaves), ("bias", layer.bias)):
+            if not leaves:
+                continue
+            wanted = update[part] * _overlap(update)
+            moves = (wanted > _TINY) & jnp.isfinite(wanted)
+            for leaf, degree in leaves:
+                values = jnp.where(moves, wanted, 0.0)
+                mean.add(leaf, values, moves.astype(jnp.float32), degree.loops)
+    return [
+        jnp.where(value > _TINY, jax.lax.rsqrt(jnp.maximum(value, _TINY)), 1.0)
+        for value in mean.result()
+    ]
+
+
+def _overlap(update: Mapping[str, jax.Array]) -> jax.Array:
+    """Mean square of the sum of the weight's and the bias's change, each brought to RMS 1."""
+    weight, bias, output = update["weight"], update["bias"], update["output"]
+    both = (weight > _TINY) & (bias > _TINY)
+    product = jnp.sqrt(jnp.where(both, weight * bias, 1.0))
+    overlap = 2.0 + (output - weight - bias) / product
+    return jnp.where(both, jnp.clip(overlap, 1e-3, 4.0), 1.0)
