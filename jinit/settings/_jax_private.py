@@ -1,0 +1,29 @@
+"""The only file of the settings that reads what JAX and XLA do not publish.
+
+JAX has no public question whether a backend is up, and asking ``jax.devices()`` starts one; XLA
+has none for the size of its CPU thread pool. Both answers decide what a report may claim.
+"""
+
+from pathlib import Path
+
+__all__ = ["backend_is_up", "cpu_pool_size"]
+
+
+def backend_is_up() -> bool:
+    """Whether a JAX backend has started in this process."""
+    from jax._src import xla_bridge
+
+    return xla_bridge.backends_are_initialized()
+
+
+def cpu_pool_size() -> int | None:
+    """Counts the running threads of XLA's CPU pool, None where that cannot be seen."""
+    names = [_thread_name(task) for task in Path("/proc/self/task").glob("*/comm")]
+    return names.count("tf_XLAEigen") or None
+
+
+def _thread_name(comm: Path) -> str:
+    try:
+        return comm.read_text().strip()
+    except OSError:  # the thread ended while its siblings were listed
+        return ""

@@ -1,0 +1,53 @@
+"""The size of XLA's CPU thread pool."""
+
+import os
+
+from jinit.settings._jax_private import cpu_pool_size
+from jinit.settings.environment import set_variable
+from jinit.settings.parsing import Parser, integer, optional
+from jinit.settings.setting import Setting, Source
+
+__all__ = ["MAX_THREADS", "THREADS"]
+
+MAX_THREADS = 256
+"""The most threads XLA gives its pool; far above, a process dies for lack of threads."""
+
+# Of all knobs only this one works; OMP_NUM_THREADS and xla_cpu_multi_thread_eigen change nothing.
+_VARIABLE = "PJRT_NPROC"
+
+
+def _all_cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, MAX_THREADS)
+
+
+def _parser(*, text: bool) -> Parser:
+    parse = integer(0, MAX_THREADS, note=" (0: all cores)", text=text)
+
+    def parse_threads(name: str, value: object) -> int:
+        threads = parse(name, value)
+        return _all_cores() if threads == 0 else threads
+
+    return parse_threads
+
+
+def _current() -> int:
+    """The threads that run, or before there are any, those that will."""
+    text = os.environ.get(_VARIABLE) or os.environ.get("NPROC", "")
+    try:
+        return cpu_pool_size() or max(1, int(text))
+    except ValueError:  # as XLA does with what is no number
+        return _all_cores()
+
+
+THREADS = Setting(
+    name="threads",
+    variables=(Source("JINIT_THREADS", _parser(text=True)),),
+    arguments=(Source("threads", optional(_parser(text=False))),),
+    apply=lambda threads: set_variable(_VARIABLE, str(threads)),
+    current=_current,
+    native=(_VARIABLE,),
+    native_values=lambda threads: (str(threads),),
+    needs_fresh_backend=True,
+    caveat="XLA keeps at least one thread for each CPU device",
+)
