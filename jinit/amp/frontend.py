@@ -1,0 +1,143 @@
+"""The one call that gives models and optimizers their precision."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from jinit.amp.apply import MixedPrecisionApply, find_apply_fn
+from jinit.amp.levels import resolve_policy
+from jinit.amp.scaler import loss_scaling
+
+__all__ = ["initialize"]
+
+
+def initialize(
+    models: Any,
+    optimizers: Any = None,
+    opt_level: str = "O1",
+    *,
+    half_dtype: Any = "auto",
+    cast_model_type: Any = None,
+    patch_functions: bool | None = None,
+    patch_torch_functions: bool | None = None,
+    keep_batchnorm_fp32: bool | str | None = None,
+    master_weights: bool | str | None = None,
+    loss_scale: float | str | None = None,
+    cast_model_outputs: Any = None,
+    num_losses: int = 1,
+    min_loss_scale: float | None = None,
+    max_loss_scale: float = 2.0**24,
+    verbosity: int = 1,
+    enabled: bool = True,
+) -> Any:
+    """Gives models and optimizers the precision of a level.
+
+    With C the cast to ``cast_model_type``::
+
+        O0  y = float32(f(float32(params), float32(x)))     everything float32
+        O1  y = autocast(f)(params, x)                      each operation by its own rule
+        O2  y = float32(f(C(params), C(x)))                 half, float32 stored parameters
+        O3  y = float32(f(C(params), C(x)))                 half, half stored parameters
+
+    and the optimizer is wrapped in ``loss_scaling``. Parameters are stored by
+    ``policy.cast_to_param(params)``. An explicit keyword wins over the level's property; None
+    leaves the property.
+
+    Args:
+        models: An ``apply_fn(variables, *inputs, **kwargs)`` or a linen module, or a list of
+            them. ``variables`` is the parameters, or a mapping of collections of which only
+            ``"params"`` is cast.
+        optimizers: An optax transformation, or a list of them.
+        opt_level: ``"O0"`` to ``"O3"``, with the letter O.
+        half_dtype: bfloat16 or float16. ``"auto"`` is bfloat16 except on NVIDIA GPUs older than
+            Ampere.
+        cast_model_type: The dtype of parameters and floating inputs inside the function.
+        patch_functions: Whether operations are cast one by one, at O1 only.
+        patch_torch_functions: The old name of ``patch_functions``.
+        keep_batchnorm_fp32: Whether the parameters of batch normalization stay float32 inside
+            the function: those below a path component with ``BatchNorm``, ``batch_norm`` or
+            the word ``bn`` in it, numbered or not, as in ``BatchNorm_0`` or ``bn1``.
+        master_weights: Whether stored parameters are float32 where the computation is half.
+        loss_scale: ``"dynamic"`` or a number. The dynamic scale of O1 and O2 becomes 1 with
+            bfloat16, which has the exponents of float32.
+        cast_model_outputs: The dtype of floating outputs.
+        num_losses: The number of separately scaled losses; only 1 so far.
+        min_loss_scale: The least dynamic scale.
+        max_loss_scale: The greatest dynamic scale.
+        verbosity: 1 prints the properties in effect beside the level's, 0 prints nothing.
+        enabled: False returns the functions untouched (of a module its ``apply``), and the
+            optimizers with a constant scale of 1, so that the same training step runs without
+            mixed precision.
+
+    Returns:
+        Models and optimizers in the form they came in, ``(models, optimizers)``, or only the
+        models where no optimizer was given. A model is now a callable with a ``policy``.
+
+    Raises:
+        TypeError: If a model or an optimizer is not one.
+        ValueError: If a keyword has a value that it cannot have, or the level excludes it, or a
+            model was initialized before. Nothing is changed then.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from jinit import amp
+        >>> apply_fn, tx = amp.initialize(lambda params, x: x @ params, optax.sgd(0.1), "O2",
+        ...                               half_dtype="bfloat16", verbosity=0)
+        >>> params = apply_fn.policy.cast_to_param(jnp.ones((2, 1)))
+        >>> opt_state = tx.init(params)
+        >>> def loss_fn(params, x):
+        ...     return amp.scale_loss((apply_fn(params, x) ** 2).mean(), opt_state)
+        >>> grads = jax.grad(loss_fn)(params, jnp.ones((3, 2)))
+        >>> updates, opt_state = tx.update(grads, opt_state, params)
+        >>> optax.apply_updates(params, updates)
+        Array([[0.6],
+               [0.6]], dtype=float32)
+
+    Reference:
+        NVIDIA apex's ``amp.initialize``. Nothing is patched here: the function is wrapped,
+        float32 parameters are the master weights, and the half type may be bfloat16.
+    """
+    policy = resolve_policy(
+        opt_level,
+        half_dtype,
+        cast_model_type=cast_model_type,
+        patch_functions=_one_name(patch_functions, patch_torch_functions),
+        keep_batchnorm_fp32=keep_batchnorm_fp32,
+        master_weights=master_weights,
+        loss_scale=loss_scale,
+        cast_model_outputs=cast_model_outputs,
+        min_loss_scale=min_loss_scale,
+        max_loss_scale=max_loss_scale,
+    )
+
+    def wrap_model(model: Any) -> Callable[..., Any]:
+        apply_fn = find_apply_fn(model)
+        return MixedPrecisionApply(apply_fn, policy) if enabled else apply_fn
+
+    def wrap_optimizer(tx: Any) -> optax.GradientTransformationExtraArgs:
+        return loss_scaling(
+            tx,
+            policy.loss_scale if enabled else 1.0,
+            min_loss_scale=policy.min_loss_scale,
+            max_loss_scale=policy.max_loss_scale,
+            num_losses=num_losses,
+        )
+
+    wrapped = _each(wrap_model, models)
+    if optimizers is not None:
+        wrapped = wrapped, _each(wrap_optimizer, optimizers)
+    if verbosity and enabled:
+        print(policy)
+    return wrapped
+
+
+def _one_name(new: Any, old: Any) -> Any:
+    if new is not None and old is not None and new != old:
+        raise ValueError("patch_functions and patch_torch_functions contradict each other")
+    return old if new is None else new
+
+
+def _each(function: Callable[[Any], Any], items: Any) -> Any:
+    """Maps over a plain list or tuple; an optax transformation is a tuple, but one item."""
+    return type(items)(map(function, items)) if type(items) in (list, tuple) else function(items)

@@ -1,0 +1,52 @@
+"""Which operations autocast runs in which dtype: data, to be read and printed."""
+
+from dataclasses import dataclass, fields
+
+from jinit._tables import format_table
+
+__all__ = ["OPS", "OpLists"]
+
+
+@dataclass(frozen=True)
+class OpLists:
+    """Primitives by what becomes of their float operands; those in no list promote or match.
+
+    Attributes:
+        half: Cast to the half dtype: products and convolutions.
+        float32: Cast to float32: what loses range or precision in half.
+        declared: Cast back to the dtypes of the traced program: what reinterprets bits, draws
+            random numbers, calls out or has no half version.
+        separate: Operands that need not agree with each other, and are left as they come.
+    """
+
+    half: frozenset[str]
+    float32: frozenset[str]
+    declared: frozenset[str]
+    separate: frozenset[str]
+
+    def __str__(self) -> str:
+        rows = [[f.name, ", ".join(sorted(getattr(self, f.name)))] for f in fields(self)]
+        return format_table(["dtype", "primitives"], rows)
+
+
+OPS = OpLists(
+    half=frozenset("conv_general_dilated dot_general ragged_dot ragged_dot_general".split()),
+    float32=frozenset(
+        """
+        acos acosh asin asinh atanh cosh cumlogsumexp cumprod cumsum digamma erf erf_inv erfc exp
+        exp2 expm1 integer_pow lgamma log log1p log2 logistic pow psum psum_invariant reduce_prod
+        reduce_sum reduce_window_sum rsqrt sinh sqrt square tan
+        """.split()
+    ),
+    declared=frozenset(
+        """
+        bessel_i0e bessel_i1e bitcast_convert_type cholesky custom_call custom_lin
+        custom_linear_solve eig eigh fft ffi_call hessenberg householder_product igamma
+        igamma_grad_a igammac io_callback linear_solve lu nextafter polygamma pure_callback qr
+        random_bits random_gamma random_seed random_unwrap random_wrap reduce_precision
+        regularized_incomplete_beta rng_bit_generator rng_uniform schur select_and_gather_add svd
+        threefry2x32 triangular_solve tridiagonal tridiagonal_solve zeta
+        """.split()
+    ),
+    separate=frozenset("debug_callback name optimization_barrier sort split".split()),
+)

@@ -1,0 +1,226 @@
+"""What a precision level means: its properties as data, and the casts that follow from them."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jinit._tables import format_table
+
+__all__ = ["Policy", "cast_floating", "opt_levels"]
+
+FLOAT32 = jnp.dtype(jnp.float32)
+FLOAT16 = jnp.dtype(jnp.float16)
+BFLOAT16 = jnp.dtype(jnp.bfloat16)
+
+_BATCH_NORM = re.compile(r"batch_?norm|(?<![a-z0-9])bn\d*(?![a-z0-9])", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Holds the properties of a precision level, and casts trees by them.
+
+    A property that is None leaves the matter as it is. ``str(policy)`` is a table of every
+    property beside its level's default.
+
+    Args:
+        opt_level: ``"O0"`` to ``"O3"``.
+        half_dtype: The sixteen-bit type, bfloat16 or float16.
+        cast_model_type: The dtype in which parameters and floating inputs enter the function.
+        patch_functions: Whether every operation is cast by its own rule (autocast).
+        keep_batchnorm_fp32: Whether the parameters of batch normalization stay float32.
+        master_weights: Whether the stored parameters are float32 where the computation is half.
+        loss_scale: ``"dynamic"``, or the constant factor of the loss.
+        cast_model_outputs: The dtype of floating outputs; None means float32 where
+            ``cast_model_type`` is set, and no cast where it is not.
+        min_loss_scale: The least dynamic scale; None means no floor.
+        max_loss_scale: The greatest dynamic scale.
+
+    Example:
+        >>> from jinit import amp
+        >>> policy = amp.initialize(lambda params, x: x @ params, opt_level="O3",
+        ...                         half_dtype="bfloat16", verbosity=0).policy
+        >>> policy.cast_to_param({"params": {"kernel": jnp.ones(2), "steps": jnp.arange(2)}})
+        {'params': {'kernel': Array([1, 1], dtype=bfloat16), 'steps': Array([0, 1], dtype=int32)}}
+        >>> print(policy)
+        amp O3 with bfloat16
+          property              O3 default   in effect
+         ───────────────────────────────────────────────
+          cast_model_type       bfloat16     bfloat16
+          patch_functions       False        False
+          keep_batchnorm_fp32   False        False
+          master_weights        False        False
+          loss_scale            1.0          1.0
+          cast_model_outputs    None         None
+          min_loss_scale        None         None
+          max_loss_scale        16777216.0   16777216.0
+
+    Reference:
+        The properties of NVIDIA apex's amp levels; ``cast_to_param``, ``cast_to_compute`` and
+        ``cast_to_output`` are the terms of jmp. In apex ``half_dtype`` is always float16.
+    """
+
+    opt_level: str
+    half_dtype: np.dtype
+    cast_model_type: np.dtype | None
+    patch_functions: bool
+    keep_batchnorm_fp32: bool | None
+    master_weights: bool | None
+    loss_scale: float | Literal["dynamic"]
+    cast_model_outputs: np.dtype | None = None
+    min_loss_scale: float | None = None
+    max_loss_scale: float = 2.0**24
+
+    @property
+    def param_dtype(self) -> np.dtype:
+        """The dtype in which parameters are stored: half only without master weights."""
+        stored_half = self.computes_in_half and not self.master_weights
+        return self.half_dtype if stored_half else FLOAT32
+
+    @property
+    def output_dtype(self) -> np.dtype | None:
+        """The dtype of floating outputs; None where the function's own is kept."""
+        if self.cast_model_outputs is None and self.cast_model_type is not None:
+            return FLOAT32
+        return self.cast_model_outputs
+
+    @property
+    def computes_in_half(self) -> bool:
+        """Whether parameters and inputs enter the function in the half type."""
+        return self.cast_model_type == self.half_dtype
+
+    def cast_to_param(self, variables: Any) -> Any:
+        """Casts floating parameters to the dtype in which they are stored.
+
+        Args:
+            variables: A tree of parameters, or a mapping of collections of which only
+                ``"params"`` is cast. Batch statistics keep their dtype, and so does every leaf
+                that is not a floating array.
+
+        Returns:
+            The tree, float32 at O0, O1 and O2 and half at O3.
+        """
+        return self._cast_params(variables, self.param_dtype)
+
+    def cast_to_compute(self, variables: Any) -> Any:
+        """Casts floating parameters to the dtype in which they enter the function.
+
+        Args:
+            variables: As for ``cast_to_param``.
+
+        Returns:
+            The tree; batch normalization's parameters are float32 if ``keep_batchnorm_fp32``.
+        """
+        if self.cast_model_type is None:
+            return variables
+        return self._cast_params(variables, self.cast_model_type)
+
+    def cast_to_output(self, outputs: Any) -> Any:
+        """Casts floating outputs to the dtype that the caller sees.
+
+        Args:
+            outputs: Any tree.
+
+        Returns:
+            The tree with floating leaves of ``output_dtype``.
+        """
+        return outputs if self.output_dtype is None else cast_floating(outputs, self.output_dtype)
+
+    def keeps_any(self, variables: Any) -> bool:
+        """Tells whether a parameter enters a half computation in float32."""
+        if not (self.computes_in_half and self.keep_batchnorm_fp32):
+            return False
+        paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(variables))
+        return any(_is_param(path, variables) and _names_batch_norm(path) for path in paths)
+
+    def _cast_params(self, variables: Any, dtype: np.dtype) -> Any:
+        def cast(path: tuple, leaf: Any) -> Any:
+            if not _is_param(path, variables):
+                return leaf
+            kept = self.keep_batchnorm_fp32 and _names_batch_norm(path)
+            return cast_floating(leaf, FLOAT32 if kept else dtype)
+
+        return jax.tree_util.tree_map_with_path(cast, variables)
+
+    def __str__(self) -> str:
+        default = opt_levels(self.half_dtype)[self.opt_level]
+        properties = [field.name for field in dataclasses.fields(self)][2:]
+        rows = [
+            (name, str(getattr(default, name)), str(getattr(self, name))) for name in properties
+        ]
+        title = f"amp {self.opt_level} with {self.half_dtype}"
+        return format_table(
+            ["property", f"{self.opt_level} default", "in effect"], rows, title=title
+        )
+
+
+def opt_levels(half_dtype: np.dtype) -> dict[str, Policy]:
+    """Tabulates the four levels for a half type.
+
+    Args:
+        half_dtype: bfloat16 or float16. bfloat16 has the exponents of float32, so that its loss
+            needs no scale: there ``"dynamic"`` becomes 1.
+
+    Returns:
+        The policies by the name of their level.
+    """
+    dynamic = "dynamic" if half_dtype == FLOAT16 else 1.0
+    columns = (
+        "cast_model_type",
+        "patch_functions",
+        "keep_batchnorm_fp32",
+        "master_weights",
+        "loss_scale",
+    )
+    rows: dict[str, tuple] = {
+        "O0": (FLOAT32, False, None, False, 1.0),
+        "O1": (None, True, None, None, dynamic),
+        "O2": (half_dtype, False, True, True, dynamic),
+        "O3": (half_dtype, False, False, False, 1.0),
+    }
+    return {
+        level: Policy(
+            opt_level=level, half_dtype=half_dtype, **dict(zip(columns, row, strict=True))
+        )
+        for level, row in rows.items()
+    }
+
+
+def cast_floating(tree: Any, dtype: np.dtype) -> Any:
+    """Casts the floating arrays of a tree.
+
+    Args:
+        tree: Any tree. Integers, booleans, keys, Python scalars (which follow the arrays they
+            meet) and whatever is not an array are passed on as they are.
+        dtype: The dtype of floating leaves.
+
+    Returns:
+        The tree.
+    """
+
+    def cast(leaf: Any) -> Any:
+        array = isinstance(leaf, (jax.Array, np.ndarray, np.generic))
+        if array and jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.asarray(leaf).astype(dtype)
+        return leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _component(entry: Any) -> str:
+    return jax.tree_util.keystr((entry,), simple=True)
+
+
+def _is_param(path: tuple, variables: Any) -> bool:
+    """Tells parameters from Flax's other collections, which stay as they are stored."""
+    if not (isinstance(variables, Mapping) and "params" in variables):
+        return True
+    return _component(path[0]) == "params"
+
+
+def _names_batch_norm(path: tuple) -> bool:
+    return any(_BATCH_NORM.search(_component(entry)) for entry in path)

@@ -1,0 +1,273 @@
+"""Autocast against float32 in value, and against the op lists in dtype."""
+
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from jinit.amp import autocast
+from jinit.amp.op_lists import OPS
+
+HALVES = [jnp.bfloat16, jnp.float16]
+W = jax.random.normal(jax.random.key(0), (16, 16)) / 4
+X = jax.random.normal(jax.random.key(1), (8, 16))
+
+
+def dtypes(fn, *args):
+    """The result dtypes of every primitive in a function, its inner jaxprs included."""
+    found = {}
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            for var in equation.outvars:
+                found.setdefault(equation.primitive.name, set()).add(str(var.aval.dtype))
+            for inner in jaxprs_in_params(equation.params):
+                walk(getattr(inner, "jaxpr", inner))
+
+    walk(jax.make_jaxpr(fn)(*args).jaxpr)
+    return found
+
+
+def scan(w, x):
+    return jax.lax.scan(lambda c, v: (jnp.tanh(c @ v), c.sum()), x, jnp.stack([w, -w]))
+
+
+def while_loop(w, x):
+    return jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] @ w), (0, x))
+
+
+def cond(w, x):
+    return jax.lax.cond(x[0, 0] > 0, lambda a: a @ w, lambda a: -a @ w, x)
+
+
+def switch(w, x):
+    return jax.lax.switch(1, [lambda a: a, lambda a: jnp.exp(a @ w)], x)
+
+
+def remat(w, x):
+    policy = jax.checkpoint_policies.dots_saveable
+    return jax.checkpoint(lambda a: jnp.sin(a @ w) @ w, policy=policy)(x)
+
+
+def softmax(w, x):
+    return jax.nn.log_softmax(x @ w)
+
+
+def activations(w, x):
+    return jax.nn.relu(x @ w) + jax.nn.gelu(x @ w) + jax.nn.silu(x @ w) + jax.nn.softplus(x @ w)
+
+
+@jax.custom_vjp
+def scaled_slope(x):
+    return jnp.sin(x)
+
+
+scaled_slope.defvjp(lambda x: (jnp.sin(x), x), lambda x, ct: (2 * jnp.cos(x) * ct,))
+
+
+def custom_vjp(w, x):
+    return scaled_slope(x @ w) @ w
+
+
+def batched(w, x):
+    return jax.vmap(lambda row: row[None] @ w)(x)
+
+
+def inner_grad(w, x):
+    return jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w) ** 2))(w)
+
+
+def inner_jit(w, x):
+    return jax.jit(lambda a: jnp.exp(a @ w))(x)
+
+
+CONSTRUCTS = [
+    scan, cond, switch, remat, softmax, activations, custom_vjp, batched, inner_grad, inner_jit,
+]  # fmt: skip
+
+
+def total(fn):
+    return lambda *args: sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(fn(*args)))
+
+
+def cosine(first, second):
+    first, second = np.ravel(first), np.ravel(second)
+    return first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("fn", [*CONSTRUCTS, while_loop])
+def test_values_agree_with_float32_and_products_are_half(fn, half):
+    cast = autocast(fn, half_dtype=half)
+    tolerance = {jnp.bfloat16: 0.1, jnp.float16: 0.02}[half]
+    declared = jax.eval_shape(fn, W, X)
+    assert jax.eval_shape(cast, W, X) == declared
+    for run in (cast, jax.jit(cast)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance),
+            run(W, X),
+            fn(W, X),
+        )
+    assert dtypes(cast, W, X)["dot_general"] == {str(jnp.dtype(half))}
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("fn", CONSTRUCTS)
+def test_gradients_agree_with_float32(fn, half):
+    cast = autocast(fn, half_dtype=half)
+    exact = jax.grad(total(fn), argnums=(0, 1))(W, X)
+    for gradient in (
+        jax.grad(total(cast), argnums=(0, 1)),
+        jax.jit(jax.grad(total(cast), argnums=(0, 1))),
+        autocast(jax.grad(total(fn), argnums=(0, 1)), half_dtype=half),
+    ):
+        for approximate, wanted in zip(gradient(W, X), exact, strict=True):
+            assert approximate.dtype == wanted.dtype
+            assert cosine(approximate, wanted) > 0.999
+
+
+def test_vmap_outside_agrees_with_a_loop():
+    cast = autocast(softmax)
+    batch = jnp.stack([X, 2 * X])
+    looped = jnp.stack([cast(W, x) for x in batch])
+    np.testing.assert_allclose(
+        jax.vmap(cast, in_axes=(None, 0))(W, batch), looped, rtol=1e-2, atol=1e-2
+    )
+
+
+def test_sensitive_operations_are_float32():
+    def fn(w, x):
+        y = x @ w
+        return jnp.exp(y), jnp.log1p(jnp.abs(y)), jax.lax.rsqrt(jnp.abs(y)), y.sum(), y**3
+
+    found = dtypes(autocast(fn), W, X)
+    for name in ("exp", "log1p", "rsqrt", "reduce_sum", "integer_pow"):
+        assert found[name] == {"float32"}, name
+
+
+def test_a_bias_keeps_a_product_half_and_strong_float32_does_not():
+    def layer(p, x, other):
+        y = x @ p["w"] + p["b"].reshape(1, -1)
+        return jnp.tanh(y), y * other
+
+    found = dtypes(autocast(layer), {"w": W, "b": jnp.ones(16)}, X, X)
+    assert found["add"] == {"bfloat16"}
+    assert found["tanh"] == {"bfloat16"}
+    assert found["mul"] == {"float32"}
+
+
+def test_literals_and_scalars_made_of_them_do_not_promote():
+    def fn(w, x):
+        return (2.5 * (x @ w)) / jnp.sqrt(8.0)
+
+    found = dtypes(autocast(fn), W, X)
+    assert found["mul"] == {"bfloat16"}
+    assert found["div"] == {"bfloat16"}
+
+
+def test_literals_out_of_the_half_range_promote():
+    def masked(w, x):
+        return jnp.where(x > 0, x @ w, -1e30), jnp.maximum(x @ w, 1e-8)
+
+    cast = autocast(masked, half_dtype=jnp.float16)
+    low, floor = cast(W, X)
+    assert bool(jnp.isfinite(low).all())
+    assert float(floor.min()) == pytest.approx(1e-8)
+    assert dtypes(cast, W, X)["select_n"] == {"float32"}
+
+
+def test_relu_matches_its_input_and_keeps_its_derivative_at_zero():
+    cast = autocast(lambda w, x: jax.nn.relu(x @ w))
+    found = dtypes(cast, W, X)
+    assert found["max"] == {"bfloat16"}
+    assert float(jax.grad(lambda w: cast(w, jnp.zeros((1, 16))).sum())(W).sum()) == 0
+
+
+def test_a_custom_vjp_keeps_its_rule():
+    cast = autocast(lambda w, x: scaled_slope(x @ w))
+    twice = jax.grad(lambda x: cast(W, x).sum())(X)
+    once = jax.grad(lambda x: jnp.sin(x @ W).sum())(X)
+    np.testing.assert_allclose(twice, 2 * once, atol=0.05)
+
+
+def test_what_is_not_float_is_untouched():
+    def fn(w, tokens, key):
+        noise = jax.random.normal(key, (4, 16))
+        return w[tokens] @ w + noise, tokens + 1, jax.random.bits(key)
+
+    tokens, key = jnp.arange(4), jax.random.key(0)
+    cast, plain = autocast(fn)(W, tokens, key), fn(W, tokens, key)
+    assert [leaf.dtype for leaf in cast] == [leaf.dtype for leaf in plain]
+    np.testing.assert_array_equal(cast[1], plain[1])
+    np.testing.assert_array_equal(cast[2], plain[2])
+
+
+def test_arguments_that_are_not_arrays_are_passed_on():
+    def fn(w, x, train, *, mode):
+        assert train is True
+        assert mode == "sum"
+        return x @ w
+
+    assert autocast(fn)(W, X, True, mode="sum").shape == (8, 16)
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, deterministic=True):
+        x = x + nn.MultiHeadDotProductAttention(4)(nn.LayerNorm()(x))
+        x = nn.Dropout(0.5, deterministic=deterministic)(x)
+        return x + nn.Dense(16)(nn.gelu(nn.Dense(64)(nn.LayerNorm()(x))))
+
+
+def test_a_flax_transformer_block():
+    x = jax.random.normal(jax.random.key(2), (2, 6, 16))
+    variables = Block().init(jax.random.key(0), x)
+    cast = autocast(Block().apply)
+    np.testing.assert_allclose(cast(variables, x), Block().apply(variables, x), atol=0.05)
+    found = dtypes(cast, variables, x)
+    assert found["dot_general"] == {"bfloat16"}
+    assert found["exp"] == {"float32"}
+    noisy = cast(variables, x, deterministic=False, rngs={"dropout": jax.random.key(5)})
+    assert bool(jnp.isfinite(noisy).all())
+
+
+def test_a_haiku_net():
+    net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([32, 4])(x)))
+    params = net.init(jax.random.key(0), X)
+    cast = autocast(net.apply)
+    with jax.numpy_rank_promotion("allow"):
+        np.testing.assert_allclose(cast(params, X), net.apply(params, X), atol=0.05)
+        assert dtypes(cast, params, X)["dot_general"] == {"bfloat16"}
+
+
+def test_products_only_leaves_the_float32_list_alone():
+    def fn(w, x):
+        return jnp.exp(x @ w).sum()
+
+    half = W.astype(jnp.bfloat16)
+    found = dtypes(autocast(fn, products_only=True), half, X)
+    assert found["dot_general"] == {"bfloat16"}
+    assert found["exp"] == {"bfloat16"}
+
+
+def test_parameters_are_differentiated_in_their_own_dtype():
+    gradient = jax.grad(total(autocast(softmax)))(W, X)
+    assert gradient.dtype == jnp.float32
+
+
+def test_a_jitted_step_is_compiled_once(count_compilations):
+    step = jax.jit(jax.grad(total(autocast(softmax))))
+    other = 2 * W
+    step(W, X)
+    with count_compilations() as compiled:
+        step(other, X)
+    assert compiled == []
+
+
+def test_the_lists_are_disjoint_and_print():
+    groups = [OPS.half, OPS.float32, OPS.declared, OPS.separate]
+    assert sum(len(group) for group in groups) == len(frozenset().union(*groups))
+    assert "dot_general" in str(OPS)

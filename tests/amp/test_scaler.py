@@ -1,0 +1,252 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jinit import amp
+from tests.amp.reference import ApexScaler, bits, dtypes
+
+STEPS = 60
+CONFIGURATIONS = [
+    {"init_scale": 2.0**16, "growth_interval": 3},
+    {"init_scale": 2.0**23, "growth_interval": 1},
+    {"init_scale": 4.0, "growth_interval": 2, "min_loss_scale": 1.0, "max_loss_scale": 16.0},
+    {"init_scale": 1.0, "growth_interval": 5, "growth_factor": 4.0, "backoff_factor": 0.25},
+    {"init_scale": 2.0**30, "growth_interval": 7},
+    {"loss_scale": 128.0},
+]
+
+
+def run_scan(tx, overflows):
+    """Runs a step a flag, and returns every step's parameters, state and updates."""
+
+    def step(carry, overflow):
+        params, state = carry
+        grads = jnp.where(overflow, jnp.inf, jnp.ones(2)) * state.loss_scale
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (params, state, updates)
+
+    params = jnp.ones(2)
+    return jax.lax.scan(step, (params, tx.init(params)), overflows)[1]
+
+
+RUNS = [
+    jax.jit(
+        lambda overflows, keys=keywords: run_scan(
+            amp.loss_scaling(optax.sgd(1.0), **keys), overflows
+        )
+    )
+    for keywords in CONFIGURATIONS
+]
+
+
+def apex_of(keywords):
+    names = {"growth_factor": "factor", "growth_interval": "window", "min_loss_scale": "minimum"}
+    names |= {"max_loss_scale": "maximum"}
+    scaler = ApexScaler(
+        scale=keywords.get("loss_scale", keywords.get("init_scale")),
+        dynamic="loss_scale" not in keywords,
+        **{names[key]: value for key, value in keywords.items() if key in names},
+    )
+    if scaler.dynamic:
+        scaler.scale = min(scaler.maximum, scaler.scale)
+    return scaler
+
+
+@pytest.mark.parametrize("index", range(len(CONFIGURATIONS)))
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(rate=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
+def test_it_is_apex_over_random_overflows(index, rate, seed):
+    overflows = np.random.default_rng(seed).random(STEPS) < rate
+    params, state, updates = RUNS[index](overflows)
+    apex = apex_of(CONFIGURATIONS[index])
+    weight = 1.0
+    for step, overflow in enumerate(overflows):
+        skip = apex.step(overflow)
+        assert (state.loss_scale[step], state.growth_count[step]) == (apex.scale, apex.unskipped)
+        assert state.last_finite[step] == (not overflow)
+        if apex.dynamic:
+            weight -= 0.0 if skip else 1.0
+            assert params[step].tolist() == [weight, weight]
+            assert np.signbit(updates[step]).all()
+            assert (updates[step] == (0.0 if skip else -1.0)).all()
+
+
+def test_it_grows_after_exactly_the_interval():
+    tx = amp.loss_scaling(optax.sgd(1.0), init_scale=8.0)
+    state = jax.jit(lambda: run_scan(tx, jnp.zeros(4001, bool))[1])()
+    scales = np.asarray(state.loss_scale)
+    assert set(scales[:1999]) == {8.0}
+    assert set(scales[1999:3999]) == {16.0}
+    assert set(scales[3999:]) == {32.0}
+
+
+def test_a_scale_reaches_neither_zero_nor_infinity():
+    tx = amp.loss_scaling(optax.sgd(1.0), init_scale=1.0)
+    down = np.asarray(jax.jit(lambda: run_scan(tx, jnp.ones(200, bool))[1])().loss_scale)
+    assert down[19] == 2.0**-20
+    assert down[-1] == jnp.finfo(jnp.float32).tiny
+    tx = amp.loss_scaling(optax.sgd(1.0), growth_interval=1, max_loss_scale=1e300)
+    up = np.asarray(jax.jit(lambda: run_scan(tx, jnp.zeros(200, bool))[1])().loss_scale)
+    assert np.isfinite(up).all()
+    assert up.max() == jnp.finfo(jnp.float32).max
+
+
+GRADS = {
+    "kernel": np.linspace(-3, 3, 1027, dtype=np.float32),
+    "bias": np.ones((3, 1), np.float32),
+    "scale": np.float32(2.0),
+}
+PLACES = [("kernel", 0), ("kernel", 513), ("kernel", 1026), ("bias", 1), ("scale", ())]
+
+
+def poison(grads, places_and_values):
+    grads = {name: np.array(leaf) for name, leaf in grads.items()}
+    for (name, index), value in places_and_values:
+        grads[name][np.unravel_index(index, grads[name].shape) if index != () else ()] = value
+    return grads
+
+
+ADAM = amp.loss_scaling(optax.adam(0.1), init_scale=4.0)
+ADAM_UPDATE = jax.jit(ADAM.update)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_one_bad_number_anywhere_changes_the_scaler_only(dtype, value, place):
+    cast = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)  # noqa: E731
+    params = cast(poison(GRADS, [(("kernel", 5), -0.0), (("kernel", 6), 0.0)]))
+    _, state = ADAM_UPDATE(cast(GRADS), ADAM.init(params), params)
+    updates, skipped = ADAM_UPDATE(cast(poison(GRADS, [(place, value)])), state, params)
+    assert bits(optax.apply_updates(params, updates)) == bits(params)
+    assert bits(skipped.inner_state) == bits(state.inner_state)
+    assert (float(skipped.loss_scale), int(skipped.growth_count)) == (2.0, 0)
+    assert not skipped.last_finite
+    _, after = ADAM_UPDATE(cast(GRADS), skipped, params)
+    assert after.last_finite
+    assert int(optax.tree.get(after, "count")) == 2
+
+
+def test_several_bad_numbers_are_one_overflow():
+    tx = amp.loss_scaling(optax.sgd(0.1), init_scale=4.0)
+    bad = poison(GRADS, [(PLACES[0], np.nan), (PLACES[1], np.inf), (PLACES[2], -np.inf)])
+    _, state = tx.update(bad, tx.init(GRADS), GRADS)
+    assert (float(state.loss_scale), bool(state.last_finite)) == (2.0, False)
+
+
+def test_a_gradient_that_overflows_by_unscaling_is_an_overflow():
+    tx = amp.loss_scaling(optax.sgd(0.1), init_scale=0.25)
+    _, state = tx.update(jnp.full(2, 3e38), tx.init(jnp.ones(2)))
+    assert not state.last_finite
+
+
+def test_a_constant_scale_never_skips():
+    tx = amp.loss_scaling(optax.sgd(1.0), 4.0)
+    updates, state = tx.update(jnp.array([8.0, jnp.inf]), tx.init(jnp.ones(2)))
+    assert updates.tolist() == [-2.0, -jnp.inf]
+    assert (float(state.loss_scale), int(state.growth_count)) == (4.0, 1)
+    assert not state.last_finite
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"loss_scale": 1.0}, {"loss_scale": 2.0**10}),
+        ({"init_scale": 1.0}, {"init_scale": 2.0**16}),
+        ({"init_scale": 1.0}, {"init_scale": 2.0**-8, "growth_interval": 2}),
+    ],
+)
+def test_a_power_of_two_changes_no_bit_of_float32_training(one, other):
+    def train(tx):
+        @jax.jit
+        def step(params, state):
+            loss_fn = lambda params: amp.scale_loss(((params - 3.0) ** 4).mean(), state)  # noqa: E731
+            updates, state = tx.update(jax.grad(loss_fn)(params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        params = jnp.linspace(-1.0, 1.0, 7)
+        state = tx.init(params)
+        for _ in range(5):
+            params, state = step(params, state)
+        return bits((params, state.inner_state))
+
+    first, second = (amp.loss_scaling(optax.adamw(0.1), **keys) for keys in (one, other))
+    assert train(first) == train(second)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_parameters_have_float32_state_and_updates(dtype):
+    params = {"w": jnp.ones(3, dtype), "z": jnp.ones(2, jnp.complex64)}
+    tx = amp.loss_scaling(optax.adam(1e-3), 1.0)
+    state = tx.init(params)
+    assert dtypes((state.inner_state[0].mu, state.inner_state[0].nu)) == {"float32", "complex64"}
+    updates, _ = tx.update(params, state, params)
+    assert {name: str(leaf.dtype) for name, leaf in updates.items()} == {
+        "w": "float32",
+        "z": "complex64",
+    }
+    applied = optax.apply_updates(params, updates)
+    assert applied["w"].dtype == dtype
+    exact = np.float32(1.0) + np.asarray(updates["w"])
+    assert bits(applied["w"]) == bits(exact.astype(applied["w"].dtype))
+
+
+def test_float64_stays_float64():
+    with jax.enable_x64(True):
+        params = jnp.ones(2, jnp.float64)
+        tx = amp.loss_scaling(optax.sgd(0.1), 2.0)
+        state = tx.init(params)
+        assert amp.scale_loss(params[0], state).dtype == jnp.float64
+        assert tx.update(params, state, params)[0].dtype == jnp.float64
+
+
+def test_adam_in_float16_is_finite_only_through_the_scaler():
+    params = jnp.ones(3, jnp.float16)
+    grads = jnp.array([0.0, 1e-4, 1.0], jnp.float16)
+    plain, _ = optax.adam(1e-3).update(grads, optax.adam(1e-3).init(params), params)
+    assert not jnp.isfinite(plain).all()
+    tx = amp.loss_scaling(optax.adam(1e-3), 1.0)
+    ours, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(ours, [0.0, -1e-3, -1e-3], rtol=1e-3)
+
+
+def test_integer_leaves_pass():
+    params = {"w": jnp.ones(3), "n": jnp.arange(3)}
+    grads = jax.grad(lambda p: (p["w"] * p["n"]).sum(), allow_int=True)(params)
+    tx = amp.loss_scaling(optax.masked(optax.sgd(1.0), {"w": True, "n": False}), init_scale=2.0)
+    state = tx.init(params)
+    updates, state = tx.update(grads, state, params)
+    assert updates["w"].tolist() == [0.0, -0.5, -1.0]
+    assert updates["n"].dtype == jax.dtypes.float0
+    grads["w"] = grads["w"] / 0
+    updates, state = tx.update(grads, state, params)
+    assert updates["w"].tolist() == [0.0, 0.0, 0.0]
+    assert float(state.loss_scale) == 1.0
+
+
+def test_an_empty_tree_is_finite():
+    tx = amp.loss_scaling(optax.sgd(1.0))
+    updates, state = tx.update({}, tx.init({}))
+    assert updates == {}
+    assert state.last_finite
+
+
+def test_every_array_of_the_state_is_a_leaf():
+    state = amp.loss_scaling(optax.sgd(0.1)).init(jnp.ones(2))
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    assert names == [".loss_scale", ".growth_count", ".last_finite"]
+    assert [str(leaf.dtype) for leaf in jax.tree.leaves(state)] == ["float32", "int32", "bool"]
+    assert isinstance(state, amp.LossScalingState)
+
+
+def test_scale_loss_is_float32_and_differentiable():
+    state = amp.loss_scaling(optax.sgd(0.1)).init(jnp.ones(2))
+    scaled = amp.scale_loss(jnp.float32(3.0), state)
+    assert (float(scaled), scaled.dtype) == (3.0 * 2**16, jnp.float32)
+    assert float(amp.scale_loss(0.5, (optax.EmptyState(), {"tx": state}))) == 2.0**15
+    assert float(jax.grad(amp.scale_loss)(jnp.float32(3.0), state)) == 2.0**16
