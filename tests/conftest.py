@@ -1,5 +1,7 @@
 """Every test runs on eight CPU devices, with warnings as errors and strict rank promotion."""
 
+import contextlib
+import logging
 import os
 
 os.environ["XLA_FLAGS"] = (
@@ -26,3 +28,35 @@ def pytest_collection_modifyitems(config, items):
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
+
+
+@pytest.fixture
+def count_compilations(caplog):
+    """A context in which the names of compiled programs are collected in a list."""
+
+    @contextlib.contextmanager
+    def counting():
+        compiled = []
+
+        class Handler(logging.Handler):
+            def emit(self, record):
+                message = record.getMessage()
+                if message.startswith("Compiling"):
+                    compiled.append(message.split()[1])
+
+        logger, handler = logging.getLogger("jax._src.interpreters.pxla"), Handler()
+        logger.addHandler(handler)
+        try:
+            with jax.log_compiles():
+                yield compiled
+        finally:
+            logger.removeHandler(handler)
+
+    return counting
+
+
+@pytest.fixture
+def allow_rank_promotion():
+    """For models written as users write them, with ``x @ w + b``."""
+    with jax.numpy_rank_promotion("allow"):
+        yield

@@ -1,0 +1,83 @@
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from jinit.initializers import kaiming_normal, lecun_normal, xavier_uniform
+from jinit.initializers.fans import compute_fans
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "fans"),
+    [
+        ((64, 128), {}, (64, 128)),
+        ((3, 32, 64), {}, (96, 192)),
+        ((3, 3, 32, 64), {}, (288, 576)),
+        ((3, 3, 3, 16, 24), {}, (432, 648)),
+        ((3, 3, 8, 64), {}, (72, 576)),
+        ((64, 32, 3, 3), {"in_axis": 1, "out_axis": 0}, (288, 576)),
+        ((5, 4, 8, 16), {"in_axis": (0, 1), "out_axis": (2, 3)}, (20, 128)),
+        ((7, 5, 6), {"batch_axis": 0}, (5, 6)),
+        ((10,), {"in_axis": (), "out_axis": -1}, (1, 10)),
+        ((10,), {"in_axis": 0, "out_axis": ()}, (10, 1)),
+        ((0, 5), {}, (0, 5)),
+        ((0, 3, 4), {}, (0, 0)),
+    ],
+)
+def test_the_fans_of_a_shape(shape, axes, fans):
+    assert compute_fans(shape, **axes) == fans
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((4, 6), {}),
+        ((3, 2, 4, 6), {}),
+        ((4, 6, 3), {"in_axis": 1, "out_axis": 0}),
+        ((2, 3, 4, 5), {"in_axis": (0, 2), "out_axis": 3}),
+        ((7, 2, 5), {"batch_axis": (0,)}),
+    ],
+)
+def test_jaxs_numbers_on_the_same_axes(shape, axes):
+    ours = xavier_uniform(**axes)(jax.random.key(0), shape)
+    theirs = jax.nn.initializers.glorot_uniform(**axes)(jax.random.key(0), shape)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_a_vector_has_no_default_fans():
+    message = (
+        "shape (3,) has no axis -2, so its fans are unknown: give in_axis and out_axis "
+        "(for a vector in_axis=(), out_axis=-1), or the fans themselves"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        lecun_normal()(jax.random.key(0), (3,))
+    assert lecun_normal(fans=(4, 1)).std((3,)) == 0.5
+
+
+def test_an_axis_has_one_role():
+    message = "in_axis=0, out_axis=-1 and batch_axis=(0,) name an axis of shape (2, 3)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        compute_fans((2, 3), 0, -1, (0,))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 2, 3), (0, 0)])
+def test_an_empty_kernel_is_empty_and_no_error(shape):
+    assert kaiming_normal()(jax.random.key(0), shape).shape == shape
+    assert xavier_uniform()(jax.random.key(0), shape).shape == shape
+
+
+def test_a_negative_size_is_an_error():
+    with pytest.raises(ValueError, match=r"^shape must hold no negative size, got \(-2, 3\)$"):
+        lecun_normal()(jax.random.key(0), (-2, 3))
+
+
+@pytest.mark.parametrize("fans", [(0, 1), (1, 2, 3), (-1, 4)])
+def test_given_fans_are_two_positive_numbers(fans):
+    with pytest.raises(
+        ValueError,
+        match=f"^fans must be two positive numbers, got {fans}$".replace("(", r"\(").replace(
+            ")", r"\)"
+        ),
+    ):
+        lecun_normal(fans=fans)
