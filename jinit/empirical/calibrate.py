@@ -144,10 +144,9 @@ def calibrate(
     """Rescales parameters, and measures what brings every layer's update to O(1) as well.
 
     - Activations: as ``empirical_init`` sets them.
-    - Updates: with u the first step of the optimizer at a learning rate of 1, a leaf's multiplier
-      is ``1 / rms(dy)``, where dy is the first-order change in the layer's output along u, its
-      input held. Where a layer has a weight and a bias, both are divided by the RMS of their
-      sum, so that the layer's update is 1 as a whole.
+    - Updates: with u the first step of the optimizer at a learning rate of 1, a layer's
+      multiplier is ``1 / rms(dy)``, where dy is the first-order change in its output along u,
+      its input held. A layer's weight and bias share it.
     - Gradients, at each layer's input, are measured and reported; they follow from the
       activations and the loss, and nothing rescales them.
 
@@ -230,9 +229,9 @@ def _prepare(
     prefix = "" if collection is None else f"{collection}/"
     drawn = callable(dummy_input)
     job = Job(
-        apply_fn=_hashable(apply_fn),
-        dummy_input=_hashable(dummy_input) if drawn else None,
-        dummy_loss=_hashable(dummy_loss),
+        apply_fn=_Function(apply_fn),
+        dummy_input=_Function(dummy_input) if drawn else None,
+        dummy_loss=_Function(dummy_loss),
         trainable=tuple(path.startswith(prefix) for path in paths),
         collection=collection,
         **options,
@@ -259,20 +258,33 @@ def _sharding(leaf: Any) -> Any:
     return sharding if sharding is not None and len(sharding.device_set) > 1 else None
 
 
-class _ByIdentity:
-    """Makes an unhashable function, such as a method of a module with a list field, a key."""
+class _Function:
+    """A function as a key of the compilation cache.
+
+    Methods of equal modules are equal, though Python compares them by identity; what cannot be
+    hashed, such as a module with a list field, counts as itself.
+    """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, fn)
+        functools.update_wrapper(self, fn, updated=())
         self.fn = fn
+        self.parts = tuple(
+            _key(part) for part in (getattr(fn, "__self__", None), getattr(fn, "__func__", fn))
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.fn(*args, **kwargs)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Function) and self.parts == other.parts
 
-def _hashable(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def __hash__(self) -> int:
+        return hash(self.parts)
+
+
+def _key(part: Any) -> Any:
     try:
-        hash(fn)
+        hash(part)
     except TypeError:
-        return _ByIdentity(fn)
-    return fn
+        return id(part)
+    return part

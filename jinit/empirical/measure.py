@@ -152,7 +152,7 @@ def measure_updates(
     leaves: Sequence[Any],
     step: Sequence[Any],
     data: Sequence[Any],
-) -> dict[Path, dict[str, jax.Array]]:
+) -> dict[Path, jax.Array]:
     """Runs forward once with the derivative of every layer along a step of the parameters.
 
     Args:
@@ -164,31 +164,27 @@ def measure_updates(
         data: The other inputs.
 
     Returns:
-        By path, the mean squares of the first-order change: ``weight`` at heads with a bias
-        behind them, ``bias`` at its tail, ``output`` at every tail. Each layer's input is held.
+        The mean square of the first-order change in every layer's output, its input held, by
+        tail.
     """
     heads = {layer.head: layer for layer in layers}
-    tails = {layer.tail: layer for layer in layers}
+    tails = {layer.tail for layer in layers}
     moving = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
 
     def rule(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
-        head, tail = heads.get(view.path), tails.get(view.path)
+        head = heads.get(view.path)
+        if head is None and view.path not in tails:
+            return None
         if head is not None:
             values = [
                 value if i in head.operands or not _is_float(value) else lax.stop_gradient(value)
                 for i, value in enumerate(values)
             ]
-        if head is None and tail is None:
-            return None
         outputs = view.bind(values)
-        if tail is None:
-            view.reap({"weight": _probe(outputs[0])})
-            return outputs
-        probes = {"output": _probe(outputs[0])}
-        if head is None:
-            probes["bias"] = _probe(values[tail.bias_operand])
-        view.reap(probes)
-        return [lax.stop_gradient(output) for output in outputs]
+        if view.path in tails:
+            view.reap(_probe(outputs[0]))
+            return [lax.stop_gradient(output) for output in outputs]
+        return outputs
 
     def run(moved: list[Any]) -> dict[Path, Any]:
         full = list(leaves)

@@ -127,9 +127,6 @@ def _name(layer: Layer, paths: Sequence[str]) -> str:
     return paths[leaf] or "."
 
 
-_NAMES = {"activation": "activation", "gradient": "gradient", "output": "update"}
-
-
 def _rows(layer: Layer, name: str, before: Any, after: Any) -> Iterator[LayerRow]:
     note = layer.reason or ("shared" if layer.shared else "")
     for place in np.ndindex(*layer.lengths):
@@ -141,9 +138,9 @@ def _numbers(
     before: dict[str, Any], after: dict[str, Any], place: tuple[int, ...]
 ) -> dict[str, Any]:
     numbers: dict[str, float | None] = {}
-    for statistic, name in _NAMES.items():
+    for name in ("activation", "gradient", "update"):
         for when, statistics in (("before", before), ("after", after)):
-            value = float(np.sqrt(statistics[statistic][place]))
+            value = float(np.sqrt(statistics[name][place]))
             absent = name == "gradient" and np.isnan(value)
             numbers[f"{name}_{when}"] = None if absent else value
     return numbers

@@ -215,15 +215,12 @@ def _measure(
     for i, layer in enumerate(found.layers):
         if layer.kind == "opaque":
             continue
-        change = {**changes[layer.head], **changes[layer.tail]}
         statistics[i] = {
             "activation": outputs[layer.tail],
             "gradient": slopes[layer.head]
             if layer.differentiable
             else jnp.full(layer.lengths, jnp.nan),
-            "output": change["output"],
-            "weight": change.get("weight", change["output"]),
-            "bias": change.get("bias", jnp.zeros_like(change["output"])),
+            "update": changes[layer.tail],
         }
     return statistics, sizes
 
@@ -249,7 +246,8 @@ def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array) -> Findings:
     layers = model.found.layers
 
     def rates_from(statistics: Statistics) -> LeafScales:
-        return multipliers(layers, statistics, model.count)
+        updates = {index: numbers["update"] for index, numbers in statistics.items()}
+        return multipliers(layers, updates, model.count)
 
     shapes = jax.eval_shape(rates_from, _no_changes(layers))
     ones = [jnp.ones(s.shape, s.dtype) for s in shapes]
@@ -275,9 +273,8 @@ def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array) -> Findings:
 
 
 def _no_changes(layers: Sequence[Layer]) -> Statistics:
-    parts = ("weight", "bias", "output")
     return {
-        i: {part: jnp.zeros(layer.lengths) for part in parts}
+        i: {"update": jnp.zeros(layer.lengths)}
         for i, layer in enumerate(layers)
         if layer.kind != "opaque"
     }

@@ -88,20 +88,17 @@ def shared_factors(layers: Sequence[Layer], scales: LeafScales) -> dict[tuple[in
 
 
 def multipliers(
-    layers: Sequence[Layer],
-    updates: Mapping[int, Mapping[str, jax.Array]],
-    count: int,
+    layers: Sequence[Layer], updates: Mapping[int, jax.Array], count: int
 ) -> LeafScales:
     """Returns the learning-rate multipliers that make every layer's update O(1).
 
-    With u_w and u_b the RMS of the change that the weight's and the bias's unit steps make in
-    the layer's output, and rho their correlation, ``m_w = c / u_w`` and ``m_b = c / u_b`` with
-    ``c = 1 / sqrt(2 + 2 rho)``, so that both move the output equally and together by RMS 1.
-    A leaf that serves several uses takes the root of their mean square.
+    A layer's multiplier is ``1 / rms(dy)``, dy being the change in its output along the unit
+    steps of all its parameters; they share it, as they share the layer's scale. A leaf that
+    serves several layers takes the root of their mean square.
 
     Args:
         layers: The layers.
-        updates: By the layer's index, the mean squares ``weight``, ``bias`` and ``output``.
+        updates: By the layer's index, the mean square of dy.
         count: The number of leaves.
 
     Returns:
@@ -109,25 +106,12 @@ def multipliers(
     """
     mean = _Mean(count)
     for index, update in updates.items():
+        moves = (update > _TINY) & jnp.isfinite(update)
         layer = layers[index]
-        for part, leaves in (("weight", layer.leaves), ("bias", layer.bias)):
-            if not leaves:
-                continue
-            wanted = update[part] * _overlap(update)
-            moves = (wanted > _TINY) & jnp.isfinite(wanted)
-            for leaf, degree in leaves:
-                values = jnp.where(moves, wanted, 0.0)
-                mean.add(leaf, values, moves.astype(jnp.float32), degree.loops)
+        for leaf, degree in (*layer.leaves, *layer.bias):
+            values = jnp.where(moves, update, 0.0)
+            mean.add(leaf, values, moves.astype(jnp.float32), degree.loops)
     return [
         jnp.where(value > _TINY, jax.lax.rsqrt(jnp.maximum(value, _TINY)), 1.0)
         for value in mean.result()
     ]
-
-
-def _overlap(update: Mapping[str, jax.Array]) -> jax.Array:
-    """Mean square of the sum of the weight's and the bias's change, each brought to RMS 1."""
-    weight, bias, output = update["weight"], update["bias"], update["output"]
-    both = (weight > _TINY) & (bias > _TINY)
-    product = jnp.sqrt(jnp.where(both, weight * bias, 1.0))
-    overlap = 2.0 + (output - weight - bias) / product
-    return jnp.where(both, jnp.clip(overlap, 1e-3, 4.0), 1.0)

@@ -71,7 +71,6 @@ class Layer:
         bias: The tail's, where a bias belongs to the layer.
         operands: Which operands of the head hold parameters.
         differentiable: Whether the head's input is a float, so that it has a gradient.
-        bias_operand: Which operand of the tail holds the bias.
         lengths: The lengths of the enclosing scans.
         carrier: The leaf that is rescaled, or None.
         reason: Why none is.
@@ -87,7 +86,6 @@ class Layer:
     differentiable: bool
     lengths: tuple[int, ...]
     bias: tuple[tuple[int, Degree], ...] = ()
-    bias_operand: int = 0
     carrier: int | None = None
     reason: str = ""
     shared: bool = False
@@ -277,7 +275,6 @@ def _layer(site: _Site, bias: _Site | None) -> Layer:
         differentiable=site.differentiable,
         lengths=tuple(frame.length for frame in site.frames if frame.kind == "scan"),
         bias=() if bias is None else tuple(bias.leaves.items()),
-        bias_operand=0 if bias is None else bias.operands[0],
     )
 
 
