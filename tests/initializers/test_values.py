@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jinit import initializers
 from jinit.initializers import (
     constant,
     kaiming_normal,
@@ -21,6 +20,7 @@ from jinit.initializers import (
     xavier_uniform,
     zeros,
 )
+from jinit.initializers.base import Initializer
 from tests.initializers.statistics import (
     follows,
     ks_distance,
@@ -30,7 +30,7 @@ from tests.initializers.statistics import (
     uniform_cdf,
 )
 
-SHAPES = {(400, 250): (400, 250), (5, 5, 40, 100): (1000, 2500)}
+CONV, FANS = (5, 5, 40, 100), (1000, 2500)
 HALF = ["bfloat16", "float16"]
 FLOAT8 = ["float8_e4m3fn", "float8_e5m2"]
 
@@ -58,12 +58,11 @@ def each(cases):
     return pytest.mark.parametrize(("init", "variance"), cases, ids=[repr(c[0]) for c in cases])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @each(NORMALS)
-def test_scaled_normals(init, variance, shape):
-    std = math.sqrt(variance(*SHAPES[shape]))
-    sample = init(jax.random.key(1), shape)
-    assert sample.shape == shape
+def test_scaled_normals(init, variance):
+    std = math.sqrt(variance(*FANS))
+    sample = init(jax.random.key(1), CONV)
+    assert sample.shape == CONV
     assert sample.dtype == jnp.float32
     assert follows(sample, normal_cdf(0, std))
     assert moments_fit(sample, 0, std, kurtosis=3)
@@ -71,12 +70,11 @@ def test_scaled_normals(init, variance, shape):
     assert abs(sample).max() > 4 * std
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @each(UNIFORMS)
-def test_scaled_uniforms(init, variance, shape):
-    std = math.sqrt(variance(*SHAPES[shape]))
+def test_scaled_uniforms(init, variance):
+    std = math.sqrt(variance(*FANS))
     limit = math.sqrt(3) * std
-    sample = init(jax.random.key(2), shape)
+    sample = init(jax.random.key(2), CONV)
     assert follows(sample, uniform_cdf(-limit, limit))
     assert moments_fit(sample, 0, std, kurtosis=1.8)
     assert 0.999 * limit < abs(sample).max() <= np.float32(limit)
@@ -123,10 +121,10 @@ def test_the_test_of_distributions_can_fail():
         ),
         (lecun_normal(), jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")),
     ],
-    ids=lambda init: repr(init) if isinstance(init, initializers.constant) else "",
+    ids=lambda init: repr(init) if isinstance(init, Initializer) else "jax",
 )
-def test_jaxs_numbers_where_the_conventions_coincide(ours, theirs, make_key):
-    key = make_key(7)
+def test_jaxs_numbers_where_the_conventions_coincide(ours, theirs):
+    key = jax.random.key(7)
     np.testing.assert_allclose(ours(key, (9, 8, 7)), theirs(key, (9, 8, 7)), rtol=1e-5, atol=1e-7)
 
 
@@ -147,7 +145,7 @@ def test_a_constant_broadcasts():
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_precision_is_the_rounded_float32(dtype):
     key = jax.random.key(4)
-    for init in (normal(), uniform(), kaiming_normal(), xavier_uniform()):
+    for init in (normal(), xavier_uniform()):
         half = init(key, (400, 250), dtype)
         assert half.dtype == dtype
         np.testing.assert_array_equal(half, init(key, (400, 250)).astype(dtype))
