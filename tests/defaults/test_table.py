@@ -1,0 +1,146 @@
+"""The table as data, the repr, and bad input."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jinit
+from jinit.defaults.table import LayerTable, Row
+from jinit.initializers import xavier_uniform, zeros
+
+TABLE = """\
+  layer           field            value
+ ──────────────────────────────────────────────────────────────────────
+  Dense           kernel_init      xavier_uniform(gain=1.0)
+  DenseGeneral    kernel_init      xavier_uniform(fans=equation)
+  Conv            kernel_init      xavier_uniform(gain=1.0)
+  ConvLocal       kernel_init      xavier_uniform(batch_axis=positions)
+  ConvTranspose   kernel_init      xavier_uniform(gain=1.0)
+  Embed           embedding_init   uniform(low=-0.05, high=0.05)
+  BatchNorm       momentum         0.99
+  BatchNorm       epsilon          0.001
+  LayerNorm       epsilon          0.001
+  GroupNorm       epsilon          0.001
+  InstanceNorm    epsilon          0.001"""
+
+
+def test_the_table_prints():
+    assert re.sub("─+", "─", str(jinit.keras_defaults().table)) == re.sub("─+", "─", TABLE)
+
+
+def test_the_table_is_data():
+    rows = {(row.layer, row.field): row.value for row in jinit.keras_defaults().table}
+    assert rows[nn.Dense, "kernel_init"] == xavier_uniform()
+    assert rows[nn.BatchNorm, "epsilon"] == 1e-3
+    for layer, field in rows:
+        assert field in {f.name for f in dataclasses.fields(layer)}
+    assert list(jinit.keras_defaults(False, None, None).table) == []
+
+
+def test_every_row_knows_the_librarys_default():
+    for row in jinit.keras_defaults().table:
+        assert row.library_default is getattr(row.layer, row.field)
+
+
+def test_the_nearest_base_counts():
+    class Mine(nn.Dense):
+        pass
+
+    near = Row(Mine, "kernel_init", zeros())
+    table = LayerTable((Row(nn.Dense, "kernel_init", xavier_uniform()), near))
+    assert table.rows_of(Mine) == (near,)
+    assert table.rows_of(type("Yours", (Mine,), {})) == (near,)
+    assert table.rows_of(nn.Dense) == table.rows[:1]
+    assert table.rows_of(nn.Conv) == ()
+
+
+def test_equal_arguments_share_a_table():
+    assert jinit.keras_defaults().table is jinit.keras_defaults(True, 0.99, 0.001).table
+    assert jinit.keras_defaults().table is not jinit.keras_defaults(norm_epsilon=1e-4).table
+
+
+def test_the_repr_is_the_call():
+    assert repr(jinit.keras_defaults(norm_epsilon=None, batchnorm_momentum=1)) == (
+        "keras_defaults(parameter_initialization=True, batchnorm_momentum=1.0, norm_epsilon=None)"
+    )
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.01, float("nan")])
+def test_the_momentum_is_a_decay(momentum):
+    message = f"batchnorm_momentum is a decay in [0, 1] or None, got {momentum}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        jinit.keras_defaults(batchnorm_momentum=momentum)
+
+
+@pytest.mark.parametrize("epsilon", [0, -1e-3, float("inf"), float("nan")])
+def test_the_epsilon_is_positive(epsilon):
+    message = f"norm_epsilon is a positive number or None, got {epsilon}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        jinit.keras_defaults(norm_epsilon=epsilon)
+
+
+def bound():
+    return nn.Dense(2).bind(nn.Dense(2).init(jax.random.key(0), jnp.ones((1, 3))))
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (
+            lambda: jinit.keras_defaults(nn.Dense(2).init),
+            TypeError,
+            "parameter_initialization is a bool, got method; "
+            "to decorate a function write keras_defaults()(function)",
+        ),
+        (
+            lambda: jinit.keras_defaults()(nn.Dense(2)),
+            TypeError,
+            "keras_defaults() decorates a function such as model.init, got Dense; "
+            "for a module use keras_defaults().wrap(module)",
+        ),
+        (
+            lambda: jinit.keras_defaults()(nn.Dense),
+            TypeError,
+            "keras_defaults() decorates a function such as model.init, got the class Dense; "
+            "for a module use keras_defaults().wrap(module)",
+        ),
+        (
+            lambda: jinit.keras_defaults()(3),
+            TypeError,
+            "keras_defaults() decorates a function such as model.init, got int; "
+            "for a module use keras_defaults().wrap(module)",
+        ),
+        (
+            lambda: jinit.keras_defaults().wrap(nn.Dense(2).init),
+            TypeError,
+            "keras_defaults().wrap takes a flax.linen module, got method; "
+            "for a function use keras_defaults()(function)",
+        ),
+        (
+            lambda: jinit.keras_defaults().wrap(nn.Dense),
+            TypeError,
+            "keras_defaults().wrap takes a flax.linen module, got the class Dense; "
+            "for a function use keras_defaults()(function)",
+        ),
+        (
+            lambda: jinit.keras_defaults().wrap(bound()),
+            ValueError,
+            "keras_defaults().wrap takes a module that is not bound, got a bound Dense; "
+            "wrap it before init, apply or bind",
+        ),
+    ],
+)
+def test_bad_input(call, kind, message):
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        call()
+
+
+def test_import_jinit_imports_no_flax():
+    code = "import sys, jinit; sys.exit('flax' in sys.modules or 'jinit.defaults' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
