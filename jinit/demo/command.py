@@ -71,9 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0.
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
     start = time.perf_counter()
-    key = jinit.startup(seed=options.seed)
+    try:
+        key = jinit.startup(seed=options.seed)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
     print(f"{jinit.startup_report()}\n")
     outcomes = _run(options, key)
     _show(options, outcomes)

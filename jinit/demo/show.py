@@ -105,17 +105,15 @@ def draw(calibration: jinit.Calibration, outcomes: Sequence[Outcome], deep: bool
     from jinit.empirical.plots import draw_quantity
 
     figure = Figure(figsize=(12, 6.8), layout="constrained", dpi=110)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.15])
-    quantities = ("activation", "gradient", "update")
-    for axes, quantity in zip(np.ravel(top.subplots(1, 3)), quantities, strict=True):
-        draw_quantity(axes, calibration.report, quantity)
-    top.axes[0].legend()
-    curves, side = np.ravel(bottom.subplots(1, 2, width_ratios=[2, 1]))
-    _draw_losses(curves, outcomes, deep)
+    places = figure.subplot_mosaic("AGU;LLS")
+    for place, quantity in (("A", "activation"), ("G", "gradient"), ("U", "update")):
+        draw_quantity(places[place], calibration.report, quantity)
+    places["A"].legend()
+    _draw_losses(places["L"], outcomes, deep)
     if deep:
-        _draw_rates(side, outcomes)
+        _draw_rates(places["S"], outcomes)
     else:
-        _draw_scale(side, outcomes[-1].typical)
+        _draw_scale(places["S"], outcomes[-1].typical)
     return figure
 
 

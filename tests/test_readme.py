@@ -1,0 +1,50 @@
+"""The README is true: its code runs, its commands and links exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jinit
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_quickstart_is_ten_lines_that_run_in_a_fresh_process(tmp_path):
+    assert len(BLOCKS[0].splitlines()) == 10
+    program = tmp_path / "quickstart.py"
+    program.write_text("\n".join(BLOCKS))
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", program],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"params/layers_\d/kernel +linear +(\S+) +(\S+)", done.stdout)
+    assert len(rows) == 3
+    assert all(abs(float(after) - 1) < 0.1 for _, after in rows)
+    assert "amp O1 with bfloat16" in done.stdout
+
+
+def test_every_name_in_the_box_exists():
+    for name in re.findall(r"`jinit\.([a-z_.]+)\(?", README):
+        value = jinit
+        for part in name.split("."):
+            value = getattr(value, part)
+
+
+def test_every_name_that_jinit_lists_exists():
+    assert [name for name in jinit.__all__ if getattr(jinit, name) is None] == []
+    assert set(jinit.__all__) <= set(dir(jinit))
+    with pytest.raises(AttributeError, match="module 'jinit' has no attribute 'empirical_innit'"):
+        _ = jinit.empirical_innit
+
+
+def test_the_startup_variables_in_the_readme_are_all_there_are():
+    from jinit.startup import SETTINGS
+
+    named = set(re.findall(r"`(JINIT_[A-Z0-9_]+)`", README))
+    assert named == set(re.findall(r"JINIT_[A-Z0-9_]+", repr(SETTINGS)))
