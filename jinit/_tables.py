@@ -48,5 +48,7 @@ def format_table(
     for row in rows:
         table.add_row(*row)
     text = io.StringIO()
-    Console(file=text, width=width, color_system=None, markup=False, highlight=False).print(table)
+    # force_jupyter: in a notebook rich would show the table instead of writing it to the file
+    options = {"color_system": None, "markup": False, "highlight": False, "force_jupyter": False}
+    Console(file=text, width=width, **options).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())

@@ -15,3 +15,8 @@ def test_brackets_in_cells_are_text_and_columns_align():
     assert "['a'][0]" in first
     assert len(rule) >= len(head)
     assert first.index("1") == second.index("20") + 1
+
+
+def test_in_a_notebook_the_table_is_still_text(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert "rms" in format_table(["leaf", ">rms"], [["kernel", "1"]])

@@ -85,10 +85,9 @@ def compare_levels(
 
 
 def rates(how: Initialization, depth: int) -> list[float]:
-    """Returns the grid of learning rates; for jinit in units of 1 / depth."""
-    if how == "jinit":
-        return [factor / depth for factor in (0.25, 0.5, 1.0, 2.0)]
-    return [1e-4, 3e-4, 1e-3, 3e-3]
+    """Returns five learning rates, each twice the one before; jinit's fall with the depth."""
+    middle = 0.5 / depth if how == "jinit" else 5e-4
+    return [middle * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0)]
 
 
 def depth_recipes(opt_level: str, half_dtype: str, depth: int) -> list[Recipe]:
