@@ -3,6 +3,8 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 
 class MLP(nn.Module):
@@ -64,3 +66,21 @@ def rms(x):
 def random_loss(output, key):
     """A loss whose gradient at the output is N(0, 1)."""
     return jnp.sum(output * jax.random.normal(key, output.shape))
+
+
+def products(fn, *args):
+    """Counts the multiplications in all products of a function, a loop's by its length."""
+
+    def count(jaxpr):
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                left = equation.invars[0].aval.shape
+                inner = np.prod([left[axis] for axis in contracted])
+                total += int(np.prod(equation.outvars[0].aval.shape) * inner)
+            inside = sum(count(getattr(j, "jaxpr", j)) for j in jaxprs_in_params(equation.params))
+            total += inside * equation.params.get("length", 1)
+        return total
+
+    return count(jax.make_jaxpr(fn)(*args).jaxpr)

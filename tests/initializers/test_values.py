@@ -89,7 +89,7 @@ def test_scaled_uniforms(init, variance):
         (uniform(-0.05, 0.05), uniform_cdf(-0.05, 0.05)),
         (uniform(-1, 7), uniform_cdf(-1, 7)),
     ],
-    ids=repr,
+    ids=lambda value: repr(value) if isinstance(value, Initializer) else "cdf",
 )
 def test_plain_distributions(init, cdf, make_key):
     assert follows(init(make_key(3), (500, 200)), cdf)
