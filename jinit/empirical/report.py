@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerRow", "Report", "build_report"]
 
+_NULL = 1e-5  # where 1 was the target
+
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -81,7 +83,11 @@ class Report:
         columns = [
             "layer", "kind", ">activation", ">→", ">gradient", ">→", ">update", ">→", "note",
         ]  # fmt: skip
-        lines = [format_table(columns, [_cells(row) for row in self.rows])]
+        lines = [format_table(columns, [_cells(row) for row in self.rows], width=200)]
+        shown = {row.path.partition("[")[0] for row in self.rows}
+        hidden = [f"{path} ({why})" for path, why in self.not_tuned.items() if path not in shown]
+        if hidden:
+            lines.append(f"not tuned: {', '.join(hidden)}")
         if self.unused:
             lines.append(f"unused parameters: {', '.join(self.unused)}")
         return "\n".join(lines)
@@ -118,7 +124,7 @@ def build_report(findings: Findings, paths: Sequence[str]) -> Report:
         rows=tuple(rows),
         not_tuned={name: layer.reason for _, layer, name in named if layer.reason},
         unused=tuple(paths[leaf] for leaf in findings.found.unused),
-        null=tuple(row.path for row in rows if row.activation_after == 0 or row.update_after == 0),
+        null=tuple(row.path for row in rows if min(row.activation_after, row.update_after) < _NULL),
     )
 
 

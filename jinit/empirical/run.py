@@ -60,7 +60,7 @@ class Job:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["scales", "multipliers", "before", "after", "leaf_gradients", "finite"],
+    data_fields=["scales", "multipliers", "before", "after", "finite"],
     meta_fields=["found"],
 )
 @dataclass(frozen=True)
@@ -72,7 +72,6 @@ class Findings:
         multipliers: The learning-rate multiplier of each leaf.
         before: Statistics of the parameters as they were given.
         after: Those of the rescaled ones with the multipliers, on keys used for nothing else.
-        leaf_gradients: The mean square of each leaf's gradient after rescaling.
         finite: Whether each leaf was finite.
         found: The layers.
     """
@@ -81,7 +80,6 @@ class Findings:
     multipliers: LeafScales
     before: Statistics
     after: Statistics
-    leaf_gradients: list[jax.Array]
     finite: list[jax.Array]
     found: Survey
 
@@ -191,38 +189,31 @@ def _first_step(model: _Model, gradients: list[Any], leaves: list[Any]) -> list[
 
 def _measure(
     model: _Model, leaves: list[jax.Array], rates: LeafScales, key: jax.Array, number: jax.Array
-) -> tuple[Statistics, list[jax.Array]]:
+) -> Statistics:
     """Measures activations, gradients and updates: one backward and two forward passes a key."""
-    found = model.found
-    layers = [layer for layer in found.layers if layer.kind != "opaque"]
+    layers = [layer for layer in model.found.layers if layer.measured]
 
     def one(sample: jax.Array) -> Any:
         data = model.data(sample)
         loss = functools.partial(model.loss, key=jax.random.fold_in(sample, 1))
-        gradients, slopes, outputs = measure_gradients(
-            model.traced, found, layers, loss, leaves, data
-        )
+        walk = (model.traced, model.found, layers)
+        gradients, slopes, outputs = measure_gradients(*walk, loss, leaves, data)
         step = _first_step(model, gradients, leaves)
         step = [apply_scale(u, m) for u, m in zip(step, rates, strict=True)]
-        changes = measure_updates(model.traced, found, layers, leaves, step, data)
-        sizes = [jnp.mean(jnp.square(jnp.abs(g).astype(jnp.float32))) for g in gradients]
-        return slopes, outputs, changes, sizes
+        return slopes, outputs, measure_updates(*walk, leaves, step, data)
 
-    samples = _split(key, number, model.job.samples)
-    means = jax.tree.map(lambda v: jnp.mean(v, 0), jax.lax.map(one, samples))
-    slopes, outputs, changes, sizes = means
-    statistics = {}
-    for i, layer in enumerate(found.layers):
-        if layer.kind == "opaque":
-            continue
-        statistics[i] = {
+    powers = jax.lax.map(one, _split(key, number, model.job.samples))
+    slopes, outputs, changes = jax.tree.map(lambda power: jnp.mean(power, 0), powers)
+
+    def statistics(layer: Layer) -> dict[str, jax.Array]:
+        absent = jnp.full(layer.lengths, jnp.nan)
+        return {
             "activation": outputs[layer.tail],
-            "gradient": slopes[layer.head]
-            if layer.differentiable
-            else jnp.full(layer.lengths, jnp.nan),
+            "gradient": slopes[layer.head] if layer.differentiable else absent,
             "update": changes[layer.tail],
         }
-    return statistics, sizes
+
+    return {i: statistics(layer) for i, layer in enumerate(model.found.layers) if layer.measured}
 
 
 @functools.partial(jax.jit, static_argnames="job")
@@ -255,29 +246,25 @@ def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array) -> Findings:
     def stage(rates: LeafScales, number: jax.Array) -> tuple[LeafScales, Any]:
         sizes = [jnp.where(number > 0, scale, 1.0) for scale in scales]
         moved = [apply_scale(leaf, size) for leaf, size in zip(leaves, sizes, strict=True)]
-        statistics, gradients = _measure(model, moved, rates, key, 100 + number)
+        statistics = _measure(model, moved, rates, key, 100 + number)
         solved = rates_from(statistics)
         chosen = [jnp.where(number == 1, new, old) for new, old in zip(solved, rates, strict=True)]
-        return chosen, (statistics, gradients)
+        return chosen, statistics
 
-    rates, (statistics, gradients) = jax.lax.scan(stage, ones, jnp.arange(3))
+    rates, statistics = jax.lax.scan(stage, ones, jnp.arange(3))
     return Findings(
         scales=scales,
         multipliers=rates,
         before=jax.tree.map(lambda v: v[0], statistics),
         after=jax.tree.map(lambda v: v[2], statistics),
-        leaf_gradients=[g[2] for g in gradients],
         finite=[all_finite(leaf) for leaf in leaves],
         found=model.found,
     )
 
 
 def _no_changes(layers: Sequence[Layer]) -> Statistics:
-    return {
-        i: {"update": jnp.zeros(layer.lengths)}
-        for i, layer in enumerate(layers)
-        if layer.kind != "opaque"
-    }
+    measured = [(i, layer) for i, layer in enumerate(layers) if layer.measured]
+    return {i: {"update": jnp.zeros(layer.lengths)} for i, layer in measured}
 
 
 @functools.partial(jax.jit, static_argnames="shardings")

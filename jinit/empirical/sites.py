@@ -49,7 +49,6 @@ class _Site:
 
     path: Path
     kind: SiteKind
-    primitive: str
     leaves: Degrees
     operands: tuple[int, ...]
     differentiable: bool
@@ -66,7 +65,6 @@ class Layer:
         tail: Where the layer's output is complete: the bias's sum, or ``head``.
         kind: ``linear``, ``embedding``, ``bias`` and ``gain`` (those that stand alone),
             ``other`` or ``opaque``.
-        primitive: The primitive at the head.
         leaves: The head's degree in each of its leaves.
         bias: The tail's, where a bias belongs to the layer.
         operands: Which operands of the head hold parameters.
@@ -80,7 +78,6 @@ class Layer:
     head: Path
     tail: Path
     kind: SiteKind
-    primitive: str
     leaves: tuple[tuple[int, Degree], ...]
     operands: tuple[int, ...]
     differentiable: bool
@@ -89,6 +86,11 @@ class Layer:
     carrier: int | None = None
     reason: str = ""
     shared: bool = False
+
+    @property
+    def measured(self) -> bool:
+        """Whether the evaluation passes through the layer, so that it can be measured."""
+        return self.kind != "opaque"
 
     @property
     def scaled(self) -> tuple[tuple[int, Degree], ...]:
@@ -193,8 +195,7 @@ def _site(
     differentiable = any(
         tag.data and _is_float(atom) for tag, atom in zip(tags, equation.invars, strict=True)
     )
-    name = equation.primitive.name
-    return _Site(path, kind, name, leaves, operands, differentiable, frames, adds_to)
+    return _Site(path, kind, leaves, operands, differentiable, frames, adds_to)
 
 
 def _kind(
@@ -269,7 +270,6 @@ def _layer(site: _Site, bias: _Site | None) -> Layer:
         head=site.path,
         tail=site.path if bias is None else bias.path,
         kind=site.kind,
-        primitive=site.primitive,
         leaves=tuple(site.leaves.items()),
         operands=site.operands,
         differentiable=site.differentiable,
@@ -279,7 +279,7 @@ def _layer(site: _Site, bias: _Site | None) -> Layer:
 
 
 _REASONS: Mapping[SiteKind, str] = {
-    "bias": "a bias that belongs to no single layer",
+    "bias": "a bias on its own",
     "gain": "a gain",
     "other": "not linear in the parameter",
     "opaque": "inside an operation that is not entered",

@@ -28,6 +28,7 @@ def scale_by_multipliers(multipliers: Any) -> "optax.GradientTransformation":
     Returns:
         A transformation whose state holds the multipliers.
     """
+    import chex
     import optax
 
     def init(params: Any) -> ScaleByMultipliersState:
@@ -35,6 +36,7 @@ def scale_by_multipliers(multipliers: Any) -> "optax.GradientTransformation":
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
+        chex.assert_trees_all_equal_structs(updates, state.multipliers)
         return jax.tree.map(apply_scale, updates, state.multipliers), state
 
     return optax.GradientTransformation(init, update)

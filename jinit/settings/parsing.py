@@ -22,7 +22,8 @@ def integer(low: int, high: int, *, note: str = "", text: bool = False) -> Parse
     legal = f"an integer in [{low}, {high}]{note}"
 
     def parse(name: str, value: Any) -> int:
-        if isinstance(value, bool):
+        # numpy < 2.3 takes its booleans for indices, with a warning
+        if type(value).__name__.startswith("bool"):
             raise TypeError(_refusal(name, value, legal))
         try:
             number = int(value) if text else operator.index(value)

@@ -197,6 +197,20 @@ def test_what_is_not_tuned_unused_or_null_is_listed_and_finite():
     assert "unused parameters: params/forgotten" in str(report)
 
 
+def test_a_gradient_that_is_only_rounding_gets_no_multiplier():
+    """A shift of all logits changes no softmax: its gradient is 0 but for rounding."""
+
+    def model(p, x):
+        return jax.nn.softmax(jnp.tanh(x @ p["w"]) + p["shift"])
+
+    params = {"w": jnp.eye(16), "shift": jnp.zeros(())}
+    x = jax.random.normal(jax.random.key(0), (64, 16))
+    result = jinit.calibrate(params, model, x, random_loss, optimizer="sgd")
+    assert float(result.multipliers["shift"]) == 1
+    assert result.report.null == ("shift",)
+    assert result.report.rows[0].update_after == pytest.approx(1, rel=0.3)
+
+
 def test_a_loop_that_is_not_entered_is_listed():
     def model(p, x):
         def body(c):
@@ -209,6 +223,14 @@ def test_a_loop_that_is_not_entered_is_listed():
     tuned = jinit.empirical_init(params, model, x, jnp.sum)
     np.testing.assert_array_equal(tuned["inner"], params["inner"])
     assert rms(x @ tuned["outer"]) == pytest.approx(1, rel=1e-5)
+    report = jinit.calibrate({"inner": params["inner"]}, only_loop, x, jnp.sum).report
+    assert report.rows == ()
+    assert report.not_tuned == {"inner": "inside an operation that is not entered"}
+    assert "not tuned: inner (inside an operation that is not entered)" in str(report)
+
+
+def only_loop(p, x):
+    return jax.lax.while_loop(lambda c: jnp.max(c) > 9, lambda c: jnp.tanh(c @ p["inner"]), x)
 
 
 def test_the_report_is_a_table_and_plain_data():

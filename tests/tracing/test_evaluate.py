@@ -2,6 +2,7 @@
 
 import traceback
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,7 +79,7 @@ def interpreted(fn, rule=unchanged, **options):
 
 
 def same(first, second):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), first, second)
+    chex.assert_trees_all_close(first, second, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", [*PROGRAMS, "while"])
