@@ -223,14 +223,24 @@ def test_a_loop_that_is_not_entered_is_listed():
     tuned = jinit.empirical_init(params, model, x, jnp.sum)
     np.testing.assert_array_equal(tuned["inner"], params["inner"])
     assert rms(x @ tuned["outer"]) == pytest.approx(1, rel=1e-5)
-    report = jinit.calibrate({"inner": params["inner"]}, only_loop, x, jnp.sum).report
-    assert report.rows == ()
-    assert report.not_tuned == {"inner": "inside an operation that is not entered"}
-    assert "not tuned: inner (inside an operation that is not entered)" in str(report)
 
 
-def only_loop(p, x):
-    return jax.lax.while_loop(lambda c: jnp.max(c) > 9, lambda c: jnp.tanh(c @ p["inner"]), x)
+def test_a_custom_derivative_keeps_its_rule_and_is_listed():
+    x = jax.random.normal(jax.random.key(0), (32, 8))
+    params = {"w": 3 * jnp.eye(8)}
+    result = jinit.calibrate(params, lambda p, x: product(p["w"], x), x, jnp.sum)
+    np.testing.assert_array_equal(result.params["w"], params["w"])
+    assert result.report.rows == ()
+    assert result.report.not_tuned == {"w": "inside an operation that is not entered"}
+    assert "not tuned: w (inside an operation that is not entered)" in str(result.report)
+
+
+@jax.custom_vjp
+def product(w, x):
+    return x @ w
+
+
+product.defvjp(lambda w, x: (x @ w, (w, x)), lambda res, ct: (res[1].T @ ct, ct @ res[0].T))
 
 
 def test_the_report_is_a_table_and_plain_data():
