@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinit
+from jinit._extras import require
 from jinit.demo.experiments import (
     LEVELS,
     Outcome,
-    compare_initializations,
-    compare_levels,
+    compare,
+    count_epochs,
     depth_recipes,
-    epochs_in,
     level_recipes,
+    over_rates,
+    over_seeds,
 )
 
 if TYPE_CHECKING:
@@ -75,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     start = time.perf_counter()
     try:
+        require("demo", "sklearn", "matplotlib")
         key = jinit.startup(seed=options.seed)
-    except (TypeError, ValueError) as error:
+    except (ModuleNotFoundError, TypeError, ValueError) as error:
         parser.error(str(error))
     print(f"{jinit.startup_report()}\n")
     outcomes = _run(options, key)
@@ -92,20 +95,18 @@ def _run(options: argparse.Namespace, key: "jax.Array") -> list[Outcome]:
     from jinit.demo.data import load_digits
 
     deep = options.depth > SHALLOW
-    make, compare = (
-        (depth_recipes, compare_initializations) if deep else (level_recipes, compare_levels)
-    )
+    make, trials = (depth_recipes, over_rates(key)) if deep else (level_recipes, over_seeds(key))
     recipes = make(options.opt_level, options.half_dtype, options.depth)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
         TimeElapsedColumn(),
     )  # fmt: skip
     with Progress(*columns, transient=True) as bar:
-        task = bar.add_task(recipes[0].label, total=epochs_in(recipes, deep))
+        task = bar.add_task(recipes[0].label, total=count_epochs(recipes, trials))
         return compare(
             recipes,
+            trials,
             load_digits(),
-            key,
             lambda label: bar.update(task, advance=1, description=label),
         )
 

@@ -1,5 +1,6 @@
 """The two experiments: levels of precision at a small depth, initializations at a great one."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -10,7 +11,17 @@ from jinit.demo.data import Digits
 from jinit.demo.model import INITIALIZATIONS, Initialization
 from jinit.demo.training import Recipe, Run, Trainer
 
-__all__ = ["Outcome", "Progress", "compare_initializations", "compare_levels", "epochs_in"]
+__all__ = [
+    "LEVELS",
+    "Outcome",
+    "compare",
+    "count_epochs",
+    "depth_recipes",
+    "level_recipes",
+    "over_rates",
+    "over_seeds",
+    "rates",
+]
 
 SEEDS = 3
 FLAX_RATE = 4e-3  # Adam's best of 1e-3, 4e-3 and 1.6e-2 on this network
@@ -19,6 +30,9 @@ TOO_HIGH = 2.0**24
 
 Progress = Callable[[str], None]
 """Called with a run's label after each of its epochs."""
+
+Trials = Callable[[Recipe], list[tuple[jax.Array, float]]]
+"""The keys and learning rates that a recipe is tried at."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +83,6 @@ def _label(level: str, half_dtype: str) -> str:
     return f"jinit, {level}" if level == "O0" else f"jinit, {level} {half_dtype}"
 
 
-def compare_levels(
-    recipes: Sequence[Recipe], data: Digits, key: jax.Array, progress: Progress
-) -> list[Outcome]:
-    """Trains every recipe from three seeds, the same three for all."""
-    outcomes = []
-    for recipe in recipes:
-        trainer = Trainer(recipe, data)
-        runs = [
-            trainer.run(jax.random.fold_in(key, seed), on_epoch=lambda r=recipe: progress(r.label))
-            for seed in range(SEEDS)
-        ]
-        outcomes.append(Outcome(recipe.label, tuple(runs)))
-    return outcomes
-
-
 def rates(how: Initialization, depth: int) -> list[float]:
     """Returns five learning rates, each twice the one before; jinit's fall with the depth."""
     middle = 0.5 / depth if how == "jinit" else 5e-4
@@ -99,21 +98,32 @@ def depth_recipes(opt_level: str, half_dtype: str, depth: int) -> list[Recipe]:
     ]
 
 
-def compare_initializations(
-    recipes: Sequence[Recipe], data: Digits, key: jax.Array, progress: Progress
+def over_seeds(key: jax.Array) -> Trials:
+    """Tries a recipe from three seeds, the same three for all."""
+    keys = [jax.random.fold_in(key, seed) for seed in range(SEEDS)]
+    return lambda recipe: [(seed_key, recipe.learning_rate) for seed_key in keys]
+
+
+def over_rates(key: jax.Array) -> Trials:
+    """Tries a recipe at every learning rate of its grid, from one seed."""
+    return lambda recipe: [(key, rate) for rate in rates(recipe.how, recipe.depth)]
+
+
+def count_epochs(recipes: Sequence[Recipe], trials: Trials) -> int:
+    """Counts the epochs of an experiment, for its progress bar."""
+    return sum(recipe.epochs * len(trials(recipe)) for recipe in recipes)
+
+
+def compare(
+    recipes: Sequence[Recipe], trials: Trials, data: Digits, progress: Progress
 ) -> list[Outcome]:
-    """Trains every initialization at every learning rate of its grid, from one seed."""
+    """Trains every recipe at all of its trials."""
     outcomes = []
     for recipe in recipes:
         trainer = Trainer(recipe, data)
+        on_epoch = functools.partial(progress, recipe.label)
         runs = [
-            trainer.run(key, learning_rate=rate, on_epoch=lambda r=recipe: progress(r.label))
-            for rate in rates(recipe.how, recipe.depth)
+            trainer.run(key, learning_rate=rate, on_epoch=on_epoch) for key, rate in trials(recipe)
         ]
         outcomes.append(Outcome(recipe.label, tuple(runs)))
     return outcomes
-
-
-def epochs_in(recipes: Sequence[Recipe], deep: bool) -> int:
-    """Counts the epochs of an experiment, for its progress bar."""
-    return sum(r.epochs * (len(rates(r.how, r.depth)) if deep else SEEDS) for r in recipes)

@@ -17,6 +17,7 @@ from jinit.demo.model import Initialization, PlainCNN, initialize
 __all__ = ["BATCH", "Recipe", "Run", "Trainer"]
 
 BATCH = 64
+OnEpoch = Callable[[], None] | None
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Trainer:
         self._epoch: Callable[..., Any] | None = None
 
     def run(
-        self, key: jax.Array, *, learning_rate: float | None = None, on_epoch: Any = None
+        self, key: jax.Array, *, learning_rate: float | None = None, on_epoch: OnEpoch = None
     ) -> Run:
         """Initializes and trains.
 

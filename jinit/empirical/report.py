@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from jinit._extras import require
 from jinit._tables import format_number, format_table
 from jinit.empirical.run import Findings
 from jinit.empirical.sites import Layer
@@ -75,6 +76,7 @@ class Report:
 
     def plot(self) -> "Figure":
         """Draws the three quantities over the layers, before and after; needs matplotlib."""
+        require("plot", "matplotlib")
         from jinit.empirical.plots import plot_report
 
         return plot_report(self)
