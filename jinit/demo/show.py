@@ -26,7 +26,7 @@ def layers_table(calibration: jinit.Calibration) -> str:
 def levels_table(outcomes: Sequence[Outcome]) -> str:
     """Test accuracy and loss scale of every level."""
     columns = ["run", ">test accuracy", ">range", ">final loss", ">skipped", ">loss scale", ">s"]
-    return format_table(columns, [_level_row(outcome) for outcome in outcomes])
+    return format_table(columns, [_level_row(outcome) for outcome in outcomes], width=140)
 
 
 def _level_row(outcome: Outcome) -> list[str]:
