@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jinit.settings.environment import misspelt
@@ -103,6 +104,8 @@ def startup(
     choices = {name: setting.choose(arguments) for name, setting in SETTINGS.items()}
     import jax
 
+    choices = {name: _yield(SETTINGS[name], choice) for name, choice in choices.items()}
+
     statuses: dict[str, Status] = {
         name: setting.status(choices[name].value) for name, setting in SETTINGS.items()
     }
@@ -144,6 +147,14 @@ def startup_report() -> StartupReport:
         devices=dict(Counter(device.device_kind for device in jax.devices())),
         process_count=jax.process_count(),
     )
+
+
+def _yield(setting: Setting, choice: Choice) -> Choice:
+    """Lets a default give way to what the user's own code had set before the first startup."""
+    first = choice.origin == "default" and setting.name not in _LAST
+    if setting.yields and first and setting.current and setting.current() is not None:
+        return replace(choice, value=None)
+    return choice
 
 
 def _outcome(name: str, choice: Choice, status: Status) -> Outcome:

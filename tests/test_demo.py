@@ -103,7 +103,9 @@ def test_options_choose_the_recipes():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--depth", "2"], "2 is too small: the network has 3 layers or more"),
+        (["--depth", "2"], "2 is not a number of layers: at least 3"),
+        (["--depth", "deep"], "deep is not a number of layers: at least 3"),
+        (["--out", __file__], "File exists"),
         (["--opt-level", "01"], "invalid choice: '01'"),
         (["--seed", "-1"], "seed"),
     ],

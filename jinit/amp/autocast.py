@@ -12,15 +12,28 @@ from jax import lax
 from jax.extend import core as jex
 
 from jinit.amp.op_lists import OPS, OpLists
+from jinit.amp.policy import param_mask
 from jinit.tracing import EquationView, Frame, Path, aval_of, evaluate, propagate, trace
 
 __all__ = ["autocast"]
 
 _FLOAT32 = np.dtype(np.float32)
+_FOLDS: Mapping[str, Callable[..., Any]] = {
+    "add": np.add,
+    "div": np.divide,
+    "integer_pow": np.power,
+    "mul": np.multiply,
+    "neg": np.negative,
+    "pow": np.power,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "sqrt": np.sqrt,
+    "square": np.square,
+    "sub": np.subtract,
+}
 _KEEPS_TAG = frozenset(
     """
-    broadcast_in_dim convert_element_type copy expand_dims reshape rev sharding_constraint slice
-    squeeze transpose
+    broadcast_in_dim convert_element_type copy expand_dims pcast pvary reshape rev
+    sharding_constraint slice squeeze transpose
     """.split()
 )
 
@@ -45,7 +58,8 @@ def autocast(
         fn: A function of pytrees of arrays. Arguments that are not arrays, and keyword
             arguments, are passed on as they are.
         half_dtype: float16 or bfloat16.
-        params_argnums: Which positional arguments hold parameters.
+        params_argnums: Which positional arguments hold parameters; of Flax variables only the
+            collection ``params`` counts.
         products_only: Leaves the float32 operations as they come; for a function whose
             parameters are half already, but for a few.
 
@@ -80,8 +94,10 @@ def autocast(
 
         values = [leaves[i] for i in arrays]
         traced = trace(of_arrays, values)
-        owners = [n for n, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
-        tags = [_PARAMETER if owners[i] in params_argnums else None for i in arrays]
+        parameters = [
+            n in params_argnums and flag for n, arg in enumerate(args) for flag in param_mask(arg)
+        ]
+        tags = [_PARAMETER if parameters[i] else None for i in arrays]
         _, facts = propagate(traced.jaxpr, tags, _Weakness())
         rule = functools.partial(_rule, lists, half, facts)
         outputs, _ = evaluate(traced.jaxpr, traced.consts, values, rule)
@@ -109,7 +125,7 @@ class _Weakness:
         tag = None
         if equation.primitive.name in _KEEPS_TAG:
             tag = tags[0]
-        elif tags and all(isinstance(tag, float) for tag in tags):
+        elif equation.primitive.name in _FOLDS and all(isinstance(tag, float) for tag in tags):
             tag = _fold(equation, tags)
         return [tag] * len(equation.outvars), tuple(tags)
 
@@ -130,18 +146,19 @@ class _Weakness:
 
 
 def _is_number(value: Any) -> bool:
-    return np.ndim(value) == 0 and jnp.issubdtype(jnp.result_type(value), jnp.number)
+    dtype = jnp.result_type(value)
+    real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    return np.ndim(value) == 0 and real
 
 
 def _fold(equation: jex.JaxprEqn, constants: Sequence[Any]) -> _Tag:
     """Computes a scalar made of constants, such as the 1 / sqrt(d) of attention."""
     avals = [aval_of(atom) for atom in (*equation.invars, *equation.outvars)]
-    scalars = all(aval.shape == () and aval.dtype == _FLOAT32 for aval in avals)
-    if not scalars or len(equation.outvars) != 1 or _fixed(equation):
+    if not all(aval.shape == () and aval.dtype == _FLOAT32 for aval in avals):
         return None
-    values = [np.float32(constant) for constant in constants]
-    with jax.ensure_compile_time_eval():
-        return float(equation.primitive.bind(*values, **equation.params))
+    exponent = [equation.params["y"]] if equation.primitive.name == "integer_pow" else []
+    with np.errstate(all="ignore"):
+        return float(_FOLDS[equation.primitive.name](*constants, *exponent))
 
 
 def _managed(aval: Any, half: np.dtype) -> bool:
@@ -170,16 +187,27 @@ def _rule(
         return [_to(v, dtype) if m else v for v, m in zip(values, managed, strict=True)]
 
     if name in lists.half:
-        wanted = equation.params.get("preferred_element_type")
-        changed = {"preferred_element_type": half} if wanted in (_FLOAT32, half) else {}
-        return view.bind(cast_all(half), **changed)
-    if name in lists.float32:
+        return view.bind(cast_all(half), **_accumulation(equation, half))
+    if name in lists.float32 or ("square" in lists.float32 and _squares(equation)):
         return view.bind(cast_all(_FLOAT32))
     if name in lists.separate or sum(managed) < 2:
         return view.bind(values)
     tags = facts.get(view.path, (None,) * len(values))
     mine = [(v, t) for v, t, m in zip(values, tags, managed, strict=True) if m]
     return view.bind(cast_all(_widest(mine, half)))
+
+
+def _accumulation(product: jex.JaxprEqn, half: np.dtype) -> dict[str, Any]:
+    """Asks a float32 product for a half result; one that the user made of halves stays."""
+    wanted = product.params.get("preferred_element_type")
+    whole = any(aval_of(atom).dtype == _FLOAT32 for atom in product.invars)
+    return {"preferred_element_type": half} if whole and wanted == _FLOAT32 else {}
+
+
+def _squares(equation: jex.JaxprEqn) -> bool:
+    """Tells a product of a value with itself, as in a norm, which overflows as a square does."""
+    atoms = equation.invars
+    return equation.primitive.name == "mul" and atoms[0] is atoms[1]
 
 
 def _changes_nothing(conversion: jex.JaxprEqn) -> bool:

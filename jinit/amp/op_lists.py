@@ -35,12 +35,12 @@ OPS = OpLists(
         """
         acos acosh asin asinh atanh cosh cumlogsumexp cumprod cumsum digamma erf erf_inv erfc exp
         exp2 expm1 integer_pow lgamma log log1p log2 logistic pow psum psum_invariant reduce_prod
-        reduce_sum reduce_window_sum rsqrt sinh sqrt square tan
+        reduce_scatter reduce_sum reduce_window_sum rsqrt sinh sqrt square tan
         """.split()
     ),
     declared=frozenset(
         """
-        bessel_i0e bessel_i1e bitcast_convert_type cholesky custom_call custom_lin
+        bessel_i0e bessel_i1e bitcast_convert_type cholesky complex custom_call custom_lin
         custom_linear_solve eig eigh fft ffi_call hessenberg householder_product igamma
         igamma_grad_a igammac io_callback linear_solve lu nextafter polygamma pure_callback qr
         random_bits random_gamma random_seed random_unwrap random_wrap reduce_precision

@@ -11,7 +11,7 @@ import numpy as np
 
 from jinit._tables import format_table
 
-__all__ = ["Policy", "cast_floating", "opt_levels"]
+__all__ = ["Policy", "cast_floating", "opt_levels", "param_mask"]
 
 FLOAT32 = jnp.dtype(jnp.float32)
 FLOAT16 = jnp.dtype(jnp.float16)
@@ -209,6 +209,12 @@ def cast_floating(tree: Any, dtype: np.dtype) -> Any:
         return leaf
 
     return jax.tree.map(cast, tree)
+
+
+def param_mask(variables: Any) -> list[bool]:
+    """Tells for every leaf whether it is a parameter, and not in another collection."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return [_is_param(path, variables) for path, _ in leaves]
 
 
 def _component(entry: Any) -> str:

@@ -18,6 +18,8 @@ __all__ = ["applied", "wrapped_class"]
 # none, is reused under another. Like Flax's interceptors it belongs to the current thread.
 _TABLE = jax.make_user_context(None)
 
+_ENTRY_POINTS = ("apply", "init", "init_with_output", "lazy_init")
+
 
 @contextlib.contextmanager
 def applied(table: LayerTable) -> Iterator[None]:
@@ -41,6 +43,7 @@ def wrapped_class(cls: type[nn.Module], table: LayerTable) -> type[nn.Module]:
         for name, method in inspect.getmembers(cls, inspect.isfunction)
         if hasattr(method, "method_handler_wrapped")
     }
+    body.update({name: _entry_point(getattr(cls, name), table) for name in _ENTRY_POINTS})
     for name in ("__module__", "__qualname__", "__doc__"):
         body[name] = getattr(cls, name)
     return types.new_class(cls.__name__, (cls,), exec_body=lambda namespace: namespace.update(body))
@@ -53,6 +56,19 @@ def _inside(method: Callable, table: LayerTable) -> Callable:
             return method(*args, **kwargs)
 
     return inside
+
+
+def _entry_point(entry: Callable, table: LayerTable) -> Callable:
+    """Puts the table in force for a function passed as ``method=``: it is no method of ours."""
+
+    @nn.nowrap  # it is not a method that Flax has to manage
+    @functools.wraps(entry)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        foreign = callable(kwargs.get("method"))
+        with applied(table) if foreign else contextlib.nullcontext():
+            return entry(*args, **kwargs)
+
+    return call
 
 
 def _intercept(

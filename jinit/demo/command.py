@@ -29,10 +29,9 @@ SHALLOW = 8
 
 
 def _depth(text: str) -> int:
-    depth = int(text)
-    if depth < 3:
-        raise argparse.ArgumentTypeError(f"{depth} is too small: the network has 3 layers or more")
-    return depth
+    if not text.isdecimal() or int(text) < 3:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of layers: at least 3")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     try:
         require("demo", "sklearn", "matplotlib")
+        options.out.mkdir(parents=True, exist_ok=True)
         key = jinit.startup(seed=options.seed)
-    except (ModuleNotFoundError, TypeError, ValueError) as error:
+    except (ModuleNotFoundError, OSError, TypeError, ValueError) as error:
         parser.error(str(error))
     print(f"{jinit.startup_report()}\n")
     outcomes = _run(options, key)
@@ -124,6 +124,5 @@ def _show(options: argparse.Namespace, outcomes: list[Outcome]) -> None:
     else:
         print(show.levels_table(outcomes))
         print(f"\n{show.overflow_story(outcomes[-1].typical)}")
-    options.out.mkdir(parents=True, exist_ok=True)
     show.draw(calibration, outcomes, deep).savefig(options.out / "demo.png")
     (options.out / "demo.json").write_text(json.dumps(show.to_dict(outcomes)))

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import numbers
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -66,7 +67,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 
 def _leaky_relu_gain(negative_slope: float) -> float:
     # bool is an int to Python, and never a slope to its author.
-    if isinstance(negative_slope, bool) or not isinstance(negative_slope, int | float):
+    if isinstance(negative_slope, bool) or not isinstance(negative_slope, numbers.Real):
         raise TypeError(f"negative_slope must be a number, got {negative_slope!r}")
     if not math.isfinite(negative_slope):
         raise ValueError(f"negative_slope must be finite, got {negative_slope!r}")

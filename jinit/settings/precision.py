@@ -44,4 +44,6 @@ PRECISION = Setting(
     current=_current,
     native=(_OPTION.upper(),),
     native_values=lambda precision: (precision,),
+    yields=True,
+    caveat="a value set for the current block or thread is stronger",
 )

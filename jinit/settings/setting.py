@@ -66,6 +66,7 @@ class Setting:
     native_values: Callable[[Any], tuple[str, ...]] = lambda value: ()
     spelling: Callable[[str, str], str] = lambda name, text: text
     needs_fresh_backend: bool = False
+    yields: bool = False
     caveat: str = ""
 
     def choose(self, arguments: Mapping[str, Any]) -> Choice:

@@ -223,14 +223,25 @@ def _while(run: _Run, equation, structure: Structure, values, planted, path):
     num_body = len(values) - structure.num_consts - structure.num_carry
     tested, rest = values[: structure.num_consts], values[structure.num_consts :]
 
-    def proceed(carry):
+    def test(carry):
         return run.body(condition, [*tested, *carry], {}, (*path, 0))[0][0]
 
     def step(carry):
         outputs, _ = run.body(body, [*rest[:num_body], *carry], {}, (*path, 1))
-        return _cast_back(outputs, _avals(body.jaxpr.outvars))
+        outputs = _cast_back(outputs, _avals(body.jaxpr.outvars))
+        # a loop under vmap has a predicate an example, and stops where all have
+        going = test(carry)
+        return outputs if going.ndim == 0 else _where(going, outputs, carry)
 
-    return lax.while_loop(proceed, step, rest[num_body:]), {}
+    return lax.while_loop(lambda carry: jnp.any(test(carry)), step, rest[num_body:]), {}
+
+
+def _where(going: jax.Array, new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+    """Selects example by example along the leading axis."""
+    return [
+        jnp.where(going.reshape(going.shape + (1,) * (n.ndim - going.ndim)), n, o)
+        for n, o in zip(new, old, strict=True)
+    ]
 
 
 def _cond(run: _Run, equation, structure: Structure, values, planted, path):
@@ -264,13 +275,7 @@ def _custom_jvp(run: _Run, equation, structure: Structure, values, planted, path
 
     Its equations stand below ``path + (-1,)``, apart from those of the primal function.
     """
-    declared = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in _avals(equation.invars)]
-    tangents = [
-        s
-        if jnp.issubdtype(s.dtype, jnp.inexact)
-        else jax.ShapeDtypeStruct(s.shape, jax.dtypes.float0)
-        for s in declared
-    ]
+    declared = _avals(equation.invars)
 
     def original(*args):
         return bind(equation, args, equation.params)
@@ -282,9 +287,9 @@ def _custom_jvp(run: _Run, equation, structure: Structure, values, planted, path
 
     @primal.defjvp
     def rule(primals, directions):
-        derivative = jax.make_jaxpr(lambda p, t: jax.jvp(original, p, t))(
-            tuple(declared), tuple(tangents)
-        )
+        # traced from the values themselves, which carry their sharding and varying axes
+        example = tuple(_cast_back(primals, declared)), tuple(_cast_back(directions, declared))
+        derivative = jax.make_jaxpr(lambda p, t: jax.jvp(original, p, t))(*example)
         flat = Body(derivative.jaxpr, tuple(derivative.consts))
         outputs, _ = _Run(run.rule, None).body(flat, [*primals, *directions], {}, (*path, -1))
         results = primal(*primals)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jinit.amp import autocast
 from jinit.amp.op_lists import OPS
@@ -271,3 +273,82 @@ def test_the_lists_are_disjoint_and_print():
     groups = [OPS.half, OPS.float32, OPS.declared, OPS.separate]
     assert sum(len(group) for group in groups) == len(frozenset().union(*groups))
     assert "dot_general" in str(OPS)
+
+
+def over_devices(axis_type):
+    return jax.make_mesh((8,), ("d",), axis_types=(axis_type,))
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda w, x: jax.nn.relu(x @ w),
+        lambda w, x: 2.0 * (x @ w),
+        lambda w, x: jax.nn.softmax(x @ w / jnp.sqrt(16.0)),
+        lambda w, x: jax.nn.gelu(x @ w),
+    ],
+)
+def test_inside_shard_map(fn):
+    mesh, cast = over_devices(jax.sharding.AxisType.Auto), autocast(fn)
+
+    def mapped(f):
+        return jax.shard_map(f, mesh=mesh, in_specs=(P(), P("d")), out_specs=P("d"))
+
+    np.testing.assert_allclose(jax.jit(mapped(cast))(W, X), fn(W, X), atol=0.05)
+    slope = mapped(lambda w, x: jax.grad(lambda x: jnp.sum(cast(w, x) ** 2))(x))(W, X)
+    assert cosine(slope, jax.grad(lambda x: jnp.sum(fn(W, x) ** 2))(X)) > 0.999
+
+
+def test_a_derivative_rule_keeps_explicit_shardings():
+    mesh = over_devices(jax.sharding.AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(X, NamedSharding(mesh, P("d")))
+        cast = autocast(lambda w: jax.nn.relu(x @ w))
+        slope = jax.jit(jax.grad(lambda w: cast(w).sum()))(W)
+    assert cosine(slope, jax.grad(lambda w: jax.nn.relu(X @ w).sum())(W)) > 0.999
+
+
+def test_only_the_params_collection_counts_as_parameters():
+    """A running sum in float32 must not be rounded to half by what is added to it."""
+
+    def step(variables, x):
+        return variables["state"]["sum"] + (x @ variables["params"]["w"]).sum(0)
+
+    variables = {"params": {"w": W}, "state": {"sum": jnp.full(16, 1000.0)}}
+    found = dtypes(autocast(step), variables, X)
+    assert found["add"] == {"float32"}
+
+
+def test_a_norm_does_not_overflow_in_float16():
+    def norm(w, x):
+        return jnp.sqrt(jnp.sum((x @ w) * (x @ w)))
+
+    def same_value(w, x):
+        y = x @ w
+        return jnp.linalg.norm(y), jnp.sqrt(jnp.sum(y * y))
+
+    large = 300 * X
+    for value in autocast(same_value, half_dtype=jnp.float16)(W, large):
+        assert float(value) == pytest.approx(float(norm(W, large)), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda w, x: jnp.abs(jax.lax.complex(x @ w, x @ w)),
+        lambda w, x: jnp.abs(x @ w + 1j * (x @ w)),
+        lambda w, x: jnp.fft.irfft(jnp.fft.rfft(x @ w)),
+    ],
+)
+def test_complex_numbers_pass_through(fn):
+    np.testing.assert_allclose(autocast(fn)(W, X), fn(W, X), atol=0.1)
+    gradient = jax.grad(lambda w, x: fn(w, x).sum())
+    assert cosine(autocast(gradient)(W, X), gradient(W, X)) > 0.999
+
+
+def test_a_product_that_the_user_made_of_halves_keeps_its_result():
+    def fn(w, x):
+        low = w.astype(jnp.bfloat16), x.astype(jnp.bfloat16)
+        return jnp.matmul(low[1], low[0], preferred_element_type=jnp.float32)
+
+    assert dtypes(autocast(fn), W, X)["dot_general"] == {"float32"}

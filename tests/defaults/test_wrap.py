@@ -2,6 +2,7 @@
 
 import copy
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -106,3 +107,26 @@ def test_the_program_is_that_of_explicit_arguments():
     assert str(jax.make_jaxpr(wrapped.apply)(variables, SMALL)) == str(
         jax.make_jaxpr(Explicit().apply)(variables, SMALL)
     )
+
+
+class Encoder(nn.Module):
+    def setup(self):
+        self.dense, self.norm = nn.Dense(4), nn.LayerNorm()
+
+    def encode(self, x):
+        return self.norm(self.dense(x))
+
+    def __call__(self, x):
+        return self.encode(x)
+
+
+@pytest.mark.parametrize(
+    "method", ["encode", Encoder.encode, lambda module, x: module.norm(module.dense(x))]
+)
+def test_a_method_passed_as_a_function_gets_the_defaults_too(method):
+    x = jax.random.normal(jax.random.key(1), (2, 6))
+    model = jinit.keras_defaults().wrap(Encoder())
+    expected = model.init(jax.random.key(0), x)
+    variables = model.init(jax.random.key(0), x, method=method)
+    chex.assert_trees_all_equal(variables, expected)
+    chex.assert_trees_all_equal(model.apply(variables, x, method=method), model.apply(variables, x))

@@ -218,3 +218,14 @@ def test_tracing_keeps_the_structure_of_the_result():
     traced = trace(lambda p, x: {"y": (p["w"] * x, None)}, {"w": W}, W)
     outputs, _ = evaluate(traced.jaxpr, traced.consts, [W, W], unchanged)
     same(traced.unflatten(outputs), {"y": (W * W, None)})
+
+
+def test_a_loop_under_vmap_stops_example_by_example():
+    def grow(row):
+        return jax.lax.while_loop(
+            lambda c: jnp.sum(c**2) < 100.0, lambda c: 1.5 * c + 0.01 * (c @ W), row
+        )
+
+    batched = jax.vmap(grow)
+    same(interpreted(lambda w, x: batched(x))(W, X * jnp.arange(1.0, 4.0)[:, None]),
+         batched(X * jnp.arange(1.0, 4.0)[:, None]))  # fmt: skip
