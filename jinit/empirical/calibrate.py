@@ -1,6 +1,7 @@
 """``empirical_init`` and ``calibrate``: what the user calls."""
 
 import functools
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -226,13 +227,12 @@ def _prepare(
     check_params(leaves, paths)
     _check_counts(**{name: options[name] for name in ("samples", "batch_size")})
     collection = "params" if isinstance(params, Mapping) and "params" in params else None
-    prefix = "" if collection is None else f"{collection}/"
     drawn = callable(dummy_input)
     job = Job(
         apply_fn=_Function(apply_fn),
         dummy_input=_Function(dummy_input) if drawn else None,
         dummy_loss=_Function(dummy_loss),
-        trainable=tuple(path.startswith(prefix) for path in paths),
+        trainable=tuple(collection in (None, path.partition("/")[0]) for path in paths),
         collection=collection,
         **options,
     )
@@ -242,7 +242,7 @@ def _prepare(
 
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{name}={value!r} must be a positive integer")
 
 

@@ -32,14 +32,16 @@ Degrees = Mapping[int, Degree]
 """The degree in every leaf, by the leaf's index; a constant has none."""
 
 _SAME = frozenset({
-    "convert_element_type", "copy", "copy_p", "device_put", "name", "neg", "optimization_barrier",
-    "pvary", "reduce_precision", "sharding_constraint",
+    "convert_element_type", "copy", "copy_p", "device_put", "name", "neg", "pvary",
+    "reduce_precision", "sharding_constraint",
 })  # fmt: skip
 _LAYOUT = frozenset({
     "abs", "broadcast_in_dim", "concatenate", "cumsum", "dynamic_slice", "expand_dims", "gather",
     "imag", "pad", "real", "reduce_max", "reduce_min", "reduce_sum", "reshape", "rev", "slice",
     "split", "squeeze", "stack", "tile", "transpose",
 })  # fmt: skip
+_COMPARISONS = frozenset({"eq", "ge", "gt", "le", "lt", "ne"})  # with 0, they are signs
+_JOINS = frozenset({"concatenate", "pad", "stack"})  # a constant beside the leaf does not scale
 _PRODUCTS = frozenset({"conv_general_dilated", "dot_general", "mul", "ragged_dot"})
 _SUMS = frozenset({"add", "add_any", "max", "min", "select_n", "sub"})
 _POWERS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
@@ -82,9 +84,19 @@ def _is_epsilon(atom: Any) -> bool:
     return kind in "fiu" and abs(float(atom.val)) <= _SMALL
 
 
+def _is_zero(atom: Any) -> bool:
+    return isinstance(atom, jex.Literal) and np.ndim(atom.val) == 0 and not atom.val
+
+
+def _pairs(equation: jex.JaxprEqn, operands: Sequence[Degrees]) -> list[tuple[Any, Degrees]]:
+    return list(zip(equation.invars, operands, strict=True))
+
+
 def _sum(equation: jex.JaxprEqn, operands: Sequence[Degrees]) -> dict[int, Degree]:
-    pairs = list(zip(equation.invars, operands, strict=True))
+    pairs = _pairs(equation, operands)
     if equation.primitive.name == "select_n":
+        if any(d.degree != 0 for d in operands[0].values()):
+            return _unknown(operands)
         pairs = pairs[1:]
     terms = [operand for atom, operand in pairs if operand or not _is_epsilon(atom)]
     signatures = [_signature(term) for term in terms]
@@ -104,11 +116,15 @@ def degrees_of(equation: jex.JaxprEqn, operands: Sequence[Degrees]) -> dict[int,
         return {}
     if name in _SAME:
         return dict(operands[0])
+    if name in _JOINS and any(not o and not _is_zero(a) for a, o in _pairs(equation, operands)):
+        return _unknown(operands)
     if name in _LAYOUT:
         signatures = [_signature(operand) for operand in operands if operand]
         if any(signature != signatures[0] for signature in signatures[1:]):
             return _unknown(operands)
         return {leaf: replace(d, whole=False) for o in operands for leaf, d in o.items()}
+    if name in _COMPARISONS and any(_is_zero(atom) for atom in equation.invars):
+        return combine(operands, lambda degrees: 0.0)
     if name in _PRODUCTS:
         return combine(operands, sum)
     if name == "div":

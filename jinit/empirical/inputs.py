@@ -36,6 +36,8 @@ def _positional(fn: Callable[..., Any], also: Collection[str]) -> list[str]:
 
 def describe_call(fn: Any) -> str:
     """Names a function in an error message."""
+    while hasattr(fn, "func") or hasattr(fn, "fn"):  # a partial, or a function as a cache key
+        fn = fn.func if hasattr(fn, "func") else fn.fn
     return getattr(fn, "__name__", None) or repr(fn)
 
 

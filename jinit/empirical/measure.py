@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core as jex
 
 from jinit.empirical.sites import Layer, Survey
 from jinit.tracing import EquationView, Path, TracedFunction, evaluate
 
-__all__ = ["inverse_rms", "measure_activations", "measure_gradients", "measure_updates"]
+__all__ = ["inverse_rms", "measure_activations", "measure_gradients", "measure_updates", "wider"]
 
 
 def _mean_square(x: jax.Array) -> jax.Array:
@@ -24,12 +25,17 @@ def _mean_square(x: jax.Array) -> jax.Array:
 
 
 def _multiply(x: jax.Array, factor: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wider(x.dtype)
     return (x.astype(wide) * factor.astype(wide)).astype(x.dtype)
 
 
 def _is_float(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+
+
+def wider(dtype: Any) -> Any:
+    """Returns float32 for a half dtype, and any other as it is."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def inverse_rms(mean_square: jax.Array) -> jax.Array:
@@ -47,7 +53,8 @@ def measure_activations(
         traced: The function.
         found: Its layers.
         args: Its inputs.
-        given: For layers whose carrier is shared, the factor to apply instead, by tail.
+        given: For layers whose carrier is shared, the factor to apply instead, by tail; 0 for
+            the layer's own.
 
     Returns:
         The mean square of every scaled layer's output before its own factor, by tail.
@@ -60,7 +67,9 @@ def measure_activations(
         (output,) = view.bind(values)
         power = _mean_square(output)
         view.reap(power)
-        factor = inverse_rms(power) if view.planted is None else view.planted
+        factor = inverse_rms(power)
+        if view.planted is not None:
+            factor = jnp.where(view.planted > 0, view.planted, factor)
         return [_multiply(output, factor)]
 
     return evaluate(traced.jaxpr, traced.consts, args, rule, planted=given, enter=found.enter)[1]
@@ -134,6 +143,13 @@ def measure_gradients(
     return gradients, powers, reaped
 
 
+def _without_custom_derivative(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
+    """Inlines a custom_vjp, which has no forward derivative, for the plain function's."""
+    if view.equation.primitive.name != "custom_vjp_call":
+        return None
+    return list(jex.jaxpr_as_fun(view.equation.params["call_jaxpr"])(*values))
+
+
 @jax.custom_jvp
 def _probe(x: jax.Array) -> jax.Array:
     """Returns 0; its tangent is the mean square of x's tangent."""
@@ -174,7 +190,7 @@ def measure_updates(
     def rule(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
         head = heads.get(view.path)
         if head is None and view.path not in tails:
-            return None
+            return _without_custom_derivative(view, values)
         if head is not None:
             values = [
                 value if i in head.operands or not _is_float(value) else lax.stop_gradient(value)

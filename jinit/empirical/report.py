@@ -148,7 +148,6 @@ def _numbers(
     numbers: dict[str, float | None] = {}
     for name in ("activation", "gradient", "update"):
         for when, statistics in (("before", before), ("after", after)):
-            value = float(np.sqrt(statistics[name][place]))
-            absent = name == "gradient" and np.isnan(value)
-            numbers[f"{name}_{when}"] = None if absent else value
+            known = name in statistics
+            numbers[f"{name}_{when}"] = float(np.sqrt(statistics[name][place])) if known else None
     return numbers

@@ -9,25 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jinit.empirical.inputs import all_finite, call_loss, describe_call, draw_inputs, first_step
-from jinit.empirical.measure import (
-    inverse_rms,
-    measure_activations,
-    measure_gradients,
-    measure_updates,
-)
-from jinit.empirical.scales import (
-    LeafScales,
-    apply_scale,
-    leaf_scales,
-    multipliers,
-    shared_factors,
-)
+from jinit.empirical.measure import measure_activations, measure_gradients, measure_updates
+from jinit.empirical.scales import LeafScales, apply_scale, multipliers
+from jinit.empirical.search import find_scales
 from jinit.empirical.sites import Layer, Survey, survey
 from jinit.tracing import Path, TracedFunction, trace
 
 __all__ = ["Findings", "Job", "Statistics", "calibrated", "rescale", "scaled"]
-
-_SHARED_SWEEPS = 6  # fixed-point rounds for a leaf that several uses share
 
 Statistics = dict[int, dict[str, jax.Array]]
 """By a layer's index, mean squares over its output, one for each iteration of its scans."""
@@ -131,49 +119,27 @@ def _check_found(found: Survey, job: Job) -> None:
         )
 
 
-def _split(key: jax.Array, number: jax.Array, samples: int) -> jax.Array:
+def _split(key: jax.Array, number: int | jax.Array, samples: int) -> jax.Array:
     return jax.random.split(jax.random.fold_in(key, number), samples)
 
 
 def _find_scales(model: _Model, key: jax.Array) -> LeafScales:
-    """Finds one scale a leaf from forward passes alone, each with its own key."""
-    layers, leaves = model.found.layers, jax.tree.leaves(model.params)
-    index = {layer.tail: i for i, layer in enumerate(layers)}
-    ones = leaf_scales(layers, {}, model.count)
-    # every scale has its final shape from the start, as the loop over sweeps requires
-    shapes = jax.eval_shape(lambda: _averaged(layers, _no_powers(layers), index, model.count))
-    start = [jnp.broadcast_to(one, s.shape) for one, s in zip(ones, shapes, strict=True)]
+    """Finds one scale a leaf, on the same keys in every sweep."""
+    leaves, samples = jax.tree.leaves(model.params), _split(key, 0, model.job.samples)
 
-    def sweep(scales: LeafScales, number: jax.Array) -> tuple[LeafScales, None]:
-        given = shared_factors(layers, scales)
-
-        def one(sample: jax.Array) -> Mapping[Path, jax.Array]:
+    def measure(given: Mapping[Path, jax.Array]) -> dict[Path, jax.Array]:
+        def one(sample: jax.Array) -> dict[Path, jax.Array]:
             args = [*leaves, *model.data(sample)]
             return measure_activations(model.traced, model.found, args, given)
 
-        powers = jax.lax.map(one, _split(key, number, model.job.samples))
-        return _averaged(layers, powers, index, model.count), None
+        return jax.lax.map(one, samples)
 
-    rounds = _SHARED_SWEEPS if any(layer.shared for layer in layers) else 1
-    return jax.lax.scan(sweep, start, jnp.arange(rounds))[0]
+    return find_scales(model.found.layers, model.count, measure)
 
 
-def _no_powers(layers: Sequence[Layer]) -> dict[Path, jax.Array]:
-    scaled_layers = [layer for layer in layers if layer.carrier is not None]
-    return {layer.tail: jnp.ones((1, *layer.lengths)) for layer in scaled_layers}
-
-
-def _averaged(
-    layers: Sequence[Layer], powers: Mapping[Path, jax.Array], index: Mapping[Path, int], count: int
-) -> LeafScales:
-    """Averages over keys geometrically, leaving out those on which a layer put out nothing."""
-    factors = {}
-    for path, power in powers.items():
-        live = ((power > 0) & jnp.isfinite(power)).astype(jnp.float32)
-        weight = jnp.sum(live, 0)
-        total = jnp.sum(jnp.log(inverse_rms(power)) * live, 0)
-        factors[index[path]] = (total / jnp.maximum(weight, 1.0), jnp.minimum(weight, 1.0))
-    return leaf_scales(layers, factors, count)
+def _mean_over_keys(power: jax.Array) -> jax.Array:
+    """Averages over the keys on which a layer was reached: in a branch not taken all is 0."""
+    return jnp.sum(power, 0) / jnp.maximum(jnp.sum(power != 0, 0, dtype=jnp.float32), 1.0)
 
 
 def _first_step(model: _Model, gradients: list[Any], leaves: list[Any]) -> list[Any]:
@@ -182,9 +148,17 @@ def _first_step(model: _Model, gradients: list[Any], leaves: list[Any]) -> list[
     slopes, params = jax.tree.unflatten(tree, gradients), jax.tree.unflatten(tree, leaves)
     if name is not None:
         slopes, params = slopes[name], params[name]
+    slopes, params = jax.tree.map(_float_or_none, (slopes, params))
     steps = iter(jax.tree.leaves(first_step(model.job.optimizer, slopes, params)))
-    pairs = zip(leaves, model.job.trainable, strict=True)
-    return [next(steps) if flag else jnp.zeros_like(leaf) for leaf, flag in pairs]
+    moving = [
+        flag and _float_or_none(leaf) is not None
+        for leaf, flag in zip(leaves, model.job.trainable, strict=True)
+    ]
+    return [next(steps) if flag else leaf for leaf, flag in zip(leaves, moving, strict=True)]
+
+
+def _float_or_none(leaf: Any) -> Any:
+    return leaf if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) else None
 
 
 def _measure(
@@ -203,15 +177,11 @@ def _measure(
         return slopes, outputs, measure_updates(*walk, leaves, step, data)
 
     powers = jax.lax.map(one, _split(key, number, model.job.samples))
-    slopes, outputs, changes = jax.tree.map(lambda power: jnp.mean(power, 0), powers)
+    slopes, outputs, changes = jax.tree.map(_mean_over_keys, powers)
 
     def statistics(layer: Layer) -> dict[str, jax.Array]:
-        absent = jnp.full(layer.lengths, jnp.nan)
-        return {
-            "activation": outputs[layer.tail],
-            "gradient": slopes[layer.head] if layer.differentiable else absent,
-            "update": changes[layer.tail],
-        }
+        numbers = {"activation": outputs[layer.tail], "update": changes[layer.tail]}
+        return {**numbers, "gradient": slopes[layer.head]} if layer.differentiable else numbers
 
     return {i: statistics(layer) for i, layer in enumerate(model.found.layers) if layer.measured}
 
@@ -222,7 +192,13 @@ def scaled(
 ) -> tuple[LeafScales, list[jax.Array]]:
     """Returns every leaf's scale, and whether each leaf is finite."""
     model = _model(job, params, inputs, key)
-    return _find_scales(model, key), [all_finite(leaf) for leaf in jax.tree.leaves(params)]
+    return _find_scales(model, key), _finite(job, jax.tree.leaves(params))
+
+
+def _finite(job: Job, leaves: Sequence[Any]) -> list[jax.Array]:
+    """Tells of every parameter whether it is finite; a mask among the constants need not be."""
+    pairs = zip(leaves, job.trainable, strict=True)
+    return [all_finite(leaf) if flag else jnp.array(True) for leaf, flag in pairs]
 
 
 @functools.partial(jax.jit, static_argnames="job")
@@ -257,14 +233,14 @@ def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array) -> Findings:
         multipliers=rates,
         before=jax.tree.map(lambda v: v[0], statistics),
         after=jax.tree.map(lambda v: v[2], statistics),
-        finite=[all_finite(leaf) for leaf in leaves],
+        finite=_finite(job, leaves),
         found=model.found,
     )
 
 
 def _no_changes(layers: Sequence[Layer]) -> Statistics:
     measured = [(i, layer) for i, layer in enumerate(layers) if layer.measured]
-    return {i: {"update": jnp.zeros(layer.lengths)} for i, layer in measured}
+    return {i: {"update": jnp.zeros(layer.lengths, jnp.float32)} for i, layer in measured}
 
 
 @functools.partial(jax.jit, static_argnames="shardings")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from jinit.empirical.measure import wider
 from jinit.empirical.sites import Layer
 
 __all__ = ["LeafScales", "apply_scale", "leaf_scales", "multipliers", "shared_factors"]
@@ -21,7 +22,7 @@ def apply_scale(leaf: jax.Array, scale: jax.Array) -> jax.Array:
     leaf = jnp.asarray(leaf)
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return leaf
-    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    wide = wider(leaf.dtype)
     scale = scale.reshape(scale.shape + (1,) * (leaf.ndim - scale.ndim))
     return (leaf.astype(wide) * scale.astype(wide)).astype(leaf.dtype)
 
@@ -41,8 +42,8 @@ class _Mean:
     """A mean a leaf over all the uses that reach it."""
 
     def __init__(self, count: int) -> None:
-        self.totals: list[jax.Array] = [jnp.zeros(()) for _ in range(count)]
-        self.weights: list[jax.Array] = [jnp.zeros(()) for _ in range(count)]
+        self.totals: list[jax.Array] = [jnp.zeros((), jnp.float32) for _ in range(count)]
+        self.weights: list[jax.Array] = [jnp.zeros((), jnp.float32) for _ in range(count)]
 
     def add(self, leaf: int, values: jax.Array, weights: jax.Array, loops: tuple[int, ...]) -> None:
         self.totals[leaf] = self.totals[leaf] + _onto_leaf(values * weights, loops)
@@ -56,7 +57,7 @@ class _Mean:
 def leaf_scales(
     layers: Sequence[Layer], log_factors: Mapping[int, tuple[jax.Array, jax.Array]], count: int
 ) -> LeafScales:
-    """Turns the factor each layer's output needs into one scale a leaf.
+    """Turns the factor each layer's output needs into the logarithm of one scale a leaf.
 
     A leaf of degree d takes ``factor ** (1 / d)``; one that serves several layers, or several
     iterations of a loop, takes the geometric mean of what they need.
@@ -68,13 +69,13 @@ def leaf_scales(
         count: The number of leaves.
 
     Returns:
-        The scales; 1 for a leaf that no layer rescales.
+        The logarithms; 0 for a leaf that no layer rescales.
     """
     mean = _Mean(count)
     for index, (log_factor, weight) in log_factors.items():
         for leaf, degree in layers[index].scaled:
             mean.add(leaf, log_factor / (degree.degree or 1.0), weight, degree.loops)
-    return [jnp.exp(value) for value in mean.result()]
+    return mean.result()
 
 
 def shared_factors(layers: Sequence[Layer], scales: LeafScales) -> dict[tuple[int, ...], jax.Array]:
@@ -107,7 +108,8 @@ def multipliers(
         other layers that it is rounding: a gradient that vanishes in exact arithmetic.
     """
     mean = _Mean(count)
-    sizes = [jnp.zeros(()), *(jnp.max(update) for update in updates.values())]
+    finite = [jnp.where(jnp.isfinite(update), update, 0.0) for update in updates.values()]
+    sizes = [jnp.zeros((), jnp.float32), *(jnp.max(update, initial=0.0) for update in finite)]
     largest = jnp.max(jnp.stack(sizes))
     for index, update in updates.items():
         moves = (update > jnp.maximum(_TINY, _ROUNDING * largest)) & jnp.isfinite(update)

@@ -151,6 +151,8 @@ class _Rules:
     def equation(
         self, equation: jex.JaxprEqn, tags: Sequence[_Tag], frames: tuple[Frame, ...], path: Path
     ) -> tuple[list[_Tag], _Site | None]:
+        if equation.primitive.name == "optimization_barrier":
+            return list(tags), None
         reached, count = _reached(tags), len(equation.outvars)
         if not any(tag.data for tag in tags):
             degrees = degrees_of(equation, [tag.degrees for tag in tags])
@@ -297,7 +299,7 @@ def _with_carriers(layers: Sequence[Layer]) -> list[Layer]:
         candidates = [(leaf, d) for leaf, d in layer.leaves if d.degree not in (None, 0.0)]
         if not candidates:
             reason = "not homogeneous in any of its parameters"
-            chosen.append(replace(layer, bias=layer.bias, reason=reason))
+            chosen.append(replace(layer, reason=reason))
             continue
         leaf, degree = min(candidates, key=lambda item: uses[item[0]])
         shared = uses[leaf] > 1 or len(degree.loops) < len(layer.lengths)

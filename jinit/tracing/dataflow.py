@@ -137,6 +137,7 @@ class _Pass(Generic[Tag, Fact]):
         consts, carry, xs = _split(tags, structure.num_consts, structure.num_carry)
         level = sum(frame.kind == "scan" for frame in frames) - 1
         slices = [self.rules.sliced(tag, level) for tag in xs]
+        consts = [self.rules.shared(tag) for tag in consts]  # read in every iteration
         carry = [self.rules.shared(tag) for tag in carry]
         results, facts = self.fixed_point(structure.bodies[0], consts, carry, slices, frames, path)
         carried = [self.rules.shared(tag) for tag in results[: len(carry)]]

@@ -1,0 +1,205 @@
+"""Models on which a careless analysis goes wrong without a word."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jinit
+from tests.empirical.models import random_loss, rms
+
+pytestmark = pytest.mark.usefixtures("allow_rank_promotion")
+X = jax.random.normal(jax.random.key(1), (64, 32))
+W = 3 * jax.random.normal(jax.random.key(0), (32, 32))
+
+
+def geometric_mean(values):
+    return float(np.exp(np.mean(np.log([rms(value) for value in values]))))
+
+
+@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh, lambda x: x])
+@pytest.mark.parametrize("uses", [2, 3, 4, 10, 40])
+def test_one_weight_used_along_a_chain(uses, activation):
+    """The wish of N uses falls by (N - 1) / 2 for each unit: plain iteration diverges at 4."""
+
+    def model(p, x):
+        outputs = []
+        for _ in range(uses):
+            outputs.append(x @ p["w"])
+            x = activation(outputs[-1])
+        return outputs
+
+    tuned = jinit.empirical_init({"w": W}, model, X, lambda outputs: outputs[-1].sum())
+    assert geometric_mean(model(tuned, X)) == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.parametrize("steps", [5, 60])
+def test_a_relu_recurrence(steps):
+    def model(p, x):
+        def step(h, xt):
+            y = h @ p["h"]
+            return jax.nn.relu(xt @ p["i"] + y), y
+
+        return jax.lax.scan(step, jnp.zeros((64, 32)), x)[1]
+
+    x = jax.random.normal(jax.random.key(2), (steps, 64, 32))
+    tuned = jinit.empirical_init({"i": W, "h": 0.3 * W}, model, x, jnp.sum)
+    assert geometric_mean(model(tuned, x)[1:]) == pytest.approx(1, rel=0.05)
+
+
+def test_stacked_weights_that_a_loop_indexes():
+    def model(p, x):
+        for i in range(4):
+            x = jax.nn.relu(x @ p[i])
+        return x
+
+    tuned = jinit.empirical_init(jnp.stack([W] * 4), model, X, jnp.sum)
+    assert bool(jnp.isfinite(tuned).all())
+    assert rms(model(tuned, X)) < 10
+
+
+def test_a_branch_counts_only_where_it_is_taken():
+    def model(p, x):
+        return jax.lax.cond(x[0, 0] > 1.5, lambda x: x @ p["a"], lambda x: x @ p["b"], x)
+
+    def draw(key):
+        return jax.random.normal(key, (64, 32))
+
+    result = jinit.calibrate({"a": W, "b": W}, model, draw, random_loss, samples=64)
+    for row in result.report.rows:
+        assert row.activation_after == pytest.approx(1, rel=0.1)
+        assert row.update_after == pytest.approx(1, rel=0.2)
+
+
+def test_a_barrier_keeps_its_operands_apart():
+    def model(p, x):
+        first, second = jax.lax.optimization_barrier((p["first"], p["second"]))
+        y = x @ first
+        return y, jnp.tanh(y) @ second
+
+    tuned = jinit.empirical_init({"first": W, "second": W}, model, X, lambda out: out[1].sum())
+    assert [rms(y) for y in model(tuned, X)] == pytest.approx([1, 1], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        lambda w: jnp.concatenate([w, 5 * jnp.ones((32, 32))], 1),
+        lambda w: jnp.where(jnp.abs(w) > 1.0, w, 0),
+        lambda w: w + 1.0,
+    ],
+)
+def test_a_weight_that_does_not_scale_is_listed_and_left(weight):
+    def model(p, x):
+        return x @ weight(p["w"])
+
+    result = jinit.calibrate({"w": W}, model, X, random_loss)
+    np.testing.assert_array_equal(result.params["w"], W)
+    assert result.report.not_tuned == {"w": "not homogeneous in any of its parameters"}
+
+
+def test_a_weight_that_is_rectified_scales():
+    def model(p, x):
+        return x @ jnp.where(p["w"] > 0, p["w"], 0.1 * p["w"])
+
+    assert rms(model(jinit.empirical_init({"w": W}, model, X, jnp.sum), X)) == pytest.approx(1)
+
+
+def test_one_layer_that_is_not_finite_leaves_the_others_their_multipliers():
+    def model(p, x):
+        return x @ p["w"] + jnp.sqrt(jnp.sum((0 * x) @ p["v"], -1, keepdims=True) ** 2)
+
+    params = {"w": W, "v": W}
+    result = jinit.calibrate(params, model, X, random_loss, optimizer="sgd")
+    assert float(result.multipliers["w"]) != 1
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", optax.scale_by_adam()])
+def test_leaves_that_are_not_floats_are_no_business_of_the_optimizer(optimizer):
+    params = {"w": W, "key": jax.random.key(0), "mask": jnp.array(True), "n": jnp.arange(2)}
+    result = jinit.calibrate(params, lambda p, x: x @ p["w"], X, random_loss, optimizer=optimizer)
+    assert result.report.rows[0].update_after == pytest.approx(1, rel=0.3)
+    assert bool(result.params["mask"])
+
+
+@jax.custom_vjp
+def straight_through(w):
+    return jnp.round(4 * w) / 4
+
+
+straight_through.defvjp(lambda w: (straight_through(w), None), lambda _, ct: (ct,))
+
+
+def test_a_straight_through_weight_is_measured():
+    result = jinit.calibrate({"w": W}, lambda p, x: x @ straight_through(p["w"]), X, random_loss)
+    assert np.isfinite(result.report.rows[0].activation_after)
+
+
+def test_a_custom_derivative_between_product_and_bias():
+    def model(p, x):
+        return straight_through(x @ p["w"]) + p["b"]
+
+    result = jinit.calibrate({"w": W, "b": jnp.ones(32)}, model, X, random_loss)
+    assert result.report.rows[0].update_after == pytest.approx(1, rel=0.1)
+
+
+def test_a_bias_inside_a_loop_is_not_that_of_the_product_outside():
+    def model(p, x):
+        y = x @ p["w"]
+        body = lambda c, _: (jnp.tanh(c + (y + p["b"])), None)  # noqa: E731
+        return jax.lax.scan(body, jnp.zeros_like(y), None, length=3)[0]
+
+    result = jinit.calibrate({"w": W, "b": jnp.ones(32)}, model, X, random_loss)
+    assert rms(X @ result.params["w"]) == pytest.approx(1, rel=1e-4)
+    assert result.report.not_tuned == {"b": "a bias on its own"}
+
+
+def test_debug_nans_finds_none():
+    tokens = jnp.arange(8)
+    with jax.debug_nans(True):
+        result = jinit.calibrate({"e": W}, lambda p, t: p["e"][t], tokens, random_loss)
+    assert result.report.rows[0].gradient_after is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_strict_dtype_promotion(dtype):
+    with jax.numpy_dtype_promotion("strict"):
+        params = {"w": W.astype(dtype)}
+        result = jinit.calibrate(
+            params, lambda p, x: x @ p["w"], X.astype(dtype), lambda y: y.astype(jnp.float32).sum()
+        )
+    assert result.params["w"].dtype == dtype
+
+
+def test_multipliers_are_float32_in_64_bit_mode():
+    with jax.enable_x64(True):
+        params, x = {"w": jnp.asarray(np.float64(W))}, jnp.asarray(np.float64(X))
+        result = jinit.calibrate(params, lambda p, x: x @ p["w"], x, lambda y: y.sum())
+        assert result.multipliers["w"].dtype == jnp.float32
+        assert result.params["w"].dtype == jnp.float64
+
+
+def test_what_is_no_parameter_may_be_infinite():
+    variables = {"params": {"w": W}, "constants": {"mask": jnp.full((32,), -jnp.inf)}}
+
+    def model(v, x):
+        return jnp.maximum(x @ v["params"]["w"], v["constants"]["mask"])
+
+    tuned = jinit.empirical_init(variables, model, X, jnp.sum)
+    assert rms(model(tuned, X)) == pytest.approx(1)
+
+
+def test_params_may_be_one_array():
+    tuned = jinit.empirical_init({"params": W}, lambda v, x: x @ v["params"], X, jnp.sum)
+    assert rms(X @ tuned["params"]) == pytest.approx(1)
+
+
+def test_a_partial_is_named_by_its_function():
+    def loses_its_parameters(flag, p, x):
+        return x
+
+    with pytest.raises(ValueError, match="the output of loses_its_parameters depends on no"):
+        jinit.empirical_init(W, functools.partial(loses_its_parameters, 1), X, jnp.sum)
