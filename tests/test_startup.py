@@ -430,3 +430,17 @@ print(json.dumps(sorted(plain)))
 @pytest.mark.parametrize("name", ["startup", "startup_report"])
 def test_the_functions_hide_the_module_of_the_same_name(name):
     assert callable(getattr(jinit, name))
+
+
+def test_a_precision_that_the_user_set_before_is_left_by_the_default():
+    code = """
+jax.config.update("jax_default_matmul_precision", "highest")
+jinit.startup(0)
+kept = jax.config.jax_default_matmul_precision, report()["matmul_precision"]
+jinit.startup(0, allow_tf32=True, matmul_precision="high")
+print(json.dumps([*kept, jax.config.jax_default_matmul_precision]))
+"""
+    kept, reported, explicit = run(code)
+    assert kept == "highest"
+    assert (reported[0], reported[3]) == ("highest", "unchanged")
+    assert explicit == "high"
