@@ -13,7 +13,7 @@ from jax.extend import core as jex
 
 from jinit.amp.op_lists import OPS, OpLists
 from jinit.amp.policy import param_mask
-from jinit.tracing import EquationView, Frame, Path, aval_of, evaluate, propagate, trace
+from jinit.tracing import EquationView, Frame, Path, aval_of, evaluate, propagate, sub_jaxprs, trace
 
 __all__ = ["autocast"]
 
@@ -216,8 +216,7 @@ def _changes_nothing(conversion: jex.JaxprEqn) -> bool:
 
 def _fixed(equation: jex.JaxprEqn) -> bool:
     """Tells whether an equation must keep its dtypes: it holds code, or names its result's."""
-    params = equation.params
-    return params.get("out_dtype") is not None or bool(list(jex.jaxprs_in_params(params)))
+    return equation.params.get("out_dtype") is not None or bool(sub_jaxprs(equation))
 
 
 def _widest(operands: Sequence[tuple[Any, _Tag]], half: np.dtype) -> np.dtype:

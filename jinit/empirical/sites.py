@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from jinit.empirical.degrees import Degree, Degrees, combine, degrees_of
-from jinit.tracing import Frame, Path, TracedFunction, aval_of, propagate
+from jinit.tracing import Frame, Path, TracedFunction, aval_of, propagate, sub_jaxprs
 
 __all__ = ["Layer", "Survey", "survey"]
 
@@ -204,7 +204,7 @@ def _kind(
     equation: jex.JaxprEqn, operands: tuple[int, ...], count: int, frames: tuple[Frame, ...]
 ) -> SiteKind:
     name = equation.primitive.name
-    if list(jex.jaxprs_in_params(equation.params)) or any(f.kind not in _ENTERED for f in frames):
+    if sub_jaxprs(equation) or any(f.kind not in _ENTERED for f in frames):
         return "opaque"
     if not _is_float(equation.outvars[0]):
         return "other"

@@ -5,7 +5,7 @@
 through jit, remat, scan, while, cond and custom derivatives.
 """
 
-from jinit.tracing._jax import aval_of
+from jinit.tracing._jax import aval_of, sub_jaxprs
 from jinit.tracing.dataflow import DataflowRules, Frame, propagate
 from jinit.tracing.evaluate import EquationView, Rule, evaluate
 from jinit.tracing.structure import Path
@@ -21,5 +21,6 @@ __all__ = [
     "aval_of",
     "evaluate",
     "propagate",
+    "sub_jaxprs",
     "trace",
 ]
