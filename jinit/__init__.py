@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     from jinit import amp, initializers, reproducibility
     from jinit.defaults import keras_defaults
     from jinit.empirical import Calibration, calibrate, empirical_init
-    from jinit.reproducibility import MAX_SEED, get_random_seed, seed_all
+    from jinit.reproducibility import (
+        MAX_SEED,
+        configure_deterministic_mode,
+        fold_in_process,
+        get_random_seed,
+        get_rng_state,
+        load_rng_state,
+        register_key,
+        seed_all,
+        seed_context,
+        seed_workers,
+    )
 
 __version__ = "0.1.0"
 
@@ -25,25 +36,33 @@ __all__ = [
     "__version__",
     "amp",
     "calibrate",
+    "configure_deterministic_mode",
     "empirical_init",
+    "fold_in_process",
     "get_random_seed",
+    "get_rng_state",
     "initializers",
     "keras_defaults",
+    "load_rng_state",
+    "register_key",
     "reproducibility",
     "seed_all",
+    "seed_context",
+    "seed_workers",
     "startup",
     "startup_report",
 ]
 
-_HOME = {
-    "MAX_SEED": "jinit.reproducibility",
-    "Calibration": "jinit.empirical",
-    "calibrate": "jinit.empirical",
-    "empirical_init": "jinit.empirical",
-    "get_random_seed": "jinit.reproducibility",
-    "keras_defaults": "jinit.defaults",
-    "seed_all": "jinit.reproducibility",
+_NAMES = {
+    "jinit.defaults": ("keras_defaults",),
+    "jinit.empirical": ("Calibration", "calibrate", "empirical_init"),
+    "jinit.reproducibility": (
+        *("MAX_SEED", "configure_deterministic_mode", "fold_in_process", "get_random_seed"),
+        *("get_rng_state", "load_rng_state", "register_key", "seed_all", "seed_context"),
+        "seed_workers",
+    ),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 _SUBMODULES = {"amp", "initializers", "reproducibility"}
 
 

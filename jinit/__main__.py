@@ -16,7 +16,7 @@ def env(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     try:
         startup()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
         parser.error(str(error))
     report = startup_report()
     print(report.to_json() if options.json else report)

@@ -1,31 +1,73 @@
 """The start of a process: every setting decided before anything is changed, applied, recorded."""
 
 import warnings
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+from jinit.settings._jax_private import backend_is_up
 from jinit.settings.environment import misspelt
-from jinit.settings.memory import MEMORY
-from jinit.settings.precision import PRECISION
-from jinit.settings.processes import START_METHOD
-from jinit.settings.report import Outcome, StartupReport, versions
-from jinit.settings.seeds import SEED
+from jinit.settings.flag_plan import AskedFlag, FlagOutcome, FlagPlan, plan_flags
+from jinit.settings.flag_text import format_flags
+from jinit.settings.late_flags import compiler_options
+from jinit.settings.precision import PRECISION, check_platform
+from jinit.settings.report import Outcome, StartupReport, make_report
+from jinit.settings.seeds import common_seed
 from jinit.settings.setting import Choice, Setting, Status
-from jinit.settings.threads import THREADS
+from jinit.settings.table import SETTINGS, STRICT
+from jinit.settings.undo import all_or_nothing
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
     import jax
 
 __all__ = ["StartupReport", "startup", "startup_report"]
 
-SETTINGS: dict[str, Setting] = {
-    setting.name: setting for setting in (START_METHOD, THREADS, MEMORY, PRECISION, SEED)
-}
-"""Every setting by name, in the order in which they are applied."""
 
-_LAST: dict[str, Outcome] = {}
+@dataclass
+class _Record:
+    """What the last startup did; the process has one."""
+
+    settings: dict[str, Outcome] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
+    flags: dict[str, FlagOutcome] = field(default_factory=dict)
+    compiler_options: dict[str, Any] = field(default_factory=dict)
+
+
+_LAST = _Record()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a startup will do."""
+
+    choices: dict[str, Choice]
+    statuses: dict[str, Status]
+    flags: FlagPlan
+
+    @cached_property
+    def compiler_options(self) -> dict[str, Any]:
+        """The flags that are too late for the process, for single programs."""
+        return compiler_options(self.flags.late)
+
+    def apply(self, *, before_backend: bool) -> None:
+        """Puts in force what must come before the backend starts, or the rest."""
+        for name, setting in SETTINGS.items():
+            if setting.needs_fresh_backend != before_backend:
+                continue
+            if self.statuses[name] == "applied":
+                setting.apply(self.choices[name].value)
+            setting.confirm()
+
+    def record(self) -> None:
+        """Notes what is in force now, and who asked for it."""
+        _LAST.settings |= {name: _outcome(name, self) for name in self.choices}
+        _LAST.asked |= {name: choice.asked for name, choice in self.choices.items()}
+        _LAST.flags = dict(self.flags.outcomes)
+        _LAST.compiler_options = self.compiler_options
 
 
 def startup(
@@ -36,51 +78,97 @@ def startup(
     allow_tf32: bool = True,
     matmul_precision: str | None = None,
     memory: str | None = None,
+    expandable_segments: bool | None = None,
+    memory_fraction: float | None = None,
+    xla_flags: "Mapping[str, bool | int | float | str] | Sequence[str] | str | None" = None,
+    deterministic: bool = False,
+    prng_impl: str | None = None,
+    enable_x64: bool | None = None,
+    debug_nans: bool | None = None,
+    debug_key_reuse: bool | None = None,
+    platform: str | None = None,
+    cpu_devices: int | None = None,
+    compilation_cache: "bool | str | os.PathLike[str] | None" = None,
+    distributed: bool | Mapping[str, Any] = False,
+    strict: bool = False,
 ) -> "jax.Array":
-    """Starts a JAX process: its seeds, threads, processes, matmul precision and GPU memory.
+    """Starts a JAX process: seeds, threads, precision, memory, XLA flags, devices, processes.
 
-    Everything is validated before anything is changed. Call it before the first JAX operation:
-    once a backend is up, ``threads`` and ``memory`` come too late, which is warned of and
-    reported. A second call with the same arguments starts the same streams again and changes
-    nothing else.
+    Everything is validated before anything is changed, and if the backend does not start,
+    everything is changed back. Call it before the first JAX operation: once a backend is up, what
+    must come before it is too late, which is warned of and reported, and the rest is applied. A
+    second call with the same arguments starts the same streams again and changes nothing else;
+    with others it says what differs.
 
-    Each argument has an environment variable that overrides it: ``JINIT_SEED``,
-    ``JINIT_THREADS``, ``JINIT_START_METHOD`` (``fork``, ``forkserver``, ``spawn``),
-    ``JINIT_ALLOW_TF32`` (``0``, ``1``), ``JINIT_MATMUL_PRECISION``, ``JINIT_MEMORY``. A variable
-    of JAX's own that the user has set (``XLA_PYTHON_CLIENT_PREALLOCATE``,
-    ``XLA_PYTHON_CLIENT_ALLOCATOR``, ``PJRT_NPROC``, ``JAX_DEFAULT_MATMUL_PRECISION``) is never
-    overwritten: it wins over both.
+    Each argument has an environment variable that overrides it: its name in capitals behind
+    ``JINIT_``, such as ``JINIT_MATMUL_PRECISION``; switches are ``0`` or ``1``. Only that of
+    ``forkserver_instead_of_fork`` is ``JINIT_START_METHOD`` (``fork``, ``forkserver``,
+    ``spawn``). A variable of JAX's own that the user has set (``XLA_FLAGS``, ``PJRT_NPROC``,
+    ``JAX_PLATFORMS``, ``XLA_PYTHON_CLIENT_ALLOCATOR`` and so on) is never overwritten: it wins
+    over both. None leaves a setting alone.
 
     Args:
         seed: An integer in [0, 2**32 - 1], beyond which ``jax.random.key`` repeats keys. It seeds
-            Python's ``random``, NumPy's global generator and the returned key. None draws one;
-            the report tells it.
-        threads: The size of XLA's CPU thread pool, at most 256; 0 is one thread for each core
-            that the process may use, None leaves it alone. XLA keeps at least one for each CPU
-            device. On some versions of jaxlib the last bits of sums depend on it.
+            Python's ``random``, NumPy's global generator, PyTorch and TensorFlow where they are
+            imported already, and the returned key. In a run of several processes the hidden
+            generators of each get a stream of its own, and the key is the same on all. None draws
+            one, process 0's for all; the report tells it.
+        threads: The size of XLA's CPU thread pool, at most 256; None and 0 are one thread for
+            each core that the process may use (None leaves ``PJRT_NPROC`` alone). XLA keeps at
+            least one for each CPU device. On some versions of jaxlib the last bits of sums depend
+            on it.
         forkserver_instead_of_fork: Whether ``multiprocessing`` starts children from a clean
             server; a forked child of a process that runs JAX may hang. False forks where the
             platform can.
         allow_tf32: Whether float32 products on a GPU may use TF32: True is the matmul precision
             ``default``, False is ``highest``.
         matmul_precision: Any value of ``jax_default_matmul_precision``; wins over
-            ``allow_tf32``.
+            ``allow_tf32``. A preset that the backend cannot run is refused.
         memory: How a GPU's memory is taken: ``preallocate`` (a share at the start), ``grow`` (on
-            demand), ``cuda_async`` (CUDA's growing pool) or ``vmm`` (CUDA virtual memory). None
-            leaves JAX's allocator alone.
+            demand), ``cuda_async`` (CUDA's growing pool) or ``vmm`` (CUDA virtual memory).
+        expandable_segments: PyTorch's name for the same question: True is ``cuda_async``, False
+            is ``preallocate``; beside ``memory`` it must agree with it.
+        memory_fraction: The share of a GPU's memory that JAX may take, in (0, 1].
+        xla_flags: Flags such as ``{"xla_gpu_autotune_level": 0}`` or
+            ``["--xla_gpu_autotune_level=0"]``, merged into ``XLA_FLAGS``; those of a TPU go to
+            ``LIBTPU_INIT_ARGS``. A child process tries them, and those already in ``XLA_FLAGS``,
+            the first time they are seen (about a second); what this jaxlib does not take, which
+            would end the process, is left out with a warning.
+        deterministic: Whether a GPU gives the same bits on every run
+            (``xla_gpu_deterministic_ops``), at a cost in speed.
+        prng_impl: The generator of keys: ``threefry2x32``, ``threefry4x32``, ``rbg``,
+            ``unsafe_rbg``, ``philox2x32`` or ``philox4x32``.
+        enable_x64: Whether 64-bit types are kept.
+        debug_nans: Whether the first NaN raises.
+        debug_key_reuse: Whether a key that is used twice raises.
+        platform: ``cpu``, ``gpu``, ``cuda``, ``rocm`` or ``tpu``, or several in the order of
+            preference, joined by commas.
+        cpu_devices: The number of devices that the CPU is divided into, at most 1024.
+        compilation_cache: Whether compiled programs are kept for the next run: True keeps them in
+            a folder of the user's own that others cannot write to, or name a folder. Programs
+            that compile in under a second are kept too.
+        distributed: Whether to connect to the other processes of the run: True on a cluster that
+            JAX knows, or the arguments of ``jax.distributed.initialize``. As a variable, JSON.
+        strict: Whether a setting that is too late, a flag that is not taken and a misspelt
+            variable are errors, raised before anything is changed, and not warnings.
 
     Returns:
-        The root key, ``jax.random.key(seed)``: a typed scalar, the same on each process that is
-        given the same seed.
+        The root key, ``jax.random.key(seed)``: a typed scalar, the same on each process of the
+        run. ``jinit.fold_in_process(key)`` makes one for each process.
 
     Raises:
         TypeError: An argument is not an integer where one is needed.
-        ValueError: An argument or ``JINIT_*`` variable is not legal; the text names the legal
-            values.
+        ValueError: An argument or ``JINIT_*`` variable is not legal, where the text names the
+            legal values; two contradict each other; the processes of a run were given different
+            seeds; or ``strict``, and a flag or variable is not known.
+        PermissionError: ``compilation_cache`` is True, and others can write to its folder.
+        TimeoutError: The coordinator of ``distributed`` does not answer.
+        RuntimeError: The backend does not start; or ``strict``, and a setting is too late.
 
     Warns:
-        UserWarning: A ``JINIT_*`` variable is not known, a setting came too late, or another
-            value than the one applied is in force.
+        UserWarning: A ``JINIT_*`` variable or flag is not known, a setting came too late or has
+            a price, another value than the one applied is in force, or the last call asked for
+            something else.
 
     Example:
         >>> import jax, jinit
@@ -93,31 +181,23 @@ def startup(
         counterparts here are ``cuda_async`` and ``vmm``, and the default leaves the allocator
         alone.
     """
-    arguments = {
-        "seed": seed,
-        "threads": threads,
-        "forkserver_instead_of_fork": forkserver_instead_of_fork,
-        "allow_tf32": allow_tf32,
-        "matmul_precision": matmul_precision,
-        "memory": memory,
-    }
+    arguments = dict(locals())  # every argument, and nothing else yet
     choices = {name: setting.choose(arguments) for name, setting in SETTINGS.items()}
+    plan = _make_plan(choices)
+    _warn(_objections(plan, strict=STRICT.choose(arguments).value))
+    with all_or_nothing():
+        plan.flags.apply()
+        plan.apply(before_backend=True)
+        _start_backend()
+    plan.choices["seed"] = replace(choices["seed"], value=common_seed(choices["seed"]))
+    plan.record()
+    with all_or_nothing():
+        plan.apply(before_backend=False)
+    plan.record()
+    _warn(_shortfalls())
     import jax
 
-    choices = {name: _yield(SETTINGS[name], choice) for name, choice in choices.items()}
-
-    statuses: dict[str, Status] = {
-        name: setting.status(choices[name].value) for name, setting in SETTINGS.items()
-    }
-    _warn(_unknown_variables())
-    _warn(_too_late(choices, statuses))
-    for name, setting in SETTINGS.items():
-        if statuses[name] == "applied":
-            setting.apply(choices[name].value)
-    key = jax.random.key(choices["seed"].value)
-    _LAST.update({name: _outcome(name, choices[name], statuses[name]) for name in SETTINGS})
-    _warn(_shortfalls())
-    return key
+    return jax.random.key(plan.choices["seed"].value)
 
 
 def startup_report() -> StartupReport:
@@ -136,34 +216,89 @@ def startup_report() -> StartupReport:
         >>> jinit.startup_report().settings["seed"].status
         'applied'
     """
-    if not _LAST:
+    if not _LAST.settings:
         raise RuntimeError("There is nothing to report yet: call jinit.startup() first.")
-    import jax
+    return make_report(_LAST.settings, _LAST.flags, _LAST.compiler_options)
 
-    return StartupReport(
-        settings=dict(_LAST),
-        versions=versions(),
-        backend=jax.default_backend(),
-        devices=dict(Counter(device.device_kind for device in jax.devices())),
-        process_count=jax.process_count(),
-    )
+
+def _make_plan(choices: dict[str, Choice]) -> _Plan:
+    """Decides what becomes of every choice; refuses what the backend could not start with."""
+    choices = {name: _yield(SETTINGS[name], choice) for name, choice in choices.items()}
+    if not backend_is_up():
+        for setting in SETTINGS.values():
+            setting.verify()
+    flags = plan_flags(_asked_flags(choices))
+    plan = _Plan(choices, {n: _status(n, choice, flags) for n, choice in choices.items()}, flags)
+    applied = plan.statuses["matmul_precision"] == "applied"
+    precision = choices["matmul_precision"].value if applied else PRECISION.effective(None)
+    check_platform(precision, choices["platform"].value)
+    return plan
 
 
 def _yield(setting: Setting, choice: Choice) -> Choice:
     """Lets a default give way to what the user's own code had set before the first startup."""
-    first = choice.origin == "default" and setting.name not in _LAST
+    first = choice.origin == "default" and setting.name not in _LAST.settings
     if setting.yields and first and setting.current and setting.current() is not None:
         return replace(choice, value=None)
     return choice
 
 
-def _outcome(name: str, choice: Choice, status: Status) -> Outcome:
-    origin, source = choice.origin, choice.source
+def _asked_flags(choices: Mapping[str, Choice]) -> dict[str, AskedFlag]:
+    """The flags that the settings are made of.
+
+    Raises:
+        ValueError: Two settings ask for one flag with different values.
+    """
+    asked: dict[str, AskedFlag] = {}
+    for name, choice in choices.items():
+        meaning = SETTINGS[name].flags
+        for flag, value in (meaning(choice.value) if meaning and choice.value else {}).items():
+            first = asked.setdefault(flag, AskedFlag(value, choice.origin, choice.source))
+            if (first.value or "true") != (value or "true"):
+                raise ValueError(
+                    f"{first.source} asks for --{flag}={first.value}, {choice.source} for "
+                    f"{value}: they contradict each other, give only one."
+                )
+    return asked
+
+
+def _status(name: str, choice: Choice, flags: FlagPlan) -> Status:
+    setting = SETTINGS[name]
+    if setting.flags:
+        return flags.status(setting.flags(choice.value) if choice.value else {})
+    return setting.status(choice.value)
+
+
+def _start_backend() -> None:
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:
+        raise RuntimeError(
+            f"JAX's backend does not start, and every setting was changed back: {error}"
+        ) from error
+
+
+def _outcome(name: str, plan: _Plan) -> Outcome:
+    choice, status = plan.choices[name], plan.statuses[name]
+    origin, source, value = choice.origin, choice.source, _value(name, plan)
     native = SETTINGS[name].user_variables()
+    before = _LAST.settings.get(name)
     if native and status in ("unchanged", "overridden by the environment"):
         origin, source = "environment", ", ".join(native)
-    value = SETTINGS[name].effective(choice.value)
+    elif before and before.value == value and status == "unchanged" and choice.asked is None:
+        origin, source = before.origin, before.source
     return Outcome(value, choice.value, origin, source, status)
+
+
+def _value(name: str, plan: _Plan) -> Any:
+    """The value in force."""
+    setting, value = SETTINGS[name], plan.choices[name].value
+    if not setting.flags or setting.current:
+        return setting.effective(value)
+    found = {flag: plan.flags.outcomes[flag].value for flag in setting.flags(value or {})}
+    return {flag: text for flag, text in found.items() if text is not None} or None
 
 
 def _warn(sentences: list[str]) -> None:
@@ -171,24 +306,60 @@ def _warn(sentences: list[str]) -> None:
         warnings.warn(" ".join(sentences), stacklevel=3)  # the line that called startup()
 
 
+def _objections(plan: _Plan, *, strict: bool) -> list[str]:
+    """What the caller should know beforehand; what strict forbids is raised."""
+    wrong, late = [*_unknown_variables(), *plan.flags.complaints], _too_late(plan)
+    if strict and wrong:
+        raise ValueError("; ".join(wrong) + ": correct it, or go on without it and strict=True.")
+    if strict and late:
+        raise RuntimeError(" ".join(late))
+    left_out = [f"{complaint}: it is left out." for complaint in wrong]
+    return [*left_out, *late, *_advice(plan), *_differences(plan.choices)]
+
+
 def _unknown_variables() -> list[str]:
-    known = [source.name for setting in SETTINGS.values() for source in setting.variables]
+    known = [
+        source.name for setting in (*SETTINGS.values(), STRICT) for source in setting.variables
+    ]
     return [
-        f"{name} is not a variable of jinit and changes nothing; the nearest one is {nearest}."
+        f"{name} is not a variable of jinit, of which the nearest is {nearest}"
         for name, nearest in misspelt(known).items()
     ]
 
 
-def _too_late(choices: Mapping[str, Choice], statuses: Mapping[str, Status]) -> list[str]:
-    late = [choices[name] for name, status in statuses.items() if status == "too late"]
-    asked = ", ".join(f"{choice.source}={choice.value!r}" for choice in late)
-    remedy = "call jinit.startup() before the first JAX operation."
-    return [f"JAX's backend is already up, too late for {asked}: {remedy}"] if late else []
+def _too_late(plan: _Plan) -> list[str]:
+    late = [
+        name
+        for name, status in plan.statuses.items()
+        if status == "too late" and not SETTINGS[name].flags
+    ]
+    asked = [f"{plan.choices[name].source}={plan.choices[name].value!r}" for name in late]
+    flags = [format_flags({name: text}) for name, text in plan.flags.late.items()]
+    if not late and not flags:
+        return []
+    remedy = "call jinit.startup() before the first JAX operation"
+    if plan.compiler_options:
+        remedy += f", or pass compiler_options={plan.compiler_options} to jax.jit"
+    return [f"JAX's backend is already up, too late for {', '.join(asked + flags)}: {remedy}."]
+
+
+def _advice(plan: _Plan) -> list[str]:
+    new = [name for name, status in plan.statuses.items() if status == "applied"]
+    advice = [SETTINGS[name].advice(plan.choices[name].value) for name in new]
+    return [f"{sentence}." for sentence in advice if sentence]
+
+
+def _differences(choices: Mapping[str, Choice]) -> list[str]:
+    """What this call asks for and the last one did not."""
+    now = {name: choice.asked for name, choice in choices.items()}
+    differing = [name for name in _LAST.asked if _LAST.asked[name] != now[name]]
+    changes = ", ".join(f"{n} was {_LAST.asked[n]!r} and is {now[n]!r}" for n in differing)
+    return [f"This startup asks for something else than the last one: {changes}."] * bool(changes)
 
 
 def _shortfalls() -> list[str]:
     return [
         f"{name} was set to {found.requested!r}, but is {found.value!r}: {SETTINGS[name].caveat}."
-        for name, found in _LAST.items()
-        if found.status == "applied" and found.value != found.requested
+        for name, found in _LAST.settings.items()
+        if found.status == "applied" and found.value != found.requested and SETTINGS[name].caveat
     ]

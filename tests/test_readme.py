@@ -44,7 +44,8 @@ def test_every_name_that_jinit_lists_exists():
 
 
 def test_the_startup_variables_in_the_readme_are_all_there_are():
-    from jinit.startup import SETTINGS
+    from jinit.settings.table import SETTINGS, STRICT
 
     named = set(re.findall(r"`(JINIT_[A-Z0-9_]+)`", README))
-    assert named == set(re.findall(r"JINIT_[A-Z0-9_]+", repr(SETTINGS)))
+    settings = (*SETTINGS.values(), STRICT)
+    assert named == {source.name for setting in settings for source in setting.variables}

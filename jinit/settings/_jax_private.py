@@ -1,12 +1,13 @@
 """The only file of the settings that reads what JAX and XLA do not publish.
 
-JAX has no public question whether a backend is up, and asking ``jax.devices()`` starts one; XLA
-has none for the size of its CPU thread pool. Both answers decide what a report may claim.
+JAX has no public question whether a backend is up, and asking ``jax.devices()`` starts one; none
+for the platforms that could be started; and XLA has none for the size of its CPU thread pool. All
+three answers decide what a report may claim.
 """
 
 from pathlib import Path
 
-__all__ = ["backend_is_up", "cpu_pool_size"]
+__all__ = ["backend_is_up", "cpu_pool_size", "registered_platforms"]
 
 
 def backend_is_up() -> bool:
@@ -14,6 +15,14 @@ def backend_is_up() -> bool:
     from jax._src import xla_bridge
 
     return xla_bridge.backends_are_initialized()
+
+
+def registered_platforms() -> list[str]:
+    """The platforms for which this installation has a backend, installed plugins among them."""
+    from jax._src import xla_bridge
+
+    xla_bridge._discover_and_register_pjrt_plugins()
+    return list(xla_bridge._backend_factories)
 
 
 def cpu_pool_size() -> int | None:

@@ -1,26 +1,65 @@
 """Environment variables: which are the user's, which are ours, and which are misspelt."""
 
 import difflib
+import json
 import os
 from collections.abc import Iterable
 
-__all__ = ["misspelt", "set_variable", "user_value"]
+from jinit.settings.undo import on_failure
+
+__all__ = ["misspelt", "related_variables", "set_variable", "user_value", "written"]
 
 PREFIX = "JINIT_"
+_MARK = "_JINIT_WRITTEN"
+_RELATED = (
+    *("JINIT_", "JAX_", "XLA_", "PJRT_", "NPROC", "LIBTPU_INIT_ARGS"),
+    *("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_DEVICES"),
+)
 
-_WRITTEN: dict[str, str] = {}
+
+def written() -> dict[str, str]:
+    """What jinit set, here or in the process that started this one.
+
+    A child process inherits the variables, so it must inherit the knowledge of who set them: the
+    record is itself a variable.
+    """
+    try:
+        record = json.loads(os.environ.get(_MARK, "{}"))
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
-def set_variable(name: str, text: str) -> None:
-    """Sets a variable and remembers that the user did not."""
-    if os.environ.get(name) != text:
-        os.environ[name] = _WRITTEN[name] = text
+def set_variable(name: str, text: str, ours: str | None = None) -> None:
+    """Sets a variable and remembers that the user did not.
+
+    Args:
+        name: The variable.
+        text: Its new text; where that is empty, the variable is removed.
+        ours: The part of ``text`` that is jinit's, where the user's stands beside it.
+    """
+    if os.environ.get(name, "") != text:
+        _put(name, text or None)
+        _put(_MARK, json.dumps({**written(), name: text if ours is None else ours}))
+
+
+def _put(name: str, text: str | None) -> None:
+    before = os.environ.get(name)
+    on_failure(lambda: _restore(name, before))
+    _restore(name, text)
+
+
+def _restore(name: str, text: str | None) -> None:
+    if text is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = text
 
 
 def user_value(name: str) -> str | None:
     """What the user set a variable to, None where it is empty, unset or set by jinit."""
     text = os.environ.get(name) or None
-    return None if text == _WRITTEN.get(name) else text
+    return None if text == written().get(name) else text
 
 
 def misspelt(known: Iterable[str]) -> dict[str, str]:
@@ -28,3 +67,8 @@ def misspelt(known: Iterable[str]) -> dict[str, str]:
     names = sorted(known)
     unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in names]
     return {name: difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0] for name in unknown}
+
+
+def related_variables() -> dict[str, str]:
+    """The variables that JAX, XLA and jinit read, as they are now, by name."""
+    return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_RELATED)}

@@ -3,10 +3,10 @@
 import os
 
 from jinit.settings.environment import set_variable
-from jinit.settings.parsing import choice, optional
+from jinit.settings.parsing import FLAG, choice, fraction, optional
 from jinit.settings.setting import Setting, Source
 
-__all__ = ["MEMORY", "POLICIES"]
+__all__ = ["MEMORY", "MEMORY_FRACTION", "POLICIES"]
 
 _PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 _VARIABLES = (_PREALLOCATE, "XLA_PYTHON_CLIENT_ALLOCATOR")
@@ -18,7 +18,16 @@ POLICIES = {
 }
 """Each policy in the words of the two variables that JAX reads when a GPU backend starts."""
 
+EXPANDABLE = {True: ("cuda_async", "vmm"), False: ("preallocate", "grow")}
+"""The policies that have expandable segments, and those that have not; the first is meant."""
+
 _parse = choice(tuple(POLICIES))
+_parse_expandable = choice({given: policies[0] for given, policies in EXPANDABLE.items()})
+
+
+def _agree(stronger: str, weaker: str) -> bool:
+    """Whether two policies both expand, or neither does."""
+    return any({stronger, weaker} <= set(policies) for policies in EXPANDABLE.values())
 
 
 def _apply(policy: str) -> None:
@@ -47,12 +56,53 @@ def _current() -> str | None:
 
 MEMORY = Setting(
     name="memory",
-    variables=(Source("JINIT_MEMORY", _parse),),
-    arguments=(Source("memory", optional(_parse)),),
+    variables=(
+        Source("JINIT_MEMORY", _parse),
+        Source(
+            "JINIT_EXPANDABLE_SEGMENTS",
+            lambda name, text: _parse_expandable(name, FLAG(name, text)),
+        ),
+    ),
+    arguments=(
+        Source("memory", optional(_parse)),
+        Source("expandable_segments", optional(_parse_expandable)),
+    ),
     apply=_apply,
     current=_current,
+    agree=_agree,
     native=_VARIABLES,
     native_values=POLICIES.__getitem__,
     spelling=_spelling,
+    needs_fresh_backend=True,
+)
+
+_FRACTION = "XLA_CLIENT_MEM_FRACTION"
+_OLD_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+
+
+def _as_fraction(name: str, text: str) -> str:
+    try:
+        return str(float(text))
+    except ValueError:
+        return text
+
+
+def _current_fraction() -> float | str | None:
+    text = os.environ.get(_FRACTION) or os.environ.get(_OLD_FRACTION)
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text
+
+
+MEMORY_FRACTION = Setting(
+    name="memory_fraction",
+    variables=(Source("JINIT_MEMORY_FRACTION", fraction),),
+    arguments=(Source("memory_fraction", optional(fraction)),),
+    apply=lambda share: set_variable(_FRACTION, str(share)),
+    current=_current_fraction,
+    native=(_FRACTION, _OLD_FRACTION),
+    native_values=lambda share: (str(share), str(share)),
+    spelling=_as_fraction,
     needs_fresh_backend=True,
 )

@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["Parser", "choice", "integer", "optional"]
+__all__ = ["FLAG", "SWITCH", "Parser", "choice", "fraction", "integer", "optional", "refusal"]
 
 Parser = Callable[[str, Any], Any]
 
@@ -24,17 +24,31 @@ def integer(low: int, high: int, *, note: str = "", text: bool = False) -> Parse
     def parse(name: str, value: Any) -> int:
         # numpy < 2.3 takes its booleans for indices, with a warning
         if type(value).__name__.startswith("bool"):
-            raise TypeError(_refusal(name, value, legal))
+            raise TypeError(refusal(name, value, legal))
         try:
             number = int(value) if text else operator.index(value)
         except (TypeError, ValueError):
             error = ValueError if text else TypeError
-            raise error(_refusal(name, value, legal)) from None
+            raise error(refusal(name, value, legal)) from None
         if not low <= number <= high:
-            raise ValueError(_refusal(name, value, legal))
+            raise ValueError(refusal(name, value, legal))
         return number
 
     return parse
+
+
+def fraction(name: str, value: Any) -> float:
+    """Parses a number in (0, 1], from a text too."""
+    legal = "a number in (0, 1]"
+    if type(value).__name__.startswith("bool"):
+        raise TypeError(refusal(name, value, legal))
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(refusal(name, value, legal)) from None
+    if not 0 < number <= 1:
+        raise ValueError(refusal(name, value, legal))
+    return number
 
 
 def choice(legal_values: Iterable[Any]) -> Parser:
@@ -47,7 +61,7 @@ def choice(legal_values: Iterable[Any]) -> Parser:
         try:
             return meanings[value]
         except (KeyError, TypeError):
-            raise ValueError(_refusal(name, value, legal)) from None
+            raise ValueError(refusal(name, value, legal)) from None
 
     return parse
 
@@ -57,6 +71,15 @@ def optional(parse: Parser) -> Parser:
     return lambda name, value: None if value is None else parse(name, value)
 
 
-def _refusal(name: str, value: object, legal: str) -> str:
-    remedy = "correct or unset the variable" if name.isupper() else "pass one, or leave it out"
+def refusal(name: str, value: object, legal: str) -> str:
+    """Says which value was refused, what is legal instead, and what to do."""
+    is_variable = name.partition("[")[0].isupper()
+    remedy = "correct or unset the variable" if is_variable else "pass one, or leave it out"
     return f"{name} must be {legal}, not {value!r}: {remedy}."
+
+
+SWITCH = choice({True: True, False: False})
+"""The parser of an argument that is True or False."""
+
+FLAG = choice({"0": False, "1": True})
+"""The parser of a variable that is 0 or 1."""

@@ -1,33 +1,80 @@
 """The precision of matrix products and convolutions in float32."""
 
+from importlib.util import find_spec
+
+from jinit.settings._jax_private import backend_is_up
+from jinit.settings.jax_options import option, set_option
 from jinit.settings.parsing import choice, optional
 from jinit.settings.setting import Setting, Source
 
-__all__ = ["PRECISION", "PRECISIONS"]
+__all__ = ["PRECISION", "PRECISIONS", "PRESETS", "check_platform"]
 
-PRECISIONS = (
-    *("default", "high", "highest", "bfloat16", "tensorfloat32", "float32"),
+PRESETS = (
     *("ANY_F8_ANY_F8_F32", "ANY_F8_ANY_F8_F32_FAST_ACCUM"),
     *("ANY_F8_ANY_F8_ANY", "ANY_F8_ANY_F8_ANY_FAST_ACCUM"),
     *("F16_F16_F16", "F16_F16_F32", "BF16_BF16_BF16", "BF16_BF16_F32"),
     *("BF16_BF16_F32_X3", "BF16_BF16_F32_X6", "BF16_BF16_F32_X9"),
     *("TF32_TF32_F32", "TF32_TF32_F32_X3", "F32_F32_F32", "F64_F64_F64"),
 )
+"""The algorithms of products that a backend may or may not have."""
+
+PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32", *PRESETS)
+_ON_CPU = (
+    *("F16_F16_F16", "BF16_BF16_F32", "BF16_BF16_F32_X3", "BF16_BF16_F32_X6"),
+    *("F32_F32_F32", "F64_F64_F64"),
+)
 _WITH_TF32, _WITHOUT_TF32 = "default", "highest"
 _OPTION = "jax_default_matmul_precision"
 _parse = choice(PRECISIONS)
 
 
-def _current() -> str | None:
+def check_platform(precision: str | None, platform: str | None) -> None:
+    """Refuses a preset that float32 products cannot have where the process will run.
+
+    Raises:
+        ValueError: ``precision`` is a preset that the platform does not have.
+    """
+    if precision not in PRESETS:
+        return
+    on_cpu = _expected_platform(platform) == "cpu"
+    if precision not in _ON_CPU if on_cpu else precision.startswith("ANY_F8"):
+        raise ValueError(_unsupported(precision, "the CPU" if on_cpu else "any backend"))
+
+
+def _expected_platform(platform: str | None) -> str:
+    """The platform that is up or, as far as that can be told, will be."""
     import jax
 
-    return getattr(jax.config, _OPTION)
+    if backend_is_up():
+        return jax.default_backend()
+    others = find_spec("jax_plugins") or find_spec("libtpu")
+    return (platform or option("jax_platforms") or ("other" if others else "cpu")).split(",")[0]
 
 
-def _apply(precision: str) -> None:
+def _confirm() -> None:
+    """Compiles a float32 product if the precision is a preset, so that no later one fails.
+
+    Raises:
+        ValueError: The backend refuses the preset.
+    """
     import jax
+    import jax.numpy as jnp
 
-    jax.config.update(_OPTION, precision)
+    precision = option(_OPTION)
+    if precision not in PRESETS:
+        return
+    square = jax.ShapeDtypeStruct((16, 16), jnp.float32)
+    try:
+        jax.jit(jnp.dot).lower(square, square).compile()
+    except Exception as error:
+        raise ValueError(_unsupported(precision, jax.devices()[0].device_kind)) from error
+
+
+def _unsupported(precision: str, where: str) -> str:
+    return (
+        f"matmul_precision={precision!r} is not to be had for float32 products on {where}: "
+        "choose another, such as 'high' or 'highest', which every backend has."
+    )
 
 
 PRECISION = Setting(
@@ -40,10 +87,11 @@ PRECISION = Setting(
         Source("matmul_precision", optional(_parse)),
         Source("allow_tf32", choice({True: _WITH_TF32, False: _WITHOUT_TF32}), default=True),
     ),
-    apply=_apply,
-    current=_current,
+    apply=lambda precision: set_option(_OPTION, precision),
+    current=lambda: option(_OPTION),
     native=(_OPTION.upper(),),
     native_values=lambda precision: (precision,),
     yields=True,
+    confirm=_confirm,
     caveat="a value set for the current block or thread is stronger",
 )

@@ -2,6 +2,7 @@
 
 from jinit.settings.parsing import choice
 from jinit.settings.setting import Setting, Source
+from jinit.settings.undo import on_failure
 
 __all__ = ["START_METHOD"]
 
@@ -18,6 +19,8 @@ def _current() -> str | None:
 def _apply(method: str) -> None:
     import multiprocessing
 
+    before = _current()
+    on_failure(lambda: multiprocessing.set_start_method(before, force=True))
     multiprocessing.set_start_method(method, force=True)
 
 

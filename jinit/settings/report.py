@@ -1,16 +1,24 @@
 """What a start decided, as a table for people and as plain data for programs."""
 
 import json
+import os
 import platform
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
 from jinit._tables import format_table
+from jinit.settings.environment import related_variables
+from jinit.settings.flag_plan import FlagOutcome
 from jinit.settings.setting import Origin, Status
 
-__all__ = ["Outcome", "StartupReport", "versions"]
+__all__ = ["Outcome", "StartupReport", "make_report"]
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin", "libtpu")
+_MEMORY = ("bytes_limit", "bytes_in_use", "peak_bytes_in_use")
 
 
 @dataclass(frozen=True)
@@ -32,16 +40,25 @@ class Outcome:
     status: Status
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StartupReport:
     """The settings in force since the last ``startup``, and what they are in force on.
 
+    Printed, it is a table to read or to paste into a bug report.
+
     Attributes:
         settings: The ``Outcome`` of each setting by name.
+        flags: The ``FlagOutcome`` of each XLA flag by name, those in the environment included.
+        compiler_options: The flags that came too late, as ``jax.jit(compiler_options=...)`` takes
+            them; each was tried.
         versions: Python, the operating system, and the packages by name.
         backend: ``cpu``, ``gpu`` or ``tpu``.
         devices: The number of devices of each kind, over all processes.
+        memory: The bytes of this process's devices by name, as far as the backend counts them,
+            and of the host.
         process_count: The number of processes of the run.
+        process_index: This process's number among them.
+        environment: The variables that JAX, XLA and jinit read, as they are now.
 
     Example:
         >>> import jinit
@@ -51,13 +68,18 @@ class StartupReport:
     """
 
     settings: Mapping[str, Outcome]
+    flags: Mapping[str, FlagOutcome]
+    compiler_options: Mapping[str, Any]
     versions: Mapping[str, str]
     backend: str
     devices: Mapping[str, int]
+    memory: Mapping[str, Mapping[str, int]]
     process_count: int
+    process_index: int
+    environment: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the report as plain data: dicts, strings, integers and None."""
+        """Returns the report as plain data: dicts, strings, numbers and None."""
         return asdict(self)
 
     def to_json(self) -> str:
@@ -65,34 +87,107 @@ class StartupReport:
         return json.dumps(self.to_dict(), indent=2)
 
     def __str__(self) -> str:
+        rows = [(name, found, _value_text(found)) for name, found in self.settings.items()]
+        tables = [_outcome_table("setting", rows)]
+        if self.flags:
+            flags = [(name, found, _flag_text(found)) for name, found in self.flags.items()]
+            tables.append(_outcome_table("XLA flag", flags))
+        if self.compiler_options:
+            tables.append(f"  for jax.jit: compiler_options={dict(self.compiler_options)}")
+        tables.append(format_table(["running on", ""], self._place().items()))
+        if self.environment:
+            tables.append(format_table(["environment", ""], self.environment.items()))
+        return "\n".join(tables)
+
+    __repr__ = __str__
+
+    def _place(self) -> dict[str, str]:
         devices = ", ".join(f"{count} x {kind}" for kind, count in self.devices.items())
-        where = {
+        memory = {f"memory of {name}": _memory_text(of) for name, of in self.memory.items()}
+        return {
             **self.versions,
             "backend": self.backend,
             "devices": devices,
-            "processes": str(self.process_count),
+            **memory,
+            "process": f"{self.process_index} of {self.process_count}",
         }
-        return "\n".join(
-            (
-                format_table(["setting", "value", "origin", "status"], self._rows()),
-                format_table(["running on", ""], where.items()),
-            )
-        )
-
-    def _rows(self) -> list[list[str]]:
-        return [
-            [name, _value_text(found), _origin_text(found), found.status]
-            for name, found in self.settings.items()
-        ]
 
 
-def versions() -> dict[str, str]:
+def make_report(
+    settings: Mapping[str, Outcome],
+    flags: Mapping[str, FlagOutcome],
+    compiler_options: Mapping[str, Any],
+) -> StartupReport:
+    """Adds what the settings are in force on."""
+    import jax
+
+    return StartupReport(
+        settings=dict(settings),
+        flags=dict(flags),
+        compiler_options=dict(compiler_options),
+        versions=_versions(),
+        backend=jax.default_backend(),
+        devices=dict(Counter(device.device_kind for device in jax.devices())),
+        memory=_memory(),
+        process_count=jax.process_count(),
+        process_index=jax.process_index(),
+        environment=related_variables(),
+    )
+
+
+def _versions() -> dict[str, str]:
     """The versions of Python, the operating system and the packages, without importing these."""
     from jinit import __version__
 
-    packages = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+    found = {name: _version(name) for name in (*_PACKAGES, *_PLUGINS)}
+    packages = {name: version for name, version in found.items() if version}
     here = {"python": platform.python_version(), "platform": platform.platform()}
     return {**here, "jinit": __version__, **packages}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> dict[str, dict[str, int]]:
+    import jax
+
+    counted = {str(device): device.memory_stats() or {} for device in jax.local_devices()}
+    devices = {
+        name: {key: int(stats[key]) for key in _MEMORY if key in stats}
+        for name, stats in counted.items()
+        if stats
+    }
+    return {**devices, "host": _host_memory()}
+
+
+def _host_memory() -> dict[str, int]:
+    try:
+        return {"bytes_limit": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")}
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return {}
+
+
+def _memory_text(of: Mapping[str, int]) -> str:
+    texts = [f"{_label(key)} {count / 2**30:.2f} GiB" for key, count in of.items()]
+    return ", ".join(texts) or "not known"
+
+
+def _label(key: str) -> str:
+    return (
+        key.removesuffix("_in_use")
+        .replace("bytes_", "")
+        .replace("bytes", "in use")
+        .replace("_", " ")
+    )
+
+
+def _outcome_table(head: str, rows: Sequence[tuple[str, Any, str]]) -> str:
+    cells = [[name, value, _origin_text(found), found.status] for name, found, value in rows]
+    return format_table([head, "value", "origin", "status"], cells)
 
 
 def _value_text(found: Outcome) -> str:
@@ -101,5 +196,10 @@ def _value_text(found: Outcome) -> str:
     return value if kept else f"{value} (asked for {found.requested})"
 
 
-def _origin_text(found: Outcome) -> str:
+def _flag_text(found: FlagOutcome) -> str:
+    value = _value_text(Outcome(found.value, found.requested, found.origin, "", found.status))
+    return f"{value}: {found.note}" if found.note else value
+
+
+def _origin_text(found: Outcome | FlagOutcome) -> str:
     return f"{found.origin} ({found.source})" if found.source else found.origin

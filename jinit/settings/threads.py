@@ -12,8 +12,9 @@ __all__ = ["MAX_THREADS", "THREADS"]
 MAX_THREADS = 256
 """The most threads XLA gives its pool; far above, a process dies for lack of threads."""
 
-# Of all knobs only this one works; OMP_NUM_THREADS and xla_cpu_multi_thread_eigen change nothing.
-_VARIABLE = "PJRT_NPROC"
+# Of all knobs only these work, the first before the second; OMP_NUM_THREADS and
+# xla_cpu_multi_thread_eigen change nothing.
+_VARIABLES = ("PJRT_NPROC", "NPROC")
 
 
 def _all_cores() -> int:
@@ -33,21 +34,31 @@ def _parser(*, text: bool) -> Parser:
 
 def _current() -> int:
     """The threads that run, or before there are any, those that will."""
-    text = os.environ.get(_VARIABLE) or os.environ.get("NPROC", "")
+    text = next(filter(None, map(os.environ.get, _VARIABLES)), "")
     try:
         return cpu_pool_size() or max(1, int(text))
     except ValueError:  # as XLA does with what is no number
         return _all_cores()
 
 
+def _verify() -> None:
+    for name in _VARIABLES:
+        text = os.environ.get(name, "")
+        if text.strip().isdecimal():  # what is no number, XLA takes for nothing
+            _verify_count(name, text)
+
+
+_verify_count = integer(0, 1024, text=True)
+
 THREADS = Setting(
     name="threads",
     variables=(Source("JINIT_THREADS", _parser(text=True)),),
     arguments=(Source("threads", optional(_parser(text=False))),),
-    apply=lambda threads: set_variable(_VARIABLE, str(threads)),
+    apply=lambda threads: set_variable(_VARIABLES[0], str(threads)),
     current=_current,
-    native=(_VARIABLE,),
+    native=_VARIABLES[:1],
     native_values=lambda threads: (str(threads),),
     needs_fresh_backend=True,
+    verify=_verify,
     caveat="XLA keeps at least one thread for each CPU device",
 )
