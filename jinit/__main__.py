@@ -16,10 +16,11 @@ def env(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     try:
         startup()
-    except (TypeError, ValueError, RuntimeError, OSError) as error:
+    except (TypeError, ValueError, RuntimeError, OSError, Warning) as error:
         parser.error(str(error))
     report = startup_report()
-    print(report.to_json() if options.json else report)
+    text = report.to_json() if options.json else str(report)
+    print(text.encode(errors="backslashreplace").decode())
     return 0
 
 

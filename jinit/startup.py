@@ -1,15 +1,16 @@
 """The start of a process: every setting decided before anything is changed, applied, recorded."""
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from jinit.settings._jax_private import backend_is_up
-from jinit.settings.environment import misspelt
+from jinit.settings.environment import inherited, misspelt
 from jinit.settings.flag_plan import AskedFlag, FlagOutcome, FlagPlan, plan_flags
-from jinit.settings.flag_text import format_flags
+from jinit.settings.flag_text import format_flags, full_text, same_value
+from jinit.settings.jax_options import DEVICE_FLAG
 from jinit.settings.late_flags import compiler_options
 from jinit.settings.precision import PRECISION, check_platform
 from jinit.settings.report import Outcome, StartupReport, make_report
@@ -19,7 +20,6 @@ from jinit.settings.table import SETTINGS, STRICT
 from jinit.settings.undo import all_or_nothing
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     import jax
@@ -62,11 +62,12 @@ class _Plan:
                 setting.apply(self.choices[name].value)
             setting.confirm()
 
-    def record(self) -> None:
+    def record(self, *, before_backend: bool) -> None:
         """Notes what is in force now, and who asked for it."""
-        _LAST.settings |= {name: _outcome(name, self) for name in self.choices}
-        _LAST.asked |= {name: choice.asked for name, choice in self.choices.items()}
-        _LAST.flags = dict(self.flags.outcomes)
+        done = [n for n, each in SETTINGS.items() if each.needs_fresh_backend == before_backend]
+        _LAST.settings |= {name: _outcome(name, self) for name in done}
+        _LAST.asked |= {name: self.choices[name].asked for name in done}
+        _LAST.flags = {name: _as_before(name, each) for name, each in self.flags.outcomes.items()}
         _LAST.compiler_options = self.compiler_options
 
 
@@ -88,7 +89,7 @@ def startup(
     debug_key_reuse: bool | None = None,
     platform: str | None = None,
     cpu_devices: int | None = None,
-    compilation_cache: "bool | str | os.PathLike[str] | None" = None,
+    compilation_cache: bool | str | os.PathLike[str] | None = None,
     distributed: bool | Mapping[str, Any] = False,
     strict: bool = False,
 ) -> "jax.Array":
@@ -97,8 +98,8 @@ def startup(
     Everything is validated before anything is changed, and if the backend does not start,
     everything is changed back. Call it before the first JAX operation: once a backend is up, what
     must come before it is too late, which is warned of and reported, and the rest is applied. A
-    second call with the same arguments starts the same streams again and changes nothing else;
-    with others it says what differs.
+    second call with the same arguments starts the same streams again (without a seed, new ones)
+    and changes nothing else; with others it says what differs.
 
     Each argument has an environment variable that overrides it: its name in capitals behind
     ``JINIT_``, such as ``JINIT_MATMUL_PRECISION``; switches are ``0`` or ``1``. Only that of
@@ -149,6 +150,7 @@ def startup(
             that compile in under a second are kept too.
         distributed: Whether to connect to the other processes of the run: True on a cluster that
             JAX knows, or the arguments of ``jax.distributed.initialize``. As a variable, JSON.
+            JAX ends process 0 where the others do not come within ``initialization_timeout``.
         strict: Whether a setting that is too late, a flag that is not taken and a misspelt
             variable are errors, raised before anything is changed, and not warnings.
 
@@ -189,11 +191,11 @@ def startup(
         plan.flags.apply()
         plan.apply(before_backend=True)
         _start_backend()
+    plan.record(before_backend=True)
     plan.choices["seed"] = replace(choices["seed"], value=common_seed(choices["seed"]))
-    plan.record()
     with all_or_nothing():
         plan.apply(before_backend=False)
-    plan.record()
+    plan.record(before_backend=False)
     _warn(_shortfalls())
     import jax
 
@@ -224,9 +226,8 @@ def startup_report() -> StartupReport:
 def _make_plan(choices: dict[str, Choice]) -> _Plan:
     """Decides what becomes of every choice; refuses what the backend could not start with."""
     choices = {name: _yield(SETTINGS[name], choice) for name, choice in choices.items()}
-    if not backend_is_up():
-        for setting in SETTINGS.values():
-            setting.verify()
+    for name, choice in choices.items():
+        SETTINGS[name].verify(choice)
     flags = plan_flags(_asked_flags(choices))
     plan = _Plan(choices, {n: _status(n, choice, flags) for n, choice in choices.items()}, flags)
     applied = plan.statuses["matmul_precision"] == "applied"
@@ -236,11 +237,13 @@ def _make_plan(choices: dict[str, Choice]) -> _Plan:
 
 
 def _yield(setting: Setting, choice: Choice) -> Choice:
-    """Lets a default give way to what the user's own code had set before the first startup."""
-    first = choice.origin == "default" and setting.name not in _LAST.settings
-    if setting.yields and first and setting.current and setting.current() is not None:
-        return replace(choice, value=None)
-    return choice
+    """Lets a default give way to what the user's own code has set."""
+    if not (setting.yields and setting.current) or choice.origin != "default":
+        return choice
+    before = _LAST.settings.get(setting.name)
+    current = setting.current()
+    ours = current is None or (before is not None and before.value == current)
+    return choice if ours else replace(choice, value=None)
 
 
 def _asked_flags(choices: Mapping[str, Choice]) -> dict[str, AskedFlag]:
@@ -252,20 +255,29 @@ def _asked_flags(choices: Mapping[str, Choice]) -> dict[str, AskedFlag]:
     asked: dict[str, AskedFlag] = {}
     for name, choice in choices.items():
         meaning = SETTINGS[name].flags
-        for flag, value in (meaning(choice.value) if meaning and choice.value else {}).items():
+        flags = meaning(choice.value) if meaning and choice.value is not None else {}
+        for flag, value in flags.items():
             first = asked.setdefault(flag, AskedFlag(value, choice.origin, choice.source))
-            if (first.value or "true") != (value or "true"):
-                raise ValueError(
-                    f"{first.source} asks for --{flag}={first.value}, {choice.source} for "
-                    f"{value}: they contradict each other, give only one."
-                )
+            _check_agreement(flag, first, AskedFlag(value, choice.origin, choice.source))
+    devices = choices["cpu_devices"]
+    if devices.asked and DEVICE_FLAG in asked:
+        count = AskedFlag(str(devices.value), devices.origin, devices.source)
+        _check_agreement(DEVICE_FLAG, asked[DEVICE_FLAG], count)
     return asked
+
+
+def _check_agreement(flag: str, first: AskedFlag, second: AskedFlag) -> None:
+    if first.origin == second.origin and not same_value(first.value, second.value):
+        raise ValueError(
+            f"{first.source} asks for --{flag}={full_text(first.value)}, {second.source} for "
+            f"{full_text(second.value)}: they contradict each other, give only one."
+        )
 
 
 def _status(name: str, choice: Choice, flags: FlagPlan) -> Status:
     setting = SETTINGS[name]
     if setting.flags:
-        return flags.status(setting.flags(choice.value) if choice.value else {})
+        return flags.status(setting.flags(choice.value) if choice.value is not None else {})
     return setting.status(choice.value)
 
 
@@ -283,13 +295,24 @@ def _start_backend() -> None:
 def _outcome(name: str, plan: _Plan) -> Outcome:
     choice, status = plan.choices[name], plan.statuses[name]
     origin, source, value = choice.origin, choice.source, _value(name, plan)
-    native = SETTINGS[name].user_variables()
-    before = _LAST.settings.get(name)
-    if native and status in ("unchanged", "overridden by the environment"):
+    native, before = SETTINGS[name].user_variables(), _LAST.settings.get(name)
+    from_users = status == "unchanged" and SETTINGS[name].is_from_environment(value)
+    from_parent = [name for name in SETTINGS[name].native if inherited(name)]
+    if native and (from_users or status == "overridden by the environment"):
         origin, source = "environment", ", ".join(native)
+    elif from_parent and not before and status == "unchanged" and value is not None:
+        origin, source = "environment", ", ".join(from_parent)
     elif before and before.value == value and status == "unchanged" and choice.asked is None:
         origin, source = before.origin, before.source
     return Outcome(value, choice.value, origin, source, status)
+
+
+def _as_before(name: str, found: FlagOutcome) -> FlagOutcome:
+    """Names who asked for a flag first, where it was an earlier call and not the environment."""
+    before = _LAST.flags.get(name)
+    if before and before.value == found.value and found.status == "unchanged":
+        return replace(found, origin=before.origin, source=before.source)
+    return found
 
 
 def _value(name: str, plan: _Plan) -> Any:
@@ -361,5 +384,10 @@ def _shortfalls() -> list[str]:
     return [
         f"{name} was set to {found.requested!r}, but is {found.value!r}: {SETTINGS[name].caveat}."
         for name, found in _LAST.settings.items()
-        if found.status == "applied" and found.value != found.requested and SETTINGS[name].caveat
+        if SETTINGS[name].caveat and found.value != found.requested and _was_asked(name, found)
     ]
+
+
+def _was_asked(name: str, found: Outcome) -> bool:
+    overridden = found.status == "overridden by the environment" and _LAST.asked[name] is not None
+    return found.status == "applied" or overridden

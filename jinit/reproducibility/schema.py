@@ -19,6 +19,7 @@ Reader = Callable[[str, Any, list[str]], Any]
 
 _MISSING = object()
 _SHOWN = 8
+_MT_WORDS = 624
 
 
 def read_state(state: Any) -> list[dict[str, Any]]:
@@ -109,6 +110,8 @@ def words(length: int, last: Reader | None = None) -> Reader:
         array = _words(value)
         if array is None or array.shape != (length,):
             return expected(problems, path, legal, value)
+        if not array[:_MT_WORDS].any():  # from which it never draws anything but 0
+            return expected(problems, path, f"{legal} that are not all 0", value)
         if last is not None:
             last(f"{path}[{length - 1}]", array[-1], problems)
         return array
@@ -129,7 +132,7 @@ def _key(path: str, packed: Any, problems: list[str]) -> Any:
         return expected(problems, path, legal, packed)
     ((implementation, value),) = packed.items()
     path, data = member(path, implementation), _words(value)
-    if data is None:
+    if data is None or data.size == 0:
         return expected(problems, path, "uint32 words", value)
     try:
         return wrap_key(implementation, data)

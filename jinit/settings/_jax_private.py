@@ -1,13 +1,14 @@
 """The only file of the settings that reads what JAX and XLA do not publish.
 
 JAX has no public question whether a backend is up, and asking ``jax.devices()`` starts one; none
-for the platforms that could be started; and XLA has none for the size of its CPU thread pool. All
-three answers decide what a report may claim.
+for the platforms that could be started; and XLA has none for the flags that it has read and for the
+size of its CPU thread pool. The answers decide what a report may claim.
 """
 
+import re
 from pathlib import Path
 
-__all__ = ["backend_is_up", "cpu_pool_size", "registered_platforms"]
+__all__ = ["backend_is_up", "cpu_pool_size", "flags_in_force", "registered_platforms"]
 
 
 def backend_is_up() -> bool:
@@ -23,6 +24,20 @@ def registered_platforms() -> list[str]:
 
     xla_bridge._discover_and_register_pjrt_plugins()
     return list(xla_bridge._backend_factories)
+
+
+def flags_in_force() -> dict[str, str]:
+    """The flags that XLA has read and whose values are not zero; to ask before it has reads them.
+
+    They are the fields of the options that every program is compiled with: flags under other
+    names than their field's are missing.
+    """
+    from jaxlib import xla_client
+
+    options = xla_client._xla.CompileOptions()  # pyright: ignore[reportPrivateImportUsage]
+    text = str(options.executable_build_options.debug_options)
+    fields = re.findall(r"^(\w+): (.*)$", text, re.MULTILINE)
+    return {name: value.strip('"') for name, value in fields}
 
 
 def cpu_pool_size() -> int | None:

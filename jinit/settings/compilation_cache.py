@@ -5,25 +5,31 @@ from pathlib import Path
 
 from jinit.settings.jax_options import option, set_option
 from jinit.settings.parsing import refusal
-from jinit.settings.setting import Setting, Source
-from jinit.settings.user_cache import private_directory, writable_by_others
+from jinit.settings.setting import Choice, Setting, Source
+from jinit.settings.undo import on_failure
+from jinit.settings.user_cache import private_directory, private_path, writable_by_others
 
 __all__ = ["COMPILATION_CACHE"]
 
+_NAME = "compilation"
 _OPTION = "jax_compilation_cache_dir"
 _LEAST_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 _OFF = "off"
+_LEGAL = "True (a folder of your own), False or a folder"
 
 
 def _parse(name: str, value: object) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool):
-        return str(private_directory("compilation")) if value else _OFF
-    if isinstance(value, (str, os.PathLike)) and (text := os.fspath(value)) and "\0" not in text:
+        return str(private_path(_NAME)) if value else _OFF
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
+    if not isinstance(text, str) or not 0 < len(text) < 4096 or "\0" in text:
+        raise ValueError(refusal(name, value, _LEGAL))
+    try:
         return text if "://" in text else str(Path(text).expanduser().absolute())
-    legal = "True (a folder of your own), False or a folder"
-    raise ValueError(refusal(name, value, legal))
+    except (RuntimeError, OSError):  # no such user; the working folder is gone
+        raise ValueError(refusal(name, value, _LEGAL)) from None
 
 
 def _parse_text(name: str, text: str) -> str | None:
@@ -33,23 +39,43 @@ def _parse_text(name: str, text: str) -> str | None:
     return _parse(name, {"0": False, "1": True}.get(text, text))
 
 
-def _current() -> str:
-    return option(_OPTION) or _OFF
+def _nearest_there(folder: str) -> Path | None:
+    """The folder itself or, as long as it is not made yet, the one that it will be in."""
+    if folder == _OFF or "://" in folder:
+        return None
+    path = Path(folder)
+    return next((each for each in (path, *path.parents) if os.path.lexists(each)), None)
+
+
+def _verify(choice: Choice) -> None:
+    there = _nearest_there(choice.value or _OFF)
+    if there and not (there.is_dir() and os.access(there, os.W_OK)):
+        legal = f"a folder that you can write to, which {str(there)!r} is not"
+        raise ValueError(refusal(choice.source, choice.value, legal))
 
 
 def _apply(folder: str) -> None:
+    if folder == str(private_path(_NAME)):
+        private_directory(_NAME)
+    _forget()
+    on_failure(_forget)
     set_option(_OPTION, None if folder == _OFF else folder)
     # By default a program is kept only if it took a second to compile, and most take less.
     if not os.environ.get(_LEAST_SECONDS.upper()) and option(_LEAST_SECONDS) == 1.0:
         set_option(_LEAST_SECONDS, 0.0)
 
 
+def _forget() -> None:
+    """Lets JAX look at its option again: it opens its cache once, with the first program."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    compilation_cache.reset_cache()
+
+
 def _advice(folder: str) -> str:
-    path = Path(folder)
-    while not path.exists():
-        path = path.parent
-    culprit = None if folder == _OFF or "://" in folder else writable_by_others(path)
-    if not culprit:
+    there = _nearest_there(folder)
+    culprit = writable_by_others(there) if there else None
+    if not culprit or folder == str(private_path(_NAME)):
         return ""
     return f"others can write to {str(culprit)!r}, and what is in compilation_cache is run"
 
@@ -59,8 +85,9 @@ COMPILATION_CACHE = Setting(
     variables=(Source("JINIT_COMPILATION_CACHE", _parse_text),),
     arguments=(Source("compilation_cache", _parse),),
     apply=_apply,
-    current=_current,
+    current=lambda: option(_OPTION) or _OFF,
     native=(_OPTION.upper(),),
     native_values=lambda folder: (folder,),
+    verify=_verify,
     advice=_advice,
 )

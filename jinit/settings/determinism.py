@@ -1,12 +1,12 @@
 """Results that are the same, bit for bit, on every run."""
 
-import os
 import warnings
 
-from jinit.settings.flag_plan import AskedFlag, plan_flags
-from jinit.settings.flag_text import split_flags
+from jinit.settings.flag_plan import AskedFlag, plan_flags, present_flags
+from jinit.settings.flag_text import read_variable, same_value
 from jinit.settings.parsing import FLAG, SWITCH
 from jinit.settings.setting import Setting, Source
+from jinit.settings.undo import all_or_nothing
 
 __all__ = ["DETERMINISTIC", "DETERMINISTIC_FLAGS", "configure_deterministic_mode"]
 
@@ -16,18 +16,37 @@ DETERMINISTIC_FLAGS = {"xla_gpu_deterministic_ops": "true"}
 _ADVICE = "deterministic mode costs speed on a GPU, in scatters most of all"
 
 
+_OFF = {"xla_gpu_deterministic_ops": "false"}
+
+
 def _current() -> bool:
-    flags = split_flags(os.environ.get("XLA_FLAGS", "")).flags
-    return all(flags.get(name) == text for name, text in DETERMINISTIC_FLAGS.items())
+    flags = present_flags()
+    return all(
+        name in flags and same_value(flags[name].value, text)
+        for name, text in DETERMINISTIC_FLAGS.items()
+    )
+
+
+def _spelling(variable: str, text: str) -> str:
+    """Whether the user's flags are the deterministic ones; nothing where they do not say."""
+    flags = read_variable(variable).flags
+    named = [flags[name] for name in DETERMINISTIC_FLAGS if name in flags]
+    return str(all(same_value(value, "true") for value in named)) if named else ""
 
 
 DETERMINISTIC = Setting(
     name="deterministic",
     variables=(Source("JINIT_DETERMINISTIC", FLAG),),
-    arguments=(Source("deterministic", SWITCH, default=False),),
+    arguments=(
+        # False is the default, which leaves alone what the user's flags say.
+        Source("deterministic", lambda name, value: SWITCH(name, value) or None, default=False),
+    ),
     apply=lambda wanted: None,
     current=_current,
-    flags=lambda wanted: DETERMINISTIC_FLAGS if wanted else {},
+    native=("XLA_FLAGS",),
+    native_values=lambda wanted: (str(wanted),),
+    spelling=_spelling,
+    flags=lambda wanted: DETERMINISTIC_FLAGS if wanted else _OFF,
     advice=lambda wanted: _ADVICE if wanted else "",
 )
 
@@ -65,4 +84,5 @@ def configure_deterministic_mode() -> None:
             "call it before the first JAX operation, without other values of them in XLA_FLAGS."
         )
     warnings.warn(f"{_ADVICE}.", stacklevel=2)
-    plan.apply()
+    with all_or_nothing():
+        plan.apply()

@@ -22,29 +22,49 @@ def _parse(name: str, value: object) -> Mapping[str, Any] | bool:
         legal = "True, False or a dict of " + ", ".join(map(repr, legal_names))
         raise ValueError(refusal(name, value, legal))
     for part, (is_legal, legal) in _LEGAL.items():
-        if part in value and not is_legal(value[part]):
+        if value.get(part) is not None and not is_legal(value[part]):
             raise ValueError(refusal(f"{name}[{part!r}]", value[part], legal))
+    _check_rank(name, value)
     return dict(value)
 
 
 def _is_address(value: object) -> bool:
     host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    return bool(host) and port.isdecimal() and 0 < int(port) < 2**16
+    return bool(host) and port.isdecimal() and len(port) < 6 and 0 < int(port) < 2**16
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _is_seconds(value: object) -> bool:
+    return _is_count(value) and value != 0
+
+
+def _are_devices(value: object) -> bool:
+    return _is_count(value) or (isinstance(value, list | tuple) and all(map(_is_count, value)))
 
 
 _LEGAL: dict[str, tuple[Callable[[object], bool], str]] = {
     "coordinator_address": (_is_address, "'host:port' with a port in [1, 65535]"),
-    **dict.fromkeys(("num_processes", "process_id"), (_is_count, "an integer of at least 0")),
+    "coordinator_bind_address": (_is_address, "'host:port' with a port in [1, 65535]"),
+    "local_device_ids": (_are_devices, "a list of integers of at least 0"),
+    **dict.fromkeys(
+        ("num_processes", "process_id", "slice_index", "partition_index"),
+        (_is_count, "an integer of at least 0"),
+    ),
     **dict.fromkeys(
         ("initialization_timeout", "heartbeat_timeout_seconds", "shutdown_timeout_seconds"),
-        (_is_count, "a whole number of seconds"),
+        (_is_seconds, "a whole number of seconds of at least 1"),
     ),
 }
 """What JAX would wait for, or end the process over, instead of refusing it."""
+
+
+def _check_rank(name: str, arguments: Mapping[str, Any]) -> None:
+    count, rank = arguments.get("num_processes"), arguments.get("process_id")
+    if count is not None and rank is not None and rank >= count:
+        raise ValueError(refusal(f"{name}['process_id']", rank, f"less than num_processes={count}"))
 
 
 def _parse_text(name: str, text: str) -> Mapping[str, Any] | bool:
@@ -73,6 +93,7 @@ def _apply(arguments: Mapping[str, Any]) -> None:
 
     _await_coordinator(arguments)
     on_failure(lambda: _is_up() and jax.distributed.shutdown())
+    _CONNECTED["arguments"] = dict(arguments)
     try:
         jax.distributed.initialize(**arguments)
     except Exception as error:
@@ -83,21 +104,37 @@ def _apply(arguments: Mapping[str, Any]) -> None:
         ) from error
 
 
+def _current() -> Mapping[str, Any] | bool:
+    return _CONNECTED.get("arguments", True) if _is_up() else False
+
+
+_CONNECTED: dict[str, Any] = {}
+"""The arguments by which jinit connected; nothing where the user did it."""
+
+
 def _await_coordinator(arguments: Mapping[str, Any]) -> None:
     """Waits for the coordinator's port: JAX ends the process if it never opens."""
     address, rank = arguments.get("coordinator_address"), arguments.get("process_id")
-    if not (isinstance(address, str) and rank):
+    if address is None:
         return
-    seconds = arguments.get("initialization_timeout", 300)
     host, _, port = address.rpartition(":")
+    seconds = arguments.get("initialization_timeout") or 300
     deadline = time.monotonic() + seconds
-    while not _answers(host.strip("[]"), port):
+    while not (_answers(host.strip("[]"), port) if rank else _resolves(host.strip("[]"), port)):
         if time.monotonic() > deadline:
             raise TimeoutError(
                 f"The coordinator {address!r} of distributed= did not answer process {rank} in "
                 f"{seconds} s: start process 0, and check the address and the firewall."
             )
         time.sleep(0.1)
+
+
+def _resolves(host: str, port: str) -> bool:
+    """Whether the name is known: process 0 is the coordinator itself, and opens the port."""
+    try:
+        return bool(socket.getaddrinfo(host, int(port)))
+    except OSError:
+        return False
 
 
 def _answers(host: str, port: str) -> bool:
@@ -113,6 +150,7 @@ DISTRIBUTED = Setting(
     variables=(Source("JINIT_DISTRIBUTED", _parse_text),),
     arguments=(Source("distributed", _parse, default=False),),
     apply=_apply,
-    holds=lambda arguments: arguments is False or _is_up(),
+    current=_current,
+    holds=lambda arguments: arguments is False or _current() in (arguments, True),
     needs_fresh_backend=True,
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from jinit.settings.undo import on_failure
 
-__all__ = ["misspelt", "related_variables", "set_variable", "user_value", "written"]
+__all__ = ["inherited", "misspelt", "related_variables", "set_variable", "user_value", "written"]
 
 PREFIX = "JINIT_"
 _MARK = "_JINIT_WRITTEN"
@@ -15,6 +15,11 @@ _RELATED = (
     *("JINIT_", "JAX_", "XLA_", "PJRT_", "NPROC", "LIBTPU_INIT_ARGS"),
     *("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_DEVICES"),
 )
+
+
+def inherited(name: str) -> bool:
+    """Whether a variable is as a startup in the process which started this one has set it."""
+    return name in _FROM_PARENT and os.environ.get(name) == _FROM_PARENT[name]
 
 
 def written() -> dict[str, str]:
@@ -28,6 +33,9 @@ def written() -> dict[str, str]:
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
+
+
+_FROM_PARENT = written()
 
 
 def set_variable(name: str, text: str, ours: str | None = None) -> None:

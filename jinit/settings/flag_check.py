@@ -16,18 +16,23 @@ from collections.abc import Callable, Mapping
 from jinit.settings.flag_memory import remembered
 from jinit.settings.flag_names import flag_names
 from jinit.settings.flag_text import format_flags, split_flags
-from jinit.settings.jax_options import MAX_CPU_DEVICES
+from jinit.settings.jax_options import DEVICE_FLAG, MAX_CPU_DEVICES
 
 __all__ = ["UNCHECKED", "check_flags", "check_tpu_flags"]
 
 UNCHECKED = "could not be checked here"
 
-_GREATEST = {"xla_force_host_platform_device_count": MAX_CPU_DEVICES}
+_GREATEST = {DEVICE_FLAG: MAX_CPU_DEVICES}
 """Values far above these keep the child starting threads until its time is up."""
 
 _SECONDS = 120.0
 _READ = "from jaxlib import xla_client; xla_client._xla.CompileOptions(); print('read', flush=True)"
-_START = f"{_READ}; import jax; jax.random.bits(jax.random.key(0)).block_until_ready()"
+_START = (
+    f"{_READ}; import jax; jax.random.bits(jax.random.key(0)).block_until_ready(); "
+    "print('started', flush=True)"
+)
+_HANGS = f"keeps a small program from ending within {_SECONDS:.0f} s"
+_CHILD = "_JINIT_CHECKS_FLAGS"
 _ENDS = "ends the process at its first computation"
 _NOT_FOR_THE_CHILD = ("JAX_", "JINIT_", "XLA_", "LIBTPU_INIT_ARGS", "PYTHON")
 _UNKNOWN = re.compile(r"Unknown flags? in XLA_FLAGS: (.*)", re.DOTALL)
@@ -65,8 +70,8 @@ def _answer(
     with remembered(package) as memory:
         if key not in memory:
             faults = find_faults(flags)
-            if UNCHECKED in faults.values():
-                return faults
+            if not {UNCHECKED, _HANGS}.isdisjoint(faults.values()):
+                return faults  # which another time may be otherwise
             memory[key] = faults
         return memory[key]
 
@@ -100,22 +105,32 @@ def _too_great(flags: Mapping[str, str | None]) -> dict[str, str]:
 
 def _ask(program: str, flags: Mapping[str, str | None]) -> str:
     """Runs a program under flags; returns how it failed, nothing where it did not."""
-    with tempfile.TemporaryDirectory() as dumps:
-        environ = _child_environment(_dumping_to(dumps, flags))
-        try:
-            child = subprocess.run(
-                [sys.executable, "-c", program],
-                env=environ, capture_output=True, stdin=subprocess.DEVNULL, timeout=_SECONDS,
-                check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return f"keeps a small program from ending within {_SECONDS:.0f} s"
-        except (OSError, ValueError, TypeError):
-            return UNCHECKED
+    if _CHILD in os.environ or getattr(sys, "frozen", False):
+        return UNCHECKED  # an executable that is no Python would start itself, again and again
+    try:
+        child = _run(program, flags)
+    except subprocess.TimeoutExpired:
+        return _HANGS
+    except (OSError, ValueError, TypeError):
+        return UNCHECKED
+    words = child.stdout.split()
     if child.returncode == 0:
-        return ""
-    ended = b"read" in child.stdout
-    return _ENDS if ended else child.stderr.decode(errors="replace")
+        return "" if words[-1:] == [b"started" if program is _START else b"read"] else UNCHECKED
+    if words[:1] == [b"read"]:
+        return _ENDS
+    return child.stderr.decode(errors="replace") or UNCHECKED
+
+
+def _run(program: str, flags: Mapping[str, str | None]) -> "subprocess.CompletedProcess[bytes]":
+    with tempfile.TemporaryDirectory() as dumps:
+        return subprocess.run(
+            [sys.executable, "-P", "-c", program],  # -P: nothing is imported from where we run
+            env=_child_environment(_dumping_to(dumps, flags)),
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_SECONDS,
+            check=False,
+        )
 
 
 def _dumping_to(folder: str, flags: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -127,8 +142,9 @@ def _dumping_to(folder: str, flags: Mapping[str, str | None]) -> dict[str, str |
 
 def _child_environment(flags: Mapping[str, str | None]) -> dict[str, str]:
     kept = {k: text for k, text in os.environ.items() if not k.startswith(_NOT_FOR_THE_CHILD)}
-    path = os.pathsep.join(filter(None, sys.path))
-    return {**kept, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": format_flags(flags)}
+    path = os.pathsep.join(entry for entry in sys.path if isinstance(entry, str) and entry)
+    ours = {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": format_flags(flags)}
+    return {**kept, **ours, _CHILD: "1"}
 
 
 def _named(answer: str, flags: Mapping[str, str | None]) -> dict[str, str]:

@@ -3,13 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jinit.settings._jax_private import backend_is_up
+from jinit.settings._jax_private import backend_is_up, flags_in_force
 from jinit.settings.environment import set_variable, written
 from jinit.settings.flag_check import UNCHECKED, check_flags, check_tpu_flags
-from jinit.settings.flag_text import Tokens, format_flags, read_variable, split_flags
+from jinit.settings.flag_text import (
+    format_flags,
+    full_text,
+    read_variable,
+    same_value,
+    split_flags,
+)
 from jinit.settings.setting import Origin, Status
 
-__all__ = ["AskedFlag", "FlagOutcome", "FlagPlan", "plan_flags"]
+__all__ = ["AskedFlag", "FlagOutcome", "FlagPlan", "plan_flags", "present_flags"]
 
 XLA, TPU = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
 _WORST_FIRST: tuple[Status, ...] = (
@@ -91,58 +97,88 @@ def plan_flags(asked: Mapping[str, AskedFlag]) -> FlagPlan:
 
     Args:
         asked: The flags that are asked for, by name. What the user has put in XLA_FLAGS or
-            LIBTPU_INIT_ARGS wins over them.
+            LIBTPU_INIT_ARGS wins over them, unless it is refused.
     """
-    read = {variable: read_variable(variable) for variable in (XLA, TPU)}
-    present = {
+    written_down = _flags_in_variables()
+    present = present_flags()
+    outcomes = _decide(asked, present, written_down)
+    complaints = [_complaint(name, found) for name, found in outcomes.items()]
+    useless = {n for n in asked if outcomes[n].status == "refused" and n in present}
+    if useless:
+        rest = {name: flag for name, flag in present.items() if name not in useless}
+        outcomes = _decide(asked, rest, written_down)
+    if backend_is_up():
+        return FlagPlan(outcomes, {}, tuple(filter(None, complaints)))
+    ignored = [_ignored(variable) for variable in (XLA, TPU)]
+    return FlagPlan(outcomes, _texts(outcomes), tuple(filter(None, ignored + complaints)))
+
+
+def present_flags() -> dict[str, AskedFlag]:
+    """The flags in the environment; once a backend is up, those of them that it started with."""
+    flags = _flags_in_variables()
+    if not backend_is_up():
+        return flags
+    read = flags_in_force()
+    return {name: flag for name, flag in flags.items() if _was_read(name, flag, read)}
+
+
+def _flags_in_variables() -> dict[str, AskedFlag]:
+    return {
         name: AskedFlag(value, "environment", variable)
-        for variable, tokens in read.items()
-        for name, value in tokens.flags.items()
+        for variable in (XLA, TPU)
+        for name, value in read_variable(variable).flags.items()
     }
-    weak = {name for name, flag in present.items() if name in asked and _is_ours(name, flag)}
-    wanted = dict(asked) | {name: flag for name, flag in present.items() if name not in weak}
-    up = backend_is_up()
-    new = {n: flag for n, flag in wanted.items() if not (up and _same(flag, present.get(n)))}
-    homes, faults = _check(new)
-    outcomes = {
+
+
+def _was_read(name: str, flag: AskedFlag, read: Mapping[str, str]) -> bool:
+    """Whether XLA has the value; of what it does not tell, the environment is believed."""
+    if name in read:
+        return same_value(read[name], flag.value)
+    number = full_text(flag.value).replace("true", "1").lstrip("-").replace(".", "", 1)
+    nonzero = number.isdecimal() and number.strip("0") != ""
+    return flag.source == TPU or not nonzero
+
+
+def _decide(
+    asked: Mapping[str, AskedFlag],
+    present: Mapping[str, AskedFlag],
+    written_down: Mapping[str, AskedFlag],
+) -> dict[str, FlagOutcome]:
+    users = {n: flag for n, flag in present.items() if n not in asked or not _is_ours(n, flag)}
+    late = {n: f for n, f in written_down.items() if n not in present and n not in asked}
+    wanted = {**asked, **users, **(late if backend_is_up() else {})}
+    settled = {n for n, flag in wanted.items() if backend_is_up() and _same(flag, present.get(n))}
+    homes, faults = _check({n: flag for n, flag in wanted.items() if n not in settled})
+    return {
         name: _outcome(
             flag, present.get(name), asked.get(name), homes.get(name, XLA), faults.get(name, "")
         )
         for name, flag in wanted.items()
     }
-    complaints = [_complaint(name, found) for name, found in outcomes.items()]
-    ignored = [] if up else [_ignored(variable, tokens) for variable, tokens in read.items()]
-    texts = {} if up else _texts(outcomes)
-    return FlagPlan(outcomes, texts, tuple(filter(None, ignored + complaints)))
 
 
 def _is_ours(name: str, flag: AskedFlag) -> bool:
     """Whether jinit put the flag there, in this process or in the one that started it."""
     ours = split_flags(written().get(flag.source, "")).flags
-    return name in ours and ours[name] == _text(flag.value)
-
-
-def _text(value: str | None) -> str:
-    """The value in full: a flag without one is a boolean."""
-    return "true" if value is None else value
+    return name in ours and ours[name] == full_text(flag.value)
 
 
 def _same(flag: AskedFlag, there: AskedFlag | None) -> bool:
-    return there is not None and _text(flag.value) == _text(there.value)
+    return there is not None and same_value(flag.value, there.value)
 
 
 def _outcome(
     flag: AskedFlag, there: AskedFlag | None, request: AskedFlag | None, home: str, fault: str
 ) -> FlagOutcome:
-    value, requested = _text(flag.value), _text((request or flag).value)
+    value, requested = full_text(flag.value), full_text((request or flag).value)
     tolerated = fault == UNCHECKED and (there is flag or home == TPU)
     if fault and not tolerated:
-        return FlagOutcome(None, requested, flag.origin, flag.source, "refused", home, fault)
+        return FlagOutcome(None, value, flag.origin, flag.source, "refused", home, fault)
     status: Status = "unchanged" if _same(flag, there) else "applied"
-    if value != requested:
+    if not same_value(value, requested):
         status = "overridden by the environment"
     elif status == "applied" and backend_is_up():
-        status, value = "too late", there and _text(there.value)
+        status, value = "too late", there and full_text(there.value)
     return FlagOutcome(value, requested, flag.origin, flag.source, status, home, fault)
 
 
@@ -168,9 +204,14 @@ def _texts(outcomes: Mapping[str, FlagOutcome]) -> dict[str, tuple[str, str]]:
     for variable in (XLA, TPU):
         flags = {n: f.value for n, f in outcomes.items() if f.variable == variable}
         flags = {name: value for name, value in flags.items() if value is not None}
-        ours = {n: v for n, v in flags.items() if outcomes[n].origin != "environment"}
+        ours = {name: value for name, value in flags.items() if _stays_ours(name, outcomes[name])}
         texts[variable] = (format_flags(flags), format_flags(ours))
     return texts
+
+
+def _stays_ours(name: str, found: FlagOutcome) -> bool:
+    there = AskedFlag(found.value, "environment", found.source)
+    return found.origin != "environment" or _is_ours(name, there)
 
 
 def _complaint(name: str, found: FlagOutcome) -> str:
@@ -180,10 +221,11 @@ def _complaint(name: str, found: FlagOutcome) -> str:
     return f"{found.source}: {flag} {found.note}"
 
 
-def _ignored(variable: str, tokens: Tokens) -> str:
-    if not tokens.ignored:
+def _ignored(variable: str) -> str:
+    ignored = read_variable(variable).ignored
+    if not ignored:
         return ""
     return (
-        f"{variable}: {tokens.ignored!r} is neither a flag, which begins with --, nor a file of "
-        "flags that can be read"
+        f"{variable}: {ignored!r} is neither a flag, which begins with --, nor a file of flags "
+        "that can be read"
     )

@@ -8,7 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Tokens", "format_flags", "read_variable", "split_flags"]
+__all__ = [
+    "Tokens",
+    "format_flags",
+    "full_text",
+    "read_variable",
+    "same_value",
+    "split_flags",
+]
 
 _SPACE = " \t\r\n"
 _NAME = re.compile(r"-[A-Za-z0-9_-]*", re.ASCII)
@@ -54,6 +61,18 @@ def _first_flag(text: str) -> tuple[str, str | None, str]:
     word = plain[0] if plain else ""
     name, equals, value = word.partition("=")
     return name.removeprefix("--"), value if equals else None, text[len(word) :]
+
+
+def full_text(value: str | None) -> str:
+    """The value in full: a flag without one is a boolean."""
+    return "true" if value is None else value
+
+
+def same_value(one: str | None, other: str | None) -> bool:
+    """Whether two texts mean the same: XLA takes 1 and 0 for booleans too."""
+    numbers = {"true": "1", "false": "0"}
+    first, second = full_text(one), full_text(other)
+    return numbers.get(first, first) == numbers.get(second, second)
 
 
 def format_flags(flags: Mapping[str, str | None]) -> str:

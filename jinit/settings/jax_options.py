@@ -1,18 +1,21 @@
 """The settings that are one option of JAX's configuration each: a table of them."""
 
 import os
+import re
+from contextlib import suppress
 from typing import Any
 
 from jinit.settings._jax_private import backend_is_up, registered_platforms
-from jinit.settings.flag_text import split_flags
+from jinit.settings.flag_text import read_variable
 from jinit.settings.parsing import FLAG, SWITCH, Parser, choice, integer, optional, refusal
-from jinit.settings.setting import Setting, Source
+from jinit.settings.setting import Choice, Setting, Source
 from jinit.settings.undo import on_failure
 
 __all__ = [
     "CPU_DEVICES",
     "DEBUG_KEY_REUSE",
     "DEBUG_NANS",
+    "DEVICE_FLAG",
     "ENABLE_X64",
     "MAX_CPU_DEVICES",
     "PLATFORM",
@@ -28,10 +31,10 @@ MAX_CPU_DEVICES = 1024
 
 
 def option(name: str) -> Any:
-    """The value of an option of JAX's configuration."""
+    """The value of an option for the process; a block or a thread may have its own."""
     import jax
 
-    return getattr(jax.config, name)
+    return jax.config.values[name]
 
 
 def set_option(name: str, value: Any) -> None:
@@ -92,23 +95,39 @@ PRNG_IMPL = _option_setting(
 )
 
 
+_PLATFORMS = re.compile(r"[A-Za-z0-9_]+(,[A-Za-z0-9_]+)*", re.ASCII)
+_GPUS = ("cuda", "rocm", "oneapi")
+_LEGAL = "a platform such as 'cpu', 'gpu' or 'tpu', or several joined by commas"
+
+
 def _parse_platform(name: str, value: object) -> str:
-    """Parses a platform, or several in the order of preference, that this machine could start."""
-    registered = registered_platforms()
-    gpus = [platform for platform in ("cuda", "rocm", "oneapi") if platform in registered]
-    meanings = {platform: [platform] for platform in registered} | ({"gpu": gpus} if gpus else {})
-    names = value.split(",") if isinstance(value, str) else [None]
-    if not all(platform in meanings for platform in names):
-        legal = ", ".join(map(repr, meanings))
-        raise ValueError(refusal(name, value, f"one of {legal}, or several joined by commas"))
-    return ",".join(platform for each in names if each for platform in meanings[each])
+    """Parses platforms in the order of preference; ``gpu`` is those that are installed."""
+    if not (isinstance(value, str) and _PLATFORMS.fullmatch(value)):
+        raise ValueError(refusal(name, value, _LEGAL))
+    gpus = [gpu for gpu in _GPUS if gpu in registered_platforms()] if "gpu" in value else []
+    installed = ",".join(gpus) or "gpu"
+    return ",".join(installed if each == "gpu" else each for each in value.split(","))
+
+
+def _verify_platform(choice: Choice) -> None:
+    registered = registered_platforms() if choice.value else []
+    for each in choice.value.split(",") if choice.value else ():
+        if each not in registered:
+            legal = ", ".join(map(repr, registered))
+            text = f"made of {legal}, the platforms that are installed here"
+            raise ValueError(refusal(choice.source, choice.value, text))
 
 
 def _current_platform() -> str | None:
+    """The platform that is up, or the ones that are chosen."""
     import jax
 
-    chosen = option("jax_platforms")
-    return chosen or (jax.default_backend() if backend_is_up() else None)
+    return jax.devices()[0].client.platform if backend_is_up() else option("jax_platforms")
+
+
+def _is_platform_in_force(chosen: str) -> bool:
+    running = _current_platform()
+    return chosen in (running, option("jax_platforms")) and str(running) in chosen.split(",")
 
 
 PLATFORM = _option_setting(
@@ -117,27 +136,38 @@ PLATFORM = _option_setting(
     _parse_platform,
     _parse_platform,
     current=_current_platform,
+    holds=_is_platform_in_force,
     needs_fresh_backend=True,
+    verify=_verify_platform,
 )
 
-_DEVICE_FLAG = "xla_force_host_platform_device_count"
+DEVICE_FLAG = "xla_force_host_platform_device_count"
 _parse_count = integer(1, MAX_CPU_DEVICES)
 
 
 def _devices_in(variable: str, text: str) -> str:
     """The count in a variable: XLA's flag is another way to ask for it."""
-    return split_flags(text).flags.get(_DEVICE_FLAG) or "" if variable == "XLA_FLAGS" else text
+    if variable != "XLA_FLAGS":
+        return text
+    count = read_variable("XLA_FLAGS").flags.get(DEVICE_FLAG) or ""
+    legal = count.isdecimal() and len(count) < 5 and 0 < int(count) <= MAX_CPU_DEVICES
+    return count if legal else ""  # what is not legal will not be set
 
 
-def _current_devices() -> int | None:
-    count = option("jax_num_cpu_devices")
-    text = _devices_in("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-    return count if count > 0 else int(text) if text.isdecimal() else 1
+def _current_devices() -> int:
+    """The devices that run, or before there are any, those that will."""
+    import jax
+
+    if backend_is_up():
+        with suppress(RuntimeError):  # the CPU is not among the platforms
+            return jax.local_device_count("cpu")
+    asked = option("jax_num_cpu_devices")
+    return asked if asked > 0 else int(_devices_in("XLA_FLAGS", "") or 1)
 
 
-def _verify_devices() -> None:
+def _verify_devices(choice: Choice) -> None:
     name, count = "jax_num_cpu_devices", option("jax_num_cpu_devices")
-    if count != -1:
+    if count != -1 and not backend_is_up():
         _parse_count(name.upper() if os.environ.get(name.upper()) else name, count)
 
 

@@ -8,6 +8,8 @@ __all__ = ["FLAG", "SWITCH", "Parser", "choice", "fraction", "integer", "optiona
 
 Parser = Callable[[str, Any], Any]
 
+_SHOWN = 200
+
 
 def integer(low: int, high: int, *, note: str = "", text: bool = False) -> Parser:
     """Makes the parser of an integer in [low, high].
@@ -44,7 +46,7 @@ def fraction(name: str, value: Any) -> float:
         raise TypeError(refusal(name, value, legal))
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(refusal(name, value, legal)) from None
     if not 0 < number <= 1:
         raise ValueError(refusal(name, value, legal))
@@ -75,7 +77,9 @@ def refusal(name: str, value: object, legal: str) -> str:
     """Says which value was refused, what is legal instead, and what to do."""
     is_variable = name.partition("[")[0].isupper()
     remedy = "correct or unset the variable" if is_variable else "pass one, or leave it out"
-    return f"{name} must be {legal}, not {value!r}: {remedy}."
+    shown = repr(value)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}... ({len(shown)} characters)"
+    return f"{name} must be {legal}, not {shown}: {remedy}."
 
 
 SWITCH = choice({True: True, False: False})

@@ -93,5 +93,4 @@ PRECISION = Setting(
     native_values=lambda precision: (precision,),
     yields=True,
     confirm=_confirm,
-    caveat="a value set for the current block or thread is stronger",
 )

@@ -1,5 +1,6 @@
 """The seed of the run."""
 
+from jinit.reproducibility.generators import require_mt19937
 from jinit.reproducibility.seeds import MAX_SEED, get_random_seed, seed_process
 from jinit.settings.parsing import integer, optional
 from jinit.settings.setting import Choice, Setting, Source
@@ -13,12 +14,17 @@ def _apply(seed: int) -> None:
     seed_process(seed, jax.process_index())
 
 
+def _verify(choice: Choice) -> None:
+    require_mt19937()
+
+
 SEED = Setting(
     name="seed",
     variables=(Source("JINIT_SEED", integer(0, MAX_SEED, text=True)),),
     arguments=(Source("seed", optional(integer(0, MAX_SEED))),),
     apply=_apply,
     fallback=get_random_seed,
+    verify=_verify,
 )
 
 

@@ -67,7 +67,8 @@ class Setting:
             flags that puts these in force.
         needs_fresh_backend: Whether it does nothing once the backend is up.
         yields: Whether the default gives way to what the user's code had set before.
-        verify: Refuses what the environment holds where the backend could not start with it.
+        verify: Refuses a choice that cannot be put in force, and what the environment holds
+            where the backend could not start with it.
         confirm: Refuses what is in force where the backend, once it is up, does not take it.
         advice: What to know about a value that was put in force.
         caveat: Why the value in force may differ from the one applied.
@@ -87,7 +88,7 @@ class Setting:
     flags: Callable[[Any], Mapping[str, str]] | None = None
     needs_fresh_backend: bool = False
     yields: bool = False
-    verify: Callable[[], None] = lambda: None
+    verify: Callable[[Choice], None] = lambda choice: None
     confirm: Callable[[], None] = lambda: None
     advice: Callable[[Any], str] = lambda value: ""
     caveat: str = ""
@@ -149,6 +150,13 @@ class Setting:
         texts = {name: user_value(name) for name in self.native}
         spelt = {name: self.spelling(name, text) for name, text in texts.items() if text}
         return {name: text for name, text in spelt.items() if text}
+
+    def is_from_environment(self, value: Any) -> bool:
+        """Whether a value in force is what the user's variables ask for."""
+        try:
+            return bool(self.user_variables()) and not self.conflicts(value)
+        except (KeyError, TypeError, ValueError):  # a value that only the variables can spell
+            return True
 
     def conflicts(self, value: Any) -> bool:
         """Whether the user has set a native variable to something else than ``value`` means."""

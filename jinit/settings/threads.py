@@ -2,10 +2,10 @@
 
 import os
 
-from jinit.settings._jax_private import cpu_pool_size
+from jinit.settings._jax_private import backend_is_up, cpu_pool_size
 from jinit.settings.environment import set_variable
 from jinit.settings.parsing import Parser, integer, optional
-from jinit.settings.setting import Setting, Source
+from jinit.settings.setting import Choice, Setting, Source
 
 __all__ = ["MAX_THREADS", "THREADS"]
 
@@ -41,8 +41,8 @@ def _current() -> int:
         return _all_cores()
 
 
-def _verify() -> None:
-    for name in _VARIABLES:
+def _verify(choice: Choice) -> None:
+    for name in () if backend_is_up() else _VARIABLES:
         text = os.environ.get(name, "")
         if text.strip().isdecimal():  # what is no number, XLA takes for nothing
             _verify_count(name, text)
@@ -60,5 +60,5 @@ THREADS = Setting(
     native_values=lambda threads: (str(threads),),
     needs_fresh_backend=True,
     verify=_verify,
-    caveat="XLA keeps at least one thread for each CPU device",
+    caveat="XLA keeps a thread for each CPU device, and PJRT_NPROC in the environment wins",
 )

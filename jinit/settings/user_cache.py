@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["private_directory", "writable_by_others"]
+__all__ = ["private_directory", "private_path", "writable_by_others"]
 
 
 def private_directory(name: str) -> Path:
@@ -20,9 +20,10 @@ def private_directory(name: str) -> Path:
         PermissionError: Others than the user can write there.
         OSError: It cannot be made.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
-    path = base / "jinit" / name
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = private_path(name)
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (path.parent, path):
+        folder.mkdir(mode=0o700, exist_ok=True)
     culprit = writable_by_others(path)
     if culprit:
         raise PermissionError(
@@ -30,6 +31,21 @@ def private_directory(name: str) -> Path:
             f"run chmod go-w on it, or name another folder."
         )
     return path
+
+
+def private_path(name: str) -> Path:
+    """Where ``private_directory`` makes the folder of this name.
+
+    Raises:
+        OSError: The user has no home, and XDG_CACHE_HOME does not name another place.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    try:
+        return base.expanduser().absolute() / "jinit" / name
+    except RuntimeError as error:
+        raise OSError(
+            f"There is no folder for a cache: {error} Set HOME or XDG_CACHE_HOME."
+        ) from None
 
 
 def writable_by_others(path: Path) -> Path | None:

@@ -23,13 +23,16 @@ def _parse(name: str, value: Any) -> Mapping[str, str | None] | None:
         return None
     try:
         flags = _flags_of(value)
-        os.fsencode(format_flags(flags))
-        legal = all(map(_NAME.fullmatch, flags)) and "\0" not in format_flags(flags)
+        text = format_flags(flags)
+        os.fsencode(text)
+        # Beyond this length no program can be started with it in its environment.
+        legal = all(map(_NAME.fullmatch, flags)) and "\0" not in text and len(text) < 100_000
     except (TypeError, ValueError):
         legal, flags = False, {}
-    if not legal:
+    names = {flag.removeprefix("--"): text for flag, text in flags.items()}
+    if not legal or len(names) < len(flags):
         raise ValueError(refusal(name, value, _LEGAL))
-    return {flag.removeprefix("--"): text for flag, text in flags.items()}
+    return names
 
 
 def _flags_of(value: Any) -> dict[str, str | None]:

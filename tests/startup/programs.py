@@ -56,7 +56,7 @@ def state():
         name: value for name, value in jax.config.values.items() if name != "jax_log_compiles"
     }
     return (
-        *(random.getstate(), str(np.random.get_state()), dict(os.environ), options),
+        *(random.getstate(), str(np.random.get_state(legacy=False)), dict(os.environ), options),
         *(multiprocessing.get_start_method(allow_none=True), backend_is_up()),
         jax.distributed.is_initialized(),
     )

@@ -50,8 +50,28 @@ BAD = [
     ("distributed={'coordinator_address': 'localhost:0'}", ValueError,
      "distributed['coordinator_address'] must be 'host:port' with a port in [1, 65535], "
      "not 'localhost:0'"),
-    ("distributed={'initialization_timeout': None}", ValueError,
-     "distributed['initialization_timeout'] must be a whole number of seconds, not None"),
+    ("distributed={'initialization_timeout': 0}", ValueError,
+     "distributed['initialization_timeout'] must be a whole number of seconds of at least 1, "
+     "not 0"),
+    ("distributed={'num_processes': 2, 'process_id': 2}", ValueError,
+     "distributed['process_id'] must be less than num_processes=2, not 2"),
+    ("distributed={'local_device_ids': {0}}", ValueError,
+     "distributed['local_device_ids'] must be a list of integers of at least 0, not {0}"),
+    ("memory_fraction=10**400", ValueError,
+     f"memory_fraction must be a number in (0, 1], not 1{'0' * 199}... (401 characters)"),
+    ("xla_flags={'xla_dump_to': 'x' * 10**5}", ValueError,
+     "xla_flags must be a dict such as {'xla_dump_to': 'dumps'}, a list such as "
+     "['--xla_dump_to=dumps'] or a text of such flags, not {'xla_dump_to': '"
+     f"{'x' * 183}... (100019 characters)"),
+    ("compilation_cache='/etc/passwd/programs'", ValueError,
+     "compilation_cache must be a folder that you can write to, which '/etc/passwd' is not, "
+     "not '/etc/passwd/programs'"),
+    ("xla_flags={'a': 1, '--a': 2}", ValueError,
+     "xla_flags must be a dict such as {'xla_dump_to': 'dumps'}, a list such as "
+     "['--xla_dump_to=dumps'] or a text of such flags, not {'a': 1, '--a': 2}"),
+    ("platform='c p u'", ValueError,
+     "platform must be a platform such as 'cpu', 'gpu' or 'tpu', or several joined by commas, "
+     "not 'c p u'"),
     ("strict=1.5", ValueError, f"strict must be {SWITCH}, not 1.5"),
 ]  # fmt: skip
 BAD_VARIABLES = {
@@ -110,8 +130,9 @@ def test_bad_variables_are_refused_and_change_nothing():
 def test_bad_variables_with_more_to_say():
     ((kind, text),) = refused("", JINIT_PLATFORM="gpu")
     assert kind == "ValueError"
-    assert text.startswith("JINIT_PLATFORM must be one of 'cpu', 'tpu'")
-    assert text.endswith(", or several joined by commas, not 'gpu': correct or unset the variable.")
+    assert text.startswith("JINIT_PLATFORM must be made of 'cpu', 'tpu'")
+    ending = ", the platforms that are installed here, not 'gpu': correct or unset the variable."
+    assert text.endswith(ending)
     for given in ("yes", "[1]", '{"port": 1}', "", "2"):
         ((kind, text),) = refused("", JINIT_DISTRIBUTED=given)
         assert text.startswith("JINIT_DISTRIBUTED must be True, False or a dict of 'coordinator_a")
@@ -210,3 +231,53 @@ except RuntimeError as error: result = str(error)
     assert run_cases([(code, {})]) == [
         {"result": "There is nothing to report yet: call jinit.startup() first."}
     ]
+
+
+def test_what_fails_after_the_backend_is_changed_back_and_not_reported():
+    code = (
+        PREAMBLE
+        + """
+from jinit.settings import table
+import dataclasses
+def fail(): raise ValueError("the backend refuses it")
+late = dataclasses.replace(table.SETTINGS["matmul_precision"], confirm=fail)
+table.SETTINGS["matmul_precision"] = late
+untouched = state()
+try: jinit.startup(1, threads=1, enable_x64=True, debug_nans=True,
+                   forkserver_instead_of_fork=False, compilation_cache="programs")
+except ValueError as error: raised = str(error)
+after = state()
+kept = [after[i] == untouched[i] for i in (0, 1, 3, 4)]
+result = [raised, kept, rows(), pool()]
+"""
+    )
+    (answer,) = run_cases([(code, {})])
+    assert "result" in answer, answer
+    raised, kept, rows, pool = answer["result"]
+    assert raised == "the backend refuses it"
+    assert kept == [True] * 4  # Python, NumPy, JAX's options, the start method
+    assert rows["threads"] == [1, "argument", "threads", "applied"]
+    assert pool == 1
+    assert not {"seed", "enable_x64", "debug_nans", "start_method"} & set(rows)
+
+
+def test_a_generator_that_cannot_be_seeded_is_refused_before_anything_is_changed():
+    before = "np.random.set_bit_generator(np.random.PCG64(1))\n"
+    ((kind, text),) = refused("enable_x64=True", before=before)
+    assert kind == "RuntimeError"
+    assert text.startswith("NumPy's global generator is PCG64, but only MT19937 can be seeded")
+
+
+def test_deterministic_mode_warns_before_it_changes_anything():
+    code = (
+        PREAMBLE
+        + """
+warnings.simplefilter("error")
+untouched = state()
+try: jinit.configure_deterministic_mode()
+except UserWarning as warning: result = [str(warning), state() == untouched]
+"""
+    )
+    (answer,) = run_cases([(code, {})])
+    text = "deterministic mode costs speed on a GPU, in scatters most of all."
+    assert answer["result"] == [text, True]

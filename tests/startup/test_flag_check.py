@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -82,12 +84,49 @@ def test_a_child_that_hangs_is_a_fault_and_one_that_cannot_start_is_none(monkeyp
         patch.setattr(sys, "path", [])
         patch.setattr(sys, "executable", sys._base_executable)
         assert check_flags(flags) == dict.fromkeys(flags, UNCHECKED)  # a Python without jaxlib
-    monkeypatch.setattr(flag_check, "_SECONDS", 0.01)
-    assert flag_check._ask(flag_check._START, flags) == (
-        "keeps a small program from ending within 0 s"
-    )
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "frozen", True, raising=False)
+        assert check_flags(flags) == dict.fromkeys(flags, UNCHECKED)
+    for program in ("/bin/true", "/bin/false"):  # one that ends without a word
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", program)
+            assert check_flags(flags) == dict.fromkeys(flags, UNCHECKED)
+    with monkeypatch.context() as patch:
+        patch.setenv("_JINIT_CHECKS_FLAGS", "1")  # inside such a child
+        assert check_flags(flags) == dict.fromkeys(flags, UNCHECKED)
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryDirectory", _no_folder)
+        assert check_flags(flags) == dict.fromkeys(flags, UNCHECKED)
+    with monkeypatch.context() as patch:
+        patch.setattr(flag_check, "_SECONDS", 0.01)
+        assert check_flags(flags) == dict.fromkeys(flags, UNCHECKED)
+    hangs = "keeps a small program from ending within 120 s"
+    with monkeypatch.context() as patch:
+        patch.setattr(flag_check, "_ask", lambda program, flags: hangs if flags else "")
+        assert check_flags(flags) == dict.fromkeys(flags, hangs)
     assert check_flags(flags) == {}  # none of this was kept
+
+
+def _no_folder():
+    raise FileNotFoundError("No usable temporary directory found")
+
+
+def test_a_child_has_none_of_the_variables_that_the_flags_are_tried_without(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, "", Path("x")])  # what is no text is left out
+    names = ("JAX_ENABLE_X64", "JINIT_SEED", "PYTHONWARNINGS", "LIBTPU_INIT_ARGS")
+    for name in names:
+        monkeypatch.setenv(name, "error")
+    environ = flag_check._child_environment({"xla_a": "b c"})
+    assert not set(names) & set(environ)
+    assert environ["XLA_FLAGS"] == '--xla_a="b c"'
+    assert environ["PYTHONPATH"].split(os.pathsep) == [each for each in sys.path if each][:-1]
+    assert check_flags({"xla_cpu_enable_fast_math": "0"}) == {}
+
+
+def test_nothing_is_imported_from_where_a_program_runs(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit('foreign code')")
+    monkeypatch.chdir(tmp_path)
+    assert check_flags({"xla_cpu_enable_fast_math": "1", "xla_gpu_autotune_level": "3"}) == {}
 
 
 BROKEN = ["", "{", "[]", '{"--a=1": "yes"}', '{"--a=1": {"a": 1}}', "\udcff"]

@@ -17,6 +17,9 @@ result = dict(
     flags={{name: [found.value, found.origin, found.source, found.status]
            for name, found in report.flags.items()}},
     setting=[report.settings["xla_flags"].value, report.settings["xla_flags"].status],
+    deterministic=[getattr(report.settings["deterministic"], name)
+                   for name in ("value", "origin", "source", "status")],
+    devices=[report.settings["cpu_devices"].value, jax.device_count()],
     options=report.compiler_options,
 )
 """
@@ -51,6 +54,26 @@ CASES = {
     "variable": case(f"xla_flags=dict({LEVEL}=3)", JINIT_XLA_FLAGS=f"--{LEVEL}=1"),
     "variable off": case(f"xla_flags=dict({LEVEL}=3)", JINIT_XLA_FLAGS=""),
     "not deterministic": case("deterministic=True", XLA_FLAGS="--xla_gpu_deterministic_ops=false"),
+    "deterministic as a number": case(
+        "deterministic=True, xla_flags=dict(xla_gpu_deterministic_ops=1)",
+        XLA_FLAGS="--xla_gpu_deterministic_ops",
+    ),
+    "deterministic by the user": case("", XLA_FLAGS="--xla_gpu_deterministic_ops=1"),
+    "deterministic forbidden": case("deterministic=True", JINIT_DETERMINISTIC="0"),
+    "users bad asked good": case(f"xla_flags=dict({LEVEL}=1)", XLA_FLAGS=f"--{LEVEL}=high"),
+    "users bad devices": case(
+        "cpu_devices=2", XLA_FLAGS="--xla_force_host_platform_device_count=99999"
+    ),
+    "set too late": case(
+        f"xla_flags=dict({MATH}=True), deterministic=True",
+        before="import jax, os; jax.devices(); os.environ['XLA_FLAGS'] = '"
+        f"--{MATH}=true --xla_force_host_platform_device_count=8 "
+        "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=3';",
+    ),
+    "twice": case(
+        f"xla_flags=dict({LEVEL}=0)",
+        before=f"import jinit; jinit.startup(0, xla_flags=dict({MATH}=True));",
+    ),
 }
 
 
@@ -71,6 +94,8 @@ def test_three_ways_to_give_flags(found):
         },
         "setting": [{MATH: "true", LEVEL: "0"}, "applied"],
         "options": {},
+        "deterministic": [False, "default", "", "unchanged"],
+        "devices": [1, 1],
     }
     written = f'--xla_dump_to="/a b" --{MATH}=true'
     assert (found["list"]["text"], found["list"]["warned"]) == (written, [])
@@ -146,6 +171,46 @@ def test_the_user_can_forbid_determinism(found):
     assert answer["flags"]["xla_gpu_deterministic_ops"][3] == "overridden by the environment"
 
 
+def test_what_the_report_says_of_determinism(found):
+    name = "xla_gpu_deterministic_ops"
+    environment = ["environment", "XLA_FLAGS"]
+    overridden = "overridden by the environment"
+    assert found["not deterministic"]["deterministic"] == [False, *environment, overridden]
+    for each in ("deterministic as a number", "deterministic by the user"):
+        assert found[each]["deterministic"] == [True, *environment, "unchanged"]
+        assert found[each]["flags"][name][1:] == [*environment, "unchanged"]
+    forbidden = ["environment", "JINIT_DETERMINISTIC", "applied"]
+    assert found["deterministic forbidden"]["deterministic"] == [False, *forbidden]
+    assert found["deterministic forbidden"]["text"] == f"--{name}=false"
+
+
+def test_a_bad_flag_of_the_user_does_not_stand_in_the_way_of_a_good_one(found):
+    answer = found["users bad asked good"]
+    assert answer["text"] == f"--{LEVEL}=1"
+    assert answer["flags"][LEVEL] == ["1", "argument", "xla_flags", "applied"]
+    assert answer["warned"] == [
+        f"XLA_FLAGS: --{LEVEL}=high does not take the value 'high': it is left out."
+    ]
+    assert found["users bad devices"]["devices"] == [2, 2]
+
+
+def test_what_the_user_set_too_late_is_not_in_force(found):
+    answer = found["set too late"]
+    assert {row[3] for row in answer["flags"].values()} == {"too late"}
+    assert {row[0] for row in answer["flags"].values()} == {None}
+    assert answer["deterministic"] == [False, "argument", "deterministic", "too late"]
+    assert answer["devices"] == [1, 1]
+    assert "too late for " in answer["warned"][0]
+    assert "--xla_force_host_platform_device_count=8" in answer["warned"][0]
+
+
+def test_a_flag_of_an_earlier_call_is_not_the_environments(found):
+    assert found["twice"]["flags"] == {
+        LEVEL: [None, "argument", "xla_flags", "too late"],
+        MATH: ["true", "argument", "xla_flags", "unchanged"],
+    }
+
+
 REFUSED = """
 import os
 import jinit
@@ -166,6 +231,10 @@ BAD = {
     ),
     "deterministic=True, xla_flags={'xla_gpu_deterministic_ops': False}": (
         "xla_flags asks for --xla_gpu_deterministic_ops=false, deterministic for true: they "
+        "contradict each other, give only one."
+    ),
+    "cpu_devices=2, xla_flags={'xla_force_host_platform_device_count': 4}": (
+        "xla_flags asks for --xla_force_host_platform_device_count=4, cpu_devices for 2: they "
         "contradict each other, give only one."
     ),
     "xla_flags=3": f"xla_flags {LEGAL}, not 3: pass one, or leave it out.",

@@ -59,8 +59,10 @@ def test_a_seed_for_all_and_streams_for_each():
         assert found["after"] == 5
 
 
-def test_a_drawn_seed_is_the_same_on_all():
-    first, second = run_two(CODE.format(seed=None), initialize=False)
+def test_a_drawn_seed_is_that_of_process_0_on_all():
+    draw = "import os\nos.urandom = lambda size: bytes([PROCESS + 1]) * size\n"
+    first, second = run_two(draw + CODE.format(seed=None), initialize=False)
     assert first["seed"] == second["seed"]
+    assert first["seed"]["value"] == 0x01010101
     assert (first["seed"]["origin"], first["seed"]["status"]) == ("default", "applied")
     assert first["key"] == second["key"]
