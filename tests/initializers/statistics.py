@@ -4,10 +4,14 @@ Seeds are fixed, so a test passes always or never. A correct sampler fails one c
 probability of about ALPHA over the choice of the seed; there are a few hundred comparisons.
 """
 
+import functools
 import math
+from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from scipy.special import ndtr
+from scipy import stats
+from scipy.special import ndtr, ndtri
 
 ALPHA = 1e-6
 
@@ -42,3 +46,74 @@ def moments_fit(samples, mean, std, kurtosis):
     mean_error = std / math.sqrt(len(x))
     std_error = std * math.sqrt((kurtosis - 1) / (4 * len(x)))
     return abs(x.mean() - mean) < 5 * mean_error and abs(x.std() - std) < 5 * std_error
+
+
+def rounded(values, dtype):
+    """Rounds float64 numbers to a narrow dtype, the nearest finite number there is."""
+    limit = float(jnp.finfo(dtype).max)
+    # by way of float32, in which they are drawn
+    return np.clip(values, -limit, limit).astype(np.float32).astype(dtype)
+
+
+@functools.cache
+def _quantiles(kind, points=20_000):
+    return UNITS[kind].ppf((np.arange(points) + 0.5) / points)
+
+
+class _Cut:
+    """The standard normal between -2 and 2; scipy.stats.truncnorm is a hundred times slower."""
+
+    low, high = ndtr(-2.0), ndtr(2.0)
+
+    def cdf(self, x):
+        return np.clip((ndtr(x) - self.low) / (self.high - self.low), 0, 1)
+
+    def ppf(self, rank):
+        return ndtri(self.low + rank * (self.high - self.low))
+
+
+UNITS = {"normal": stats.norm(), "cut": _Cut(), "flat": stats.uniform()}
+# mean, standard deviation and kurtosis of each
+MOMENTS = {
+    "normal": (0.0, 1.0, 3.0),
+    "flat": (0.5, 1 / math.sqrt(12), 1.8),
+    "cut": (0.0, float(stats.truncnorm(-2, 2).std()), float(stats.truncnorm(-2, 2).stats("k")) + 3),
+}
+
+
+class Truth(NamedTuple):
+    """A distribution: ``shift`` plus ``scale`` times one of ``UNITS``."""
+
+    kind: str
+    scale: float
+    shift: float = 0.0
+
+    @property
+    def moments(self):
+        mean, std, kurtosis = MOMENTS[self.kind]
+        return self.shift + self.scale * mean, self.scale * std, kurtosis
+
+    def cdf(self, x):
+        return UNITS[self.kind].cdf((x - self.shift) / self.scale)
+
+    def quantiles(self):
+        return self.shift + self.scale * _quantiles(self.kind)
+
+
+class Rounded:
+    """A distribution after rounding to a narrow dtype, from its quantiles.
+
+    Attributes:
+        moments: Mean, standard deviation and kurtosis.
+    """
+
+    def __init__(self, truth, dtype):
+        self._sorted = x = rounded(truth.quantiles(), dtype).astype(np.float64)
+        self.moments = x.mean(), x.std(), np.mean((x - x.mean()) ** 4) / x.std() ** 4
+
+    def follows(self, samples):
+        """Whether samples follow it; the steps of both distribution functions coincide."""
+        x = np.sort(np.asarray(samples).astype(np.float64).ravel())
+        atoms = np.union1d(x, self._sorted)
+        functions = [np.searchsorted(s, atoms, "right") / len(s) for s in (x, self._sorted)]
+        return np.max(np.abs(functions[0] - functions[1])) < ks_threshold(len(x))
