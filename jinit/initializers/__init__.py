@@ -29,6 +29,7 @@ from jinit.initializers.named import (
     xavier_normal,
     xavier_uniform,
 )
+from jinit.initializers.overrides import reinit
 from jinit.initializers.products import bilinear
 from jinit.initializers.sparsity import sparse
 from jinit.initializers.truncated import truncated_normal
@@ -53,6 +54,7 @@ __all__ = [
     "normal",
     "ones",
     "orthogonal",
+    "reinit",
     "scaled",
     "sparse",
     "truncated_normal",

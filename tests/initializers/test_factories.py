@@ -15,7 +15,7 @@ import pytest
 
 from jinit import initializers
 
-FUNCTIONS = {"calculate_gain", "with_fan"}
+FUNCTIONS = {"calculate_gain", "reinit", "with_fan"}
 NAMES = sorted(set(initializers.__all__) - FUNCTIONS)
 NEEDED = {"constant": (2.0,), "sparse": (0.5,), "scaled": (initializers.normal(), 0.5)}
 SYNONYMS = {
