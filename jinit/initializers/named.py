@@ -79,7 +79,7 @@ class xavier_normal(_Xavier, _Normal):
     r"""Draws from :math:`N(0, \text{gain}^2 \cdot 2 / (\text{fan\_in} + \text{fan\_out}))`.
 
     The normal is not truncated, as in torch; ``truncated=True`` draws what JAX and Keras call
-    ``glorot_normal``.
+    ``glorot_normal``. Here that name is a synonym.
 
     Args:
         gain: A factor of the standard deviation, see ``calculate_gain``.
@@ -109,7 +109,7 @@ class xavier_uniform(_Xavier, _Uniform):
     r"""Draws from :math:`U(-l, l)`, :math:`l = \text{gain}\sqrt{3/\text{fan\_avg}}`.
 
     The average is that of both fans. With gain 1 it is Keras's ``GlorotUniform``, the default
-    of Keras's layers.
+    of Keras's layers; ``glorot_uniform`` is a synonym.
 
     Args:
         gain: A factor of the standard deviation, see ``calculate_gain``.
@@ -137,7 +137,7 @@ class kaiming_normal(_Kaiming, _Normal):
     r"""Draws from :math:`N(0, \text{gain}^2 / \text{fan})`, the gain that of the nonlinearity.
 
     The normal is not truncated, as in torch; ``truncated=True`` draws what JAX and Keras call
-    ``he_normal``.
+    ``he_normal``. Here that name is a synonym.
 
     Args:
         negative_slope: The slope of leaky_relu (torch's ``a``); None is 0, the gain
@@ -170,6 +170,8 @@ class kaiming_normal(_Kaiming, _Normal):
 @dataclass(frozen=True, repr=False)
 class kaiming_uniform(_Kaiming, _Uniform):
     r"""Draws from :math:`U(-l, l)`, :math:`l = \text{gain}\sqrt{3/\text{fan}}`.
+
+    By default it is what JAX and Keras call ``he_uniform``, which is a synonym here.
 
     Args:
         negative_slope: The slope of leaky_relu (torch's ``a``); None is 0, the gain

@@ -96,6 +96,14 @@ class Truth(NamedTuple):
     def cdf(self, x):
         return UNITS[self.kind].cdf((x - self.shift) / self.scale)
 
+    def reaches(self, samples):
+        """Whether the extremes are those of a bounded distribution, and not beyond."""
+        if self.kind == "normal":
+            return True
+        low, high = {"flat": (0, 1), "cut": (-2, 2)}[self.kind]
+        least, most = ((float(x) - self.shift) / self.scale for x in (samples.min(), samples.max()))
+        return low - 1e-6 < least < low + 0.01 and high - 0.01 < most < high + 1e-6
+
     def quantiles(self):
         return self.shift + self.scale * _quantiles(self.kind)
 

@@ -17,7 +17,9 @@ from tests.initializers.cases import BILINEAR, DENSE, PLAIN, SCALING, SHAPES, di
 from tests.initializers.statistics import Rounded, follows, moments_fit, rounded, uniform_cdf
 
 NARROW = ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"]
-RARE = "float8_e4m3 float8_e3m4 float8_e4m3b11fnuz float8_e4m3fnuz float8_e5m2fnuz".split()
+RARE = """
+    float8_e4m3 float8_e3m4 float8_e4m3b11fnuz float8_e4m3fnuz float8_e5m2fnuz float4_e2m1fn
+""".split()
 # what looks at no fans draws alike for every shape
 CASES = [(case, shape) for shape in SHAPES for case in range(len(SCALING))]
 CASES += [(len(SCALING) + case, DENSE) for case in range(len(PLAIN))]
@@ -36,6 +38,7 @@ def draw(init, seed, shape, dtype="float32"):
 def check(sample, truth):
     assert moments_fit(sample, *truth.moments)
     assert follows(sample, truth.cdf)
+    assert truth.reaches(sample)
 
 
 @cases

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jinit import initializers
 
@@ -103,6 +104,31 @@ def test_a_module_that_holds_one_is_traced_once():
     assert len(traces) == 1
     jitted(initializers.normal(std=0.2)).init(key)
     assert len(traces) == 2
+
+
+@pytest.mark.parametrize(
+    ("init", "make", "x"),
+    [
+        (initializers.he_normal(), lambda init: nn.Dense(5, kernel_init=init), (1, 4)),
+        (initializers.orthogonal(), lambda init: nn.Dense(5, kernel_init=init), (1, 4)),
+        (initializers.delta_orthogonal(), lambda init: nn.Conv(5, (3,), kernel_init=init), (9, 4)),
+        (initializers.uniform(), lambda init: nn.Dense(5, bias_init=init), (1, 4)),
+    ],
+    ids=repr,
+)
+def test_they_stand_in_linen_layers(init, make, x):
+    leaves = make(init).init(key, jnp.ones(x))["params"]
+    name = "bias" if isinstance(init, initializers.uniform) else "kernel"
+    shape = leaves[name].shape
+    boxed = make(nn.with_partitioning(init, (None,) * len(shape))).init(key, jnp.ones(x))
+    np.testing.assert_array_equal(boxed["params"][name].value, leaves[name])
+    assert abs(leaves[name]).max() > 0
+
+
+@pytest.mark.parametrize("init", [initializers.he_normal(), initializers.orthogonal()], ids=repr)
+def test_they_stand_in_nnx_layers(init):
+    kernel = nnx.Linear(4, 5, kernel_init=init, rngs=nnx.Rngs(0)).kernel[...]
+    np.testing.assert_array_equal(kernel, init(nnx.Rngs(0).params(), (4, 5)))
 
 
 @pytest.mark.parametrize("module", [m.name for m in pkgutil.iter_modules(initializers.__path__)])
