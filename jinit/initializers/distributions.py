@@ -131,7 +131,7 @@ class normal(RandomDistribution):
 
     def affine(self, dtype: jnp.dtype) -> Affine:
         """Returns the standard deviation, over that of a sample of the unit, and the mean."""
-        return self.std * (1 if is_complex(dtype) else math.sqrt(2)), self.mean or None
+        return self.std * (1 if is_complex(dtype) else math.sqrt(2)), self.mean
 
     def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         r"""Draws numbers whose real and imaginary parts have a variance of 1/2."""
@@ -197,7 +197,7 @@ class uniform(RandomDistribution):
 
     def affine(self, dtype: jnp.dtype) -> Affine:
         """Returns the width of the interval and its lower end."""
-        return self.high - self.low, self.low or None
+        return self.high - self.low, self.low
 
     def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Draws from [0, 1)."""

@@ -91,7 +91,7 @@ class truncated_normal(RandomDistribution):
 
     def affine(self, dtype: jnp.dtype) -> Affine:
         """Returns the standard deviation, over that of a sample of the unit, and the mean."""
-        return self.std * (1 if is_complex(dtype) else math.sqrt(2)), self.mean or None
+        return self.std * (1 if is_complex(dtype) else math.sqrt(2)), self.mean
 
     def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         r"""Draws with a variance of 1/2 before the cut, or of 1 where it is complex."""

@@ -23,9 +23,8 @@ SHAPE = (64, 48)
 INITS = [normal(0.1, 0.37), uniform(-0.3, 1.7)]
 OTHERS = [
     (truncated_normal(0.1, 0.37), SHAPE, "float32"),
-    (scaled(normal(0.1, 0.37), 0.3), SHAPE, "bfloat16"),
     (orthogonal(0.7), SHAPE, "float32"),
-    (orthogonal(0.7, batch_axis=0), (8, 6, 4), "complex64"),
+    (scaled(orthogonal(0.7, batch_axis=0), 0.3), (8, 6, 4), "bfloat16"),
     (delta_orthogonal(0.7), (2, 6, 8), "float32"),
     (sparse(0.6, 0.37), SHAPE, "float32"),
     (variance_scaling(0.3, distribution="uniform"), SHAPE, "complex64"),
