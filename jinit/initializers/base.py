@@ -10,12 +10,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-__all__ = ["Distribution", "Initializer", "RealDistribution", "Sharding", "set_floats"]
+__all__ = [
+    "Affine",
+    "Distribution",
+    "Initializer",
+    "RandomDistribution",
+    "Sharding",
+    "Unit",
+    "holds_zero",
+    "is_complex",
+    "set_floats",
+    "set_tuples",
+]
 
 Sharding = NamedSharding | PartitionSpec
+
+Affine = tuple[float | None, float | None]
+"""A factor and a summand of what is drawn; None leaves the step out."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,8 +38,10 @@ class Initializer(ABC):
     """A frozen configuration which draws an array when it is called."""
 
     @abstractmethod
-    def distribution(self, shape: Sequence[int]) -> "Distribution":
-        """Returns what the entries of an array of ``shape`` are drawn from."""
+    def resolve(
+        self, shape: Sequence[int], dtype: DTypeLike | None = jnp.float32
+    ) -> "Distribution":
+        """Returns what an array of ``shape`` and ``dtype`` is drawn from."""
 
     def __call__(
         self,
@@ -38,7 +55,8 @@ class Initializer(ABC):
         Args:
             key: A typed or legacy JAX key; None will do where nothing random is drawn.
             shape: The shape of the array.
-            dtype: Its dtype; None is float32. A narrower one is drawn in float32 and cast last.
+            dtype: Its dtype; None is float32. A narrower one is drawn in float32 and cast last;
+                finite numbers that are out of its range become its largest.
             out_sharding: Where the array is born: a ``NamedSharding``, or a ``PartitionSpec`` on
                 the mesh of ``jax.set_mesh``. The values do not depend on it.
 
@@ -49,9 +67,12 @@ class Initializer(ABC):
         if min(shape, default=0) < 0:
             raise ValueError(f"shape must hold no negative size, got {shape}")
         dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
-        distribution = self.distribution(shape)
-        distribution.check(key, dtype)
-        return _draw(key, distribution, shape, dtype, out_sharding)
+        distribution = self.resolve(shape, dtype)
+        distribution.check(key, shape, dtype)
+        # Numbers are arguments of the program and not part of it: one compilation draws arrays
+        # of a shape at every scale.
+        affine = _as_arrays(distribution.affine(dtype), dtype)
+        return _draw(key, affine, distribution.unit(), shape, dtype, out_sharding)
 
     def __repr__(self) -> str:
         # Keyword-only fields are the rarely used ones: shown only where they say something.
@@ -62,39 +83,64 @@ class Initializer(ABC):
 
 
 class Distribution(Initializer):
-    """An initializer whose entries are drawn alike for every shape."""
+    """An initializer whose entries are drawn alike for every shape.
 
-    def distribution(self, shape: Sequence[int]) -> "Distribution":
+    It draws ``unit * factor + summand``: the unit is what is compiled, the numbers are given to it.
+    """
+
+    @abstractmethod
+    def unit(self) -> "Unit":
+        """Returns what samples before ``affine`` is applied."""
+
+    @abstractmethod
+    def affine(self, dtype: jnp.dtype) -> Affine:
+        """Returns the factor and the summand that make samples of the unit its own."""
+
+    def resolve(
+        self, shape: Sequence[int], dtype: DTypeLike | None = jnp.float32
+    ) -> "Distribution":
         """Returns itself."""
         return self
 
-    def check(self, key: Any, dtype: jnp.dtype) -> None:
-        """Raises if it cannot draw with this key or for this dtype."""
+    def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+        """Raises if it cannot draw with this key, or an array of this shape and dtype."""
+
+
+class Unit(Distribution):
+    """A distribution that can sample; by default it is its own unit."""
+
+    def unit(self) -> "Unit":
+        """Returns what samples before ``affine`` is applied."""
+        return self
+
+    def affine(self, dtype: jnp.dtype) -> Affine:
+        """Returns the factor and the summand that make samples of the unit its own."""
+        return None, None
 
     @abstractmethod
     def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        """Draws an array, within jit."""
+        """Draws from a unit, within jit, in a dtype that is not narrower than float32."""
 
 
-class RealDistribution(Distribution):
-    """A distribution over the reals, for floating-point arrays."""
+class RandomDistribution(Unit):
+    """A distribution over real or complex numbers that needs a key."""
 
-    def check(self, key: Any, dtype: jnp.dtype) -> None:
-        """Raises if there is no key, or the dtype is not a floating-point one."""
-        if not jnp.issubdtype(dtype, jnp.floating):
+    def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+        """Raises if there is no key, or the dtype is none of numbers around zero."""
+        if not jnp.issubdtype(dtype, jnp.inexact) or not holds_zero(dtype):
             raise TypeError(f"{self!r} draws floating-point numbers, it cannot make a {dtype}")
         if key is None:
             raise TypeError(f"{self!r} needs a key, e.g. jax.random.key(0)")
 
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        """Draws in float32 or wider and casts last."""
-        # Half-precision samplers yield few distinct values, a biased mean and short tails.
-        wide = dtype if dtype.itemsize > 4 else jnp.dtype(jnp.float32)
-        return self.sample_wide(key, shape, wide).astype(dtype)
 
-    @abstractmethod
-    def sample_wide(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        """Draws in float32 or float64."""
+def is_complex(dtype: DTypeLike | None) -> bool:
+    """Tells whether a dtype holds complex numbers; None is float32."""
+    return dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating)
+
+
+def holds_zero(dtype: jnp.dtype) -> bool:
+    """Tells whether a dtype holds zero: ``float8_e8m0fnu``, powers of two, makes it nan."""
+    return not jnp.issubdtype(dtype, jnp.floating) or float(jnp.finfo(dtype).min) < 0
 
 
 def set_floats(initializer: Initializer, *names: str) -> None:
@@ -106,23 +152,55 @@ def set_floats(initializer: Initializer, *names: str) -> None:
         object.__setattr__(initializer, name, float(value))
 
 
-@functools.partial(jax.jit, static_argnames=("distribution", "shape", "dtype", "out_sharding"))
+def set_tuples(initializer: Initializer, *names: str) -> None:
+    """Turns fields that are sequences into tuples, which are hashable."""
+    for name in names:
+        value = getattr(initializer, name)
+        if isinstance(value, Sequence):
+            object.__setattr__(initializer, name, tuple(value))
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the dtype to draw in: half-precision samplers give few values and short tails."""
+    narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+    return jnp.dtype(jnp.float32) if narrow else dtype
+
+
+def _as_arrays(affine: Affine, dtype: jnp.dtype) -> tuple[np.ndarray | None, ...]:
+    """Rounds the numbers to the real dtype that belongs to the one drawn in."""
+    real = jnp.finfo(_wide(dtype)).dtype if any(n is not None for n in affine) else None
+    return tuple(None if number is None else np.asarray(number, real) for number in affine)
+
+
+@functools.partial(jax.jit, static_argnames=("unit", "shape", "dtype", "out_sharding"))
 def _draw(
     key: Any,
-    distribution: Distribution,
+    affine: tuple[Any, Any],
+    unit: Unit,
     shape: tuple[int, ...],
     dtype: jnp.dtype,
     out_sharding: Sharding | None,
 ) -> jax.Array:
     """Draws in one program, the same whoever calls it, so that the bits are the same too."""
 
-    def sample(key: Any) -> jax.Array:
-        return distribution.sample(key, shape, dtype)
+    def sample(key: Any, factor: Any, summand: Any) -> jax.Array:
+        values = unit.sample(key, shape, _wide(dtype))
+        values = values if factor is None else values * factor
+        return _narrow(values if summand is None else values + summand, dtype)
 
-    return _born(sample, out_sharding)(key)
+    return _born(sample, out_sharding)(key, *affine)
 
 
-def _born(sample: Callable, out_sharding: Sharding | None) -> Callable:
+def _narrow(values: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Casts; finite numbers out of range become the largest there are, not inf or nan."""
+    if values.dtype != dtype and jnp.issubdtype(dtype, jnp.floating):
+        limits = jnp.finfo(dtype)
+        inside = jnp.clip(values, float(limits.min), float(limits.max))
+        values = jnp.where(jnp.isinf(values), values, inside)
+    return values.astype(dtype)
+
+
+def _born(sample: Callable[..., jax.Array], out_sharding: Sharding | None) -> Callable:
     """Makes a sampler's result come into being with a sharding."""
     if out_sharding is None:
         return sample

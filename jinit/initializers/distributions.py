@@ -2,19 +2,26 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jinit.initializers.base import Distribution, RealDistribution, set_floats
+from jinit.initializers.base import (
+    Affine,
+    RandomDistribution,
+    Unit,
+    holds_zero,
+    is_complex,
+    set_floats,
+)
 
 __all__ = ["constant", "normal", "ones", "uniform", "zeros"]
 
 
 @dataclass(frozen=True, repr=False)
-class constant(Distribution):
+class constant(Unit):
     """Fills an array with a value.
 
     Args:
@@ -35,6 +42,11 @@ class constant(Distribution):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", _hashable(np.asarray(self.value).tolist()))
+
+    def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+        """Raises for a dtype of positive numbers alone, unless the value is one."""
+        if not holds_zero(dtype) and np.min(self.value) <= 0:
+            raise TypeError(f"{self!r} cannot make a {dtype}, which holds positive numbers alone")
 
     def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Broadcasts the value."""
@@ -80,18 +92,19 @@ def ones() -> constant:
 
 
 @dataclass(frozen=True, repr=False)
-class normal(RealDistribution):
+class normal(RandomDistribution):
     r"""Draws from the normal distribution :math:`N(\text{mean}, \text{std}^2)`, not truncated.
 
     The first argument is the mean, as in torch; that of ``jax.nn.initializers.normal`` is the
-    standard deviation, 0.01 by default.
+    standard deviation, 0.01 by default. Keras's default is 0.05.
 
     Args:
         mean: The mean.
-        std: The standard deviation, not negative.
+        std: The standard deviation, not negative. Of complex numbers it is
+            :math:`\sqrt{E|z - \text{mean}|^2}`: both parts have a variance of half its square.
 
     Returns:
-        An initializer for floating-point dtypes.
+        An initializer for floating-point and complex dtypes.
 
     Raises:
         ValueError: If an argument is not finite, or the standard deviation is negative.
@@ -112,18 +125,30 @@ class normal(RealDistribution):
         if self.std < 0:
             raise ValueError(f"std must not be negative, got {self.std}")
 
-    def sample_wide(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        """Inverts the distribution function at uniform numbers."""
-        # jax.random.normal would multiply by sqrt(2) first and by std afterwards; compilers fold
-        # the two factors in one context and not in another, and the last bit would follow.
+    def unit(self) -> Self:
+        """Returns the distribution with default arguments."""
+        return type(self)()
+
+    def affine(self, dtype: jnp.dtype) -> Affine:
+        """Returns the standard deviation, over that of a sample of the unit, and the mean."""
+        return self.std * (1 if is_complex(dtype) else math.sqrt(2)), self.mean
+
+    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        r"""Draws numbers whose real and imaginary parts have a variance of 1/2."""
+        # Not jax.random.normal, which multiplies by sqrt(2): compilers fold that and the factor
+        # into one number where the factor is a constant, and the last bit would follow.
+        if is_complex(dtype):
+            real, imaginary = jax.random.split(key)
+            part = jnp.finfo(dtype).dtype
+            return jax.lax.complex(
+                self.sample(real, shape, part), self.sample(imaginary, shape, part)
+            )
         low = np.nextafter(dtype.type(-1), dtype.type(0))
-        quantile = jax.lax.erf_inv(jax.random.uniform(key, shape, dtype, low, 1.0))
-        sample = quantile * (math.sqrt(2) * self.std)
-        return sample + self.mean if self.mean else sample
+        return jax.lax.erf_inv(jax.random.uniform(key, shape, dtype, low, 1.0))
 
 
 @dataclass(frozen=True, repr=False)
-class uniform(RealDistribution):
+class uniform(RandomDistribution):
     r"""Draws from the uniform distribution on :math:`[\text{low}, \text{high})`.
 
     The default interval is [0, 1), as in torch; that of ``jax.nn.initializers.uniform`` is
@@ -135,7 +160,8 @@ class uniform(RealDistribution):
         high: The upper end, not below ``low``.
 
     Returns:
-        An initializer for floating-point dtypes.
+        An initializer for floating-point dtypes. Complex numbers have no interval; the uniform
+        initializers that scale with the fans draw them from a disc.
 
     Raises:
         ValueError: If an end is not finite, or ``high`` lies below ``low``.
@@ -156,9 +182,26 @@ class uniform(RealDistribution):
         if self.high < self.low:
             raise ValueError(f"high must not lie below low, got [{self.low}, {self.high})")
 
-    def sample_wide(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        """Draws with ``jax.random.uniform``."""
-        return jax.random.uniform(key, shape, dtype, self.low, self.high)
+    def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+        """Raises for complex numbers too."""
+        super().check(key, shape, dtype)
+        if is_complex(dtype):
+            raise TypeError(
+                f"{self!r} is an interval, it cannot make a {dtype}; "
+                "variance_scaling(distribution='uniform') draws complex numbers from a disc"
+            )
+
+    def unit(self) -> Self:
+        """Returns the distribution with default arguments."""
+        return type(self)()
+
+    def affine(self, dtype: jnp.dtype) -> Affine:
+        """Returns the width of the interval and its lower end."""
+        return self.high - self.low, self.low
+
+    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        """Draws from [0, 1)."""
+        return jax.random.uniform(key, shape, dtype)
 
 
 def _hashable(value: Any) -> Any:

@@ -3,24 +3,61 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
-__all__ = ["MODES", "Axes", "Mode", "compute_fans"]
+__all__ = ["MODES", "Axes", "Fans", "Mode", "Roles", "axis_roles", "compute_fans"]
 
 Axes = int | tuple[int, ...]
 """One axis of a shape, or several; negative ones count from the end."""
 
 Mode = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
 
-MODES: Mapping[Mode, Callable[[float, float], float]] = MappingProxyType(
+
+class Fans(Protocol):
+    """The fans of a kernel; a mode reads only those that it needs."""
+
+    @property
+    def fan_in(self) -> float:
+        """How many numbers one output sums."""
+        ...
+
+    @property
+    def fan_out(self) -> float:
+        """How many outputs one input reaches."""
+        ...
+
+
+MODES: Mapping[Mode, Callable[[Fans], float]] = MappingProxyType(
     {
-        "fan_in": lambda fan_in, fan_out: fan_in,
-        "fan_out": lambda fan_in, fan_out: fan_out,
-        "fan_avg": lambda fan_in, fan_out: (fan_in + fan_out) / 2,
-        "fan_geo_avg": lambda fan_in, fan_out: math.sqrt(fan_in * fan_out),
+        "fan_in": lambda fans: fans.fan_in,
+        "fan_out": lambda fans: fans.fan_out,
+        "fan_avg": lambda fans: (fans.fan_in + fans.fan_out) / 2,
+        "fan_geo_avg": lambda fans: math.sqrt(fans.fan_in * fans.fan_out),
     }
 )
 """What an initializer divides its variance by, from the two fans."""
+
+
+class Roles(NamedTuple):
+    """The axes of a kernel by what they are, counted from the front.
+
+    Attributes:
+        inputs: Those of the inputs.
+        outputs: Those of the outputs.
+        batch: Those along which kernels are stacked.
+        field: All others, the receptive field of a convolution.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    batch: tuple[int, ...]
+    field: tuple[int, ...]
+
+
+_HINT = (
+    ", so its fans are unknown: give in_axis and out_axis (for a vector in_axis=(), out_axis=-1), "
+    "or the fans themselves"
+)
 
 
 def compute_fans(
@@ -43,7 +80,7 @@ def compute_fans(
 
     Raises:
         ValueError: If the shape lacks an axis, or an axis is named twice. A vector has no default
-            fans: JAX and torch refuse it, Keras takes its length for both.
+            fans: JAX and torch refuse it, Keras takes its length for both (``fans=(n, n)``).
 
     Example:
         >>> compute_fans((3, 3, 32, 64))
@@ -51,26 +88,49 @@ def compute_fans(
         >>> compute_fans((10,), in_axis=(), out_axis=-1)
         (1, 10)
     """
-    roles = [_resolve(axis, shape) for axis in (in_axis, out_axis, batch_axis)]
+    roles = axis_roles(shape, in_axis, out_axis, batch_axis, hint=_HINT)
+    field = math.prod(shape[axis] for axis in roles.field)
+    inputs, outputs = (math.prod(shape[axis] for axis in role) for role in roles[:2])
+    return inputs * field, outputs * field
+
+
+def axis_roles(
+    shape: Sequence[int], in_axis: Axes, out_axis: Axes, batch_axis: Axes, hint: str = ""
+) -> Roles:
+    """Finds out which axes of a kernel are what.
+
+    Args:
+        shape: The shape of the kernel.
+        in_axis: The axis or axes of the inputs.
+        out_axis: The axis or axes of the outputs.
+        batch_axis: The axis or axes along which kernels are stacked.
+        hint: What the error about a shape without an axis says to do.
+
+    Returns:
+        The axes, each in one role.
+
+    Raises:
+        ValueError: If the shape lacks an axis, or an axis is named twice.
+
+    Example:
+        >>> axis_roles((3, 3, 32, 64), -2, -1, ())
+        Roles(inputs=(2,), outputs=(3,), batch=(), field=(0, 1))
+    """
+    roles = [_resolve(axis, shape, hint) for axis in (in_axis, out_axis, batch_axis)]
     named = [axis for role in roles for axis in role]
     if len(set(named)) < len(named):
         raise ValueError(
             f"in_axis={in_axis}, out_axis={out_axis} and batch_axis={batch_axis} name an axis "
             f"of shape {tuple(shape)} more than once"
         )
-    field = math.prod(size for axis, size in enumerate(shape) if axis not in named)
-    fan_in, fan_out = (math.prod(shape[axis] for axis in role) * field for role in roles[:2])
-    return fan_in, fan_out
+    field = tuple(axis for axis in range(len(shape)) if axis not in named)
+    return Roles(roles[0], roles[1], roles[2], field)
 
 
-def _resolve(axes: Axes, shape: Sequence[int]) -> list[int]:
+def _resolve(axes: Axes, shape: Sequence[int], hint: str) -> tuple[int, ...]:
     """Counts axes from the front."""
-    resolved = []
-    for axis in (axes,) if isinstance(axes, int) else axes:
+    axes = (axes,) if isinstance(axes, int) else axes
+    for axis in axes:
         if not -len(shape) <= axis < len(shape):
-            raise ValueError(
-                f"shape {tuple(shape)} has no axis {axis}, so its fans are unknown: give in_axis "
-                "and out_axis (for a vector in_axis=(), out_axis=-1), or the fans themselves"
-            )
-        resolved.append(axis % len(shape))
-    return resolved
+            raise ValueError(f"shape {tuple(shape)} has no axis {axis}{hint}")
+    return tuple(axis % len(shape) for axis in axes)

@@ -1,24 +1,66 @@
-"""Initializers whose variance follows from the fans of the kernel: Xavier, Kaiming, LeCun."""
+"""Initializers whose variance follows from the fans of the kernel."""
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
-from jinit.initializers.base import Initializer, set_floats
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jinit.initializers.base import (
+    Distribution,
+    Initializer,
+    is_complex,
+    set_floats,
+    set_tuples,
+)
 from jinit.initializers.distributions import normal, uniform
 from jinit.initializers.fans import MODES, Axes, Mode, compute_fans
-from jinit.initializers.gains import calculate_gain
+from jinit.initializers.polar import disc
+from jinit.initializers.truncated import truncated_normal, truncated_std
 
-__all__ = [
-    "VarianceScaling",
-    "kaiming_normal",
-    "kaiming_uniform",
-    "lecun_normal",
-    "lecun_uniform",
-    "xavier_normal",
-    "xavier_uniform",
-]
+__all__ = ["DISTRIBUTIONS", "Kind", "Scaling", "VarianceScaling", "variance_scaling"]
+
+Kind = Literal["normal", "truncated_normal", "uniform"]
+
+CUT = 2.0  # standard deviations, where JAX and Keras cut the normal
+
+
+def _truncated(std: float, is_complex: bool) -> Distribution:
+    wider = std / truncated_std(CUT, is_complex=is_complex)
+    return truncated_normal(0.0, wider, -CUT, CUT, relative=True)
+
+
+def _uniform(std: float, is_complex: bool) -> Distribution:
+    limit = math.sqrt(3) * std
+    return disc(math.sqrt(2) * std) if is_complex else uniform(-limit, limit)
+
+
+DISTRIBUTIONS: Mapping[Kind, Callable[[float, bool], Distribution]] = MappingProxyType(
+    {
+        "normal": lambda std, is_complex: normal(0.0, std),
+        "truncated_normal": _truncated,
+        "uniform": _uniform,
+    }
+)
+"""What has a given standard deviation, for real numbers or for complex ones."""
+
+
+class Scaling(NamedTuple):
+    """How the fans scale a distribution: its standard deviation is ``gain / sqrt(mode(fans))``.
+
+    Attributes:
+        gain: The factor, not negative.
+        mode: What is made of the two fans.
+        distribution: The name of the distribution.
+    """
+
+    gain: float
+    mode: Mode
+    distribution: Kind
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,234 +71,111 @@ class VarianceScaling(Initializer):
         in_axis: The axis or axes of the inputs in a shape, ``-2`` by default.
         out_axis: The axis or axes of the outputs, ``-1`` by default.
         batch_axis: The axis or axes along which kernels are stacked.
-        fans: ``fan_in`` and ``fan_out`` of every shape, instead of those that its axes give.
+        fans: ``fan_in`` and ``fan_out`` of every shape, instead of those that its axes give; None
+            in place of one leaves it to the axes.
     """
 
     in_axis: Axes = field(default=-2, kw_only=True)
     out_axis: Axes = field(default=-1, kw_only=True)
     batch_axis: Axes = field(default=(), kw_only=True)
-    fans: tuple[float, float] | None = field(default=None, kw_only=True)
+    fans: tuple[float | None, float | None] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("in_axis", "out_axis", "batch_axis", "fans"):
-            value = getattr(self, name)
-            if isinstance(value, Sequence):
-                object.__setattr__(self, name, tuple(value))
-        if self.fans is not None and not (len(self.fans) == 2 and min(self.fans) > 0):
-            raise ValueError(f"fans must be two positive numbers, got {self.fans}")
-        _, mode = self._scaling()
+        set_tuples(self, "in_axis", "out_axis", "batch_axis", "fans")
+        _check_fans(self.fans)
+        gain, mode, distribution = self.scaling()
+        if gain < 0:
+            raise ValueError(f"the gain must not be negative, got {gain}")
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; legal modes: {', '.join(MODES)}")
+        if distribution not in DISTRIBUTIONS:
+            raise ValueError(
+                f"unknown distribution {distribution!r}; "
+                f"legal distributions: {', '.join(DISTRIBUTIONS)}"
+            )
 
     @abstractmethod
-    def _scaling(self) -> tuple[float, Mode]:
-        """Returns the gain and the mode."""
+    def scaling(self) -> Scaling:
+        """Returns how the fans scale which distribution."""
+
+    def shape_fans(self, shape: Sequence[int]) -> tuple[float, float]:
+        """Returns the fans that the axes of a shape give."""
+        return compute_fans(shape, self.in_axis, self.out_axis, self.batch_axis)
 
     def std(self, shape: Sequence[int]) -> float:
         """Returns the standard deviation of the entries of an array of ``shape``."""
-        axes = self.in_axis, self.out_axis, self.batch_axis
-        fans = self.fans or compute_fans(shape, *axes)
-        gain, mode = self._scaling()
+        gain, mode, _ = self.scaling()
         # Only an empty array has a fan of 0; it has no entries to scale.
-        return gain / math.sqrt(MODES[mode](*fans) or 1)
+        return gain / math.sqrt(MODES[mode](_Fans(self, shape)) or 1)
+
+    def resolve(self, shape: Sequence[int], dtype: DTypeLike | None = jnp.float32) -> Distribution:
+        """Returns the distribution with the standard deviation of ``shape``."""
+        return DISTRIBUTIONS[self.scaling().distribution](self.std(shape), is_complex(dtype))
 
 
-class _Normal(VarianceScaling):
-    def distribution(self, shape: Sequence[int]) -> normal:
-        """Returns the normal distribution with the standard deviation of ``shape``."""
-        return normal(0.0, self.std(shape))
+class _Fans:
+    """The fans of a shape, each computed when it is asked for: a vector has no default ones."""
+
+    def __init__(self, initializer: VarianceScaling, shape: Sequence[int]) -> None:
+        self._given = initializer.fans or (None, None)
+        self._shape_fans = lambda: initializer.shape_fans(shape)
+
+    @property
+    def fan_in(self) -> float:
+        return self._shape_fans()[0] if self._given[0] is None else self._given[0]
+
+    @property
+    def fan_out(self) -> float:
+        return self._shape_fans()[1] if self._given[1] is None else self._given[1]
 
 
-class _Uniform(VarianceScaling):
-    def distribution(self, shape: Sequence[int]) -> uniform:
-        """Returns the symmetric uniform distribution with the standard deviation of ``shape``."""
-        limit = math.sqrt(3) * self.std(shape)
-        return uniform(-limit, limit)
+def _check_fans(fans: tuple[float | None, ...] | None) -> None:
+    if fans is None:
+        return
+    if len(fans) != 2 or any(fan is not None and not 0 < fan < math.inf for fan in fans):
+        raise ValueError(f"fans must be two positive numbers, got {fans}")
 
 
 @dataclass(frozen=True, repr=False)
-class _Xavier(VarianceScaling):
-    gain: float = 1.0
+class variance_scaling(VarianceScaling):
+    r"""Draws with mean 0 and variance :math:`\text{scale} / \text{fan}`.
+
+    Keras calls ``untruncated_normal`` what is called ``normal`` here and in JAX, and its
+    ``normal`` is ``truncated_normal``: cut at two standard deviations and widened, so that the
+    variance is as stated.
+
+    Args:
+        scale: The factor of the variance, not negative.
+        mode: ``fan_in``, ``fan_out``, ``fan_avg`` or ``fan_geo_avg``.
+        distribution: ``truncated_normal``, ``normal`` or ``uniform``.
+        in_axis, out_axis, batch_axis, fans: Where the fans come from, see ``VarianceScaling``;
+            keyword-only.
+
+    Returns:
+        An initializer for floating-point and complex dtypes; uniform complex numbers lie in a
+        disc.
+
+    Raises:
+        ValueError: If an argument is out of range, or when called with a shape without the axes.
+
+    Example:
+        >>> variance_scaling(2.0, "fan_out", "normal").std((5, 8))
+        0.5
+
+    Source:
+        ``jax.nn.initializers.variance_scaling``; the defaults are Keras's.
+    """
+
+    scale: float = 1.0
+    mode: Mode = "fan_in"
+    distribution: Kind = "truncated_normal"
 
     def __post_init__(self) -> None:
-        set_floats(self, "gain")
+        set_floats(self, "scale")
+        if self.scale < 0:
+            raise ValueError(f"scale must not be negative, got {self.scale}")
         super().__post_init__()
 
-    def _scaling(self) -> tuple[float, Mode]:
-        return self.gain, "fan_avg"
-
-
-@dataclass(frozen=True, repr=False)
-class _Kaiming(VarianceScaling):
-    negative_slope: float | None = None
-    mode: Mode = "fan_in"
-    nonlinearity: str = "leaky_relu"
-
-    def _scaling(self) -> tuple[float, Mode]:
-        # Kaiming's own default is a slope of 0, not calculate_gain's 0.01.
-        default = 0.0 if self.nonlinearity == "leaky_relu" else None
-        slope = default if self.negative_slope is None else self.negative_slope
-        return calculate_gain(self.nonlinearity, slope), self.mode
-
-
-class _Lecun(VarianceScaling):
-    def _scaling(self) -> tuple[float, Mode]:
-        return 1.0, "fan_in"
-
-
-class xavier_normal(_Xavier, _Normal):
-    r"""Draws from :math:`N(0, \text{gain}^2 \cdot 2 / (\text{fan\_in} + \text{fan\_out}))`.
-
-    The normal is not truncated; that of ``jax.nn.initializers.glorot_normal`` is.
-
-    Args:
-        gain: A factor of the standard deviation, see ``calculate_gain``.
-        in_axis, out_axis, batch_axis, fans: Where the fans come from, see ``VarianceScaling``;
-            keyword-only.
-
-    Returns:
-        An initializer for floating-point dtypes.
-
-    Raises:
-        ValueError: If an argument is out of range, or when called with a shape without the axes.
-
-    Example:
-        >>> round(xavier_normal().std((3, 3, 32, 64)), 5)
-        0.04811
-
-    Source:
-        Glorot and Bengio, Understanding the difficulty of training deep feedforward neural
-        networks, 2010; ``torch.nn.init.xavier_normal_``.
-    """
-
-
-class xavier_uniform(_Xavier, _Uniform):
-    r"""Draws from :math:`U(-l, l)`, :math:`l = \text{gain}\sqrt{3/\text{fan\_avg}}`.
-
-    The average is that of both fans. With gain 1 it is Keras's ``GlorotUniform``, the default
-    of Keras's layers.
-
-    Args:
-        gain: A factor of the standard deviation, see ``calculate_gain``.
-        in_axis, out_axis, batch_axis, fans: Where the fans come from, see ``VarianceScaling``;
-            keyword-only.
-
-    Returns:
-        An initializer for floating-point dtypes.
-
-    Raises:
-        ValueError: If an argument is out of range, or when called with a shape without the axes.
-
-    Example:
-        >>> round(xavier_uniform().distribution((3, 3, 32, 64)).high, 5)
-        0.08333
-
-    Source:
-        Glorot and Bengio, Understanding the difficulty of training deep feedforward neural
-        networks, 2010; ``torch.nn.init.xavier_uniform_``.
-    """
-
-
-class kaiming_normal(_Kaiming, _Normal):
-    r"""Draws from :math:`N(0, \text{gain}^2 / \text{fan})`, the gain that of the nonlinearity.
-
-    The normal is not truncated; that of ``jax.nn.initializers.he_normal`` is.
-
-    Args:
-        negative_slope: The slope of leaky_relu (torch's ``a``); None is 0, the gain
-            :math:`\sqrt 2`. No other nonlinearity takes one.
-        mode: ``fan_in`` keeps the variance of activations, ``fan_out`` that of gradients;
-            ``fan_avg`` and ``fan_geo_avg`` lie between.
-        nonlinearity: A name that ``calculate_gain`` knows.
-        in_axis, out_axis, batch_axis, fans: Where the fans come from, see ``VarianceScaling``;
-            keyword-only.
-
-    Returns:
-        An initializer for floating-point dtypes.
-
-    Raises:
-        ValueError: If an argument is out of range, or when called with a shape without the axes.
-
-    Example:
-        >>> kaiming_normal(mode="fan_out", nonlinearity="relu")
-        kaiming_normal(negative_slope=None, mode='fan_out', nonlinearity='relu')
-        >>> kaiming_normal().std((2, 5))
-        1.0
-
-    Source:
-        He et al., Delving deep into rectifiers, 2015; ``torch.nn.init.kaiming_normal_``.
-    """
-
-
-class kaiming_uniform(_Kaiming, _Uniform):
-    r"""Draws from :math:`U(-l, l)`, :math:`l = \text{gain}\sqrt{3/\text{fan}}`.
-
-    Args:
-        negative_slope: The slope of leaky_relu (torch's ``a``); None is 0, the gain
-            :math:`\sqrt 2`. No other nonlinearity takes one.
-        mode: ``fan_in`` keeps the variance of activations, ``fan_out`` that of gradients;
-            ``fan_avg`` and ``fan_geo_avg`` lie between.
-        nonlinearity: A name that ``calculate_gain`` knows.
-        in_axis, out_axis, batch_axis, fans: Where the fans come from, see ``VarianceScaling``;
-            keyword-only.
-
-    Returns:
-        An initializer for floating-point dtypes.
-
-    Raises:
-        ValueError: If an argument is out of range, or when called with a shape without the axes.
-
-    Example:
-        >>> round(kaiming_uniform().distribution((24, 8)).high, 6)
-        0.5
-
-    Source:
-        He et al., Delving deep into rectifiers, 2015; ``torch.nn.init.kaiming_uniform_``.
-    """
-
-
-class lecun_normal(_Lecun, _Normal):
-    r"""Draws from :math:`N(0, 1 / \text{fan\_in})`.
-
-    The normal is not truncated; that of ``jax.nn.initializers.lecun_normal``, the default of
-    Flax's layers, is.
-
-    Args:
-        in_axis, out_axis, batch_axis, fans: Where the fans come from, see ``VarianceScaling``;
-            keyword-only.
-
-    Returns:
-        An initializer for floating-point dtypes.
-
-    Raises:
-        ValueError: If an argument is out of range, or when called with a shape without the axes.
-
-    Example:
-        >>> lecun_normal().std((16, 3))
-        0.25
-
-    Source:
-        LeCun et al., Efficient backprop, 1998.
-    """
-
-
-class lecun_uniform(_Lecun, _Uniform):
-    r"""Draws from :math:`U(-l, l)`, :math:`l = \sqrt{3/\text{fan\_in}}`.
-
-    Args:
-        in_axis, out_axis, batch_axis, fans: Where the fans come from, see ``VarianceScaling``;
-            keyword-only.
-
-    Returns:
-        An initializer for floating-point dtypes.
-
-    Raises:
-        ValueError: If an argument is out of range, or when called with a shape without the axes.
-
-    Example:
-        >>> round(lecun_uniform().distribution((12, 3)).high, 6)
-        0.5
-
-    Source:
-        LeCun et al., Efficient backprop, 1998.
-    """
+    def scaling(self) -> Scaling:
+        """Returns the root of the scale, and the other arguments."""
+        return Scaling(math.sqrt(self.scale), self.mode, self.distribution)

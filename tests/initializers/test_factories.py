@@ -1,7 +1,10 @@
-"""Initializers as values: equality, hashing, repr, and bad arguments."""
+"""Initializers as values: equality, hashing, repr, docstrings, and bad arguments."""
 
 import copy
+import doctest
+import importlib
 import pickle
+import pkgutil
 import re
 
 import flax.linen as nn
@@ -9,31 +12,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jinit import initializers
 
-FACTORIES = [getattr(initializers, n) for n in initializers.__all__ if n != "calculate_gain"]
+FUNCTIONS = {"calculate_gain", "reinit", "with_fan"}
+NAMES = sorted(set(initializers.__all__) - FUNCTIONS)
+NEEDED = {"constant": (2.0,), "sparse": (0.5,), "scaled": (initializers.normal(), 0.5)}
+SYNONYMS = {
+    "glorot_normal": "xavier_normal",
+    "glorot_uniform": "xavier_uniform",
+    "he_normal": "kaiming_normal",
+    "he_uniform": "kaiming_uniform",
+    "identity": "eye",
+}
+each_name = pytest.mark.parametrize("name", NAMES)
+key = jax.random.key(0)
 
 
-def make(factory):
-    return factory(2.0) if factory is initializers.constant else factory()
+def make(name):
+    return getattr(initializers, name)(*NEEDED.get(name, ()))
 
 
-def test_the_twelve():
-    assert len(initializers.__all__) == 12
+def test_the_names_are_sorted_and_there():
     assert initializers.__all__ == sorted(initializers.__all__)
+    for name, other in SYNONYMS.items():
+        assert getattr(initializers, name) is getattr(initializers, other)
 
 
-@pytest.mark.parametrize("factory", FACTORIES)
-def test_equal_arguments_make_equal_initializers(factory):
-    init = make(factory)
-    assert init == make(factory)
-    assert hash(init) == hash(make(factory))
+@each_name
+def test_equal_arguments_make_equal_initializers(name):
+    init = make(name)
+    assert init == make(name)
+    assert hash(init) == hash(make(name))
     assert pickle.loads(pickle.dumps(init)) == copy.deepcopy(init) == init
 
 
 def test_different_initializers_differ():
-    inits = [make(factory) for factory in FACTORIES]
+    inits = [make(name) for name in NAMES if name not in SYNONYMS]
     assert len(set(inits)) == len(inits)
     assert initializers.normal(std=2) != initializers.normal(std=3)
 
@@ -45,16 +61,30 @@ def test_different_initializers_differ():
         (initializers.constant(np.arange(2)), "constant(value=(0, 1))"),
         (initializers.normal(std=jnp.float32(0.5)), "normal(mean=0.0, std=0.5)"),
         (
-            initializers.kaiming_normal(),
-            "kaiming_normal(negative_slope=None, mode='fan_in', nonlinearity='leaky_relu')",
+            initializers.truncated_normal(relative=True),
+            "truncated_normal(mean=0.0, std=1.0, low=-2.0, high=2.0, relative=True)",
         ),
-        (initializers.xavier_uniform(), "xavier_uniform(gain=1.0)"),
+        (
+            initializers.kaiming_normal(truncated=True),
+            "kaiming_normal(negative_slope=None, mode='fan_in', nonlinearity='leaky_relu', "
+            "truncated=True)",
+        ),
+        (initializers.glorot_uniform(), "xavier_uniform(gain=1.0)"),
         (initializers.lecun_normal(in_axis=[0, 1]), "lecun_normal(in_axis=(0, 1))"),
+        (
+            initializers.variance_scaling(),
+            "variance_scaling(scale=1.0, mode='fan_in', distribution='truncated_normal')",
+        ),
+        (initializers.orthogonal(out_axis=[1]), "orthogonal(gain=1.0, out_axis=(1,))"),
+        (
+            initializers.scaled(initializers.eye(), 2),
+            "scaled(init=eye(gain=1.0), scale=2.0)",
+        ),
     ],
 )
 def test_the_repr_is_the_call(init, text):
     assert repr(init) == text
-    assert hash(init) is not None
+    assert eval(text, vars(initializers)) == init
 
 
 def test_a_module_that_holds_one_is_traced_once():
@@ -70,10 +100,48 @@ def test_a_module_that_holds_one_is_traced_once():
 
     jitted = nn.jit(Counted)
     for _ in range(3):
-        jitted(initializers.normal(std=0.1)).init(jax.random.key(0))
+        jitted(initializers.normal(std=0.1)).init(key)
     assert len(traces) == 1
-    jitted(initializers.normal(std=0.2)).init(jax.random.key(0))
+    jitted(initializers.normal(std=0.2)).init(key)
     assert len(traces) == 2
+
+
+@pytest.mark.parametrize(
+    ("init", "make", "x"),
+    [
+        (initializers.he_normal(), lambda init: nn.Dense(5, kernel_init=init), (1, 4)),
+        (initializers.orthogonal(), lambda init: nn.Dense(5, kernel_init=init), (1, 4)),
+        (initializers.delta_orthogonal(), lambda init: nn.Conv(5, (3,), kernel_init=init), (9, 4)),
+        (initializers.uniform(), lambda init: nn.Dense(5, bias_init=init), (1, 4)),
+    ],
+    ids=repr,
+)
+def test_they_stand_in_linen_layers(init, make, x):
+    leaves = make(init).init(key, jnp.ones(x))["params"]
+    name = "bias" if isinstance(init, initializers.uniform) else "kernel"
+    shape = leaves[name].shape
+    boxed = make(nn.with_partitioning(init, (None,) * len(shape))).init(key, jnp.ones(x))
+    np.testing.assert_array_equal(boxed["params"][name].value, leaves[name])
+    assert abs(leaves[name]).max() > 0
+
+
+@pytest.mark.parametrize("init", [initializers.he_normal(), initializers.orthogonal()], ids=repr)
+def test_they_stand_in_nnx_layers(init):
+    kernel = nnx.Linear(4, 5, kernel_init=init, rngs=nnx.Rngs(0)).kernel[...]
+    np.testing.assert_array_equal(kernel, init(nnx.Rngs(0).params(), (4, 5)))
+
+
+@pytest.mark.parametrize("module", [m.name for m in pkgutil.iter_modules(initializers.__path__)])
+def test_the_examples_in_the_docstrings_run(module):
+    module = importlib.import_module(f"jinit.initializers.{module}")
+    assert doctest.testmod(module).failed == 0
+
+
+@each_name
+def test_a_docstring_says_what_it_takes_and_gives(name):
+    sections = set(re.findall(r"^ *(\w+):$", getattr(initializers, name).__doc__, re.MULTILINE))
+    assert {"Returns", "Example", "Source"} <= sections
+    assert "Raises" in sections or name in ("constant", "zeros", "ones")
 
 
 @pytest.mark.parametrize(
@@ -83,15 +151,42 @@ def test_a_module_that_holds_one_is_traced_once():
             lambda: initializers.kaiming_normal(0.2, nonlinearity="relu"),
             ValueError,
             "nonlinearity 'relu' takes no parameter, got 0.2; "
-            "a negative slope needs nonlinearity 'leaky_relu'",
+            "those that take one: leaky_relu (its negative_slope), elu (its alpha)",
         ),
         (
             lambda: initializers.kaiming_uniform(mode="fan"),
             ValueError,
             "unknown mode 'fan'; legal modes: fan_in, fan_out, fan_avg, fan_geo_avg",
         ),
+        (
+            lambda: initializers.variance_scaling(distribution="untruncated_normal"),
+            ValueError,
+            "unknown distribution 'untruncated_normal'; "
+            "legal distributions: normal, truncated_normal, uniform",
+        ),
+        (
+            lambda: initializers.variance_scaling(-1.0),
+            ValueError,
+            "scale must not be negative, got -1.0",
+        ),
         (lambda: initializers.normal(std=-1), ValueError, "std must not be negative, got -1.0"),
         (lambda: initializers.normal(float("nan")), ValueError, "mean must be finite, got nan"),
+        (
+            lambda: initializers.truncated_normal(std=0),
+            ValueError,
+            "std must be positive, got 0.0",
+        ),
+        (
+            lambda: initializers.truncated_normal(low=2, high=2),
+            ValueError,
+            "high must lie above low, got [2.0, 2.0]",
+        ),
+        (
+            lambda: initializers.truncated_normal(1.0, 0.5, 3.0, 9.0),
+            ValueError,
+            "[3.0, 9.0] begins 4 standard deviations from the mean 1.0, and float32 has too few "
+            "numbers there: it must begin within 3",
+        ),
         (
             lambda: initializers.uniform(1, 0),
             ValueError,
@@ -103,7 +198,17 @@ def test_a_module_that_holds_one_is_traced_once():
             "gain must be finite, got inf",
         ),
         (
-            lambda: initializers.normal()(jax.random.key(0), (2,), "int32"),
+            lambda: initializers.xavier_uniform(gain=-1),
+            ValueError,
+            "the gain must not be negative, got -1.0",
+        ),
+        (
+            lambda: initializers.orthogonal(float("nan")),
+            ValueError,
+            "gain must be finite, got nan",
+        ),
+        (
+            lambda: initializers.normal()(key, (2,), "int32"),
             TypeError,
             "normal(mean=0.0, std=1.0) draws floating-point numbers, it cannot make a int32",
         ),

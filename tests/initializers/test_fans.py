@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jinit.initializers import kaiming_normal, lecun_normal, xavier_uniform
+from jinit.initializers import bilinear, kaiming_normal, lecun_normal, xavier_uniform
 from jinit.initializers.fans import compute_fans
 
 
@@ -29,12 +29,11 @@ def test_the_fans_of_a_shape(shape, axes, fans):
     assert compute_fans(shape, **axes) == fans
 
 
+@pytest.mark.usefixtures("compile_fast")
 @pytest.mark.parametrize(
     ("shape", "axes"),
     [
-        ((4, 6), {}),
         ((3, 2, 4, 6), {}),
-        ((4, 6, 3), {"in_axis": 1, "out_axis": 0}),
         ((2, 3, 4, 5), {"in_axis": (0, 2), "out_axis": 3}),
         ((7, 2, 5), {"batch_axis": (0,)}),
     ],
@@ -53,6 +52,14 @@ def test_a_vector_has_no_default_fans():
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         lecun_normal()(jax.random.key(0), (3,))
     assert lecun_normal(fans=(4, 1)).std((3,)) == 0.5
+    assert lecun_normal(fans=(4, None)).std((3,)) == 0.5
+    assert xavier_uniform(fans=(3, 3)).std((3,)) ** 2 == pytest.approx(1 / 3)  # as in Keras
+
+
+def test_a_fan_that_is_not_given_is_the_shapes():
+    assert xavier_uniform(fans=(None, 6)).std((3, 3, 2, 8)) ** 2 == pytest.approx(2 / (18 + 6))
+    with pytest.raises(ValueError, match="has no axis -2"):
+        xavier_uniform(fans=(4, None)).std((3,))
 
 
 def test_an_axis_has_one_role():
@@ -72,12 +79,21 @@ def test_a_negative_size_is_an_error():
         lecun_normal()(jax.random.key(0), (-2, 3))
 
 
-@pytest.mark.parametrize("fans", [(0, 1), (1, 2, 3), (-1, 4)])
+@pytest.mark.parametrize("fans", [(0, 1), (1, 2, 3), (-1, 4), (float("inf"), 1)])
 def test_given_fans_are_two_positive_numbers(fans):
-    with pytest.raises(
-        ValueError,
-        match=f"^fans must be two positive numbers, got {fans}$".replace("(", r"\(").replace(
-            ")", r"\)"
-        ),
-    ):
+    message = f"fans must be two positive numbers, got {fans}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         lecun_normal(fans=fans)
+
+
+def test_bilinear_needs_two_inputs():
+    with pytest.raises(ValueError, match=r"^in_axis must be the axes of two inputs, got -2$"):
+        bilinear(in_axis=-2)
+    with pytest.raises(ValueError, match=r"^convention must be 'keras' or 'torch', got 'flax'$"):
+        bilinear("flax")
+
+
+def test_bilinear_counts_products():
+    # an output sums 6 products; the inputs reach 5 * 3, 5 * 3, 5 * 2, 5 * 2 and 5 * 2 of them
+    assert bilinear().shape_fans((2, 3, 5)) == (6, (2 * 15 + 3 * 10) / 5)
+    assert bilinear()(jax.random.key(0), (0, 0, 5)).shape == (0, 0, 5)

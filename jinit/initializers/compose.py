@@ -1,0 +1,169 @@
+"""Initializers made from others."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jinit.initializers.base import Affine, Distribution, Initializer, Unit, set_floats
+from jinit.initializers.variance_scaling import VarianceScaling
+
+__all__ = ["AnyInitializer", "as_initializer", "scaled", "with_fan"]
+
+AnyInitializer = Initializer | Callable[..., Any]
+"""One of jinit, or any function ``(key, shape, dtype)``, such as those of ``jax.nn``."""
+
+
+@dataclass(frozen=True, repr=False)
+class _Foreign(Unit):
+    """What another library's function draws."""
+
+    init: Callable[..., Any]
+
+    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        """Calls the function."""
+        values = self.init(key, shape, dtype)
+        if not isinstance(values, jax.Array):
+            raise TypeError(
+                f"{self.init!r} returned a {type(values).__name__} and not an array; pass the "
+                "initializer that it was made from, without with_partitioning or the like"
+            )
+        return values
+
+    def __repr__(self) -> str:
+        return getattr(self.init, "__qualname__", repr(self.init))
+
+
+def as_initializer(init: AnyInitializer) -> Initializer:
+    """Makes a function ``(key, shape, dtype)`` an initializer like those of jinit.
+
+    Args:
+        init: An initializer of jinit, which is returned as it is, or a function that JAX can
+            trace and hash.
+
+    Returns:
+        An initializer that draws the same in float32, casts last, and takes an ``out_sharding``.
+
+    Raises:
+        TypeError: If it cannot be called.
+
+    Example:
+        >>> as_initializer(jax.nn.initializers.ones)(None, (2,), "bfloat16")
+        Array([1, 1], dtype=bfloat16)
+    """
+    if isinstance(init, Initializer):
+        return init
+    if not callable(init):
+        raise TypeError(f"an initializer is a function of key, shape and dtype, got {init!r}")
+    return _Foreign(init)
+
+
+@dataclass(frozen=True, repr=False)
+class scaled(Initializer):
+    """Multiplies what an initializer draws by a number.
+
+    Args:
+        init: Any initializer, of jinit or a function ``(key, shape, dtype)``.
+        scale: The factor, such as ``1 / sqrt(2 * layers)`` for the last layer of residual blocks.
+
+    Returns:
+        An initializer for floating-point and complex dtypes.
+
+    Raises:
+        ValueError: If the scale is not finite.
+        TypeError: If ``init`` cannot be called.
+
+    Example:
+        >>> from jinit.initializers import constant
+        >>> scaled(constant(3.0), 0.5)(None, (2,))
+        Array([1.5, 1.5], dtype=float32)
+
+    Source:
+        The ``scale`` of some of ``jax.nn.initializers``, for all of them.
+    """
+
+    init: AnyInitializer
+    scale: float
+
+    def __post_init__(self) -> None:
+        set_floats(self, "scale")
+        as_initializer(self.init)
+
+    def resolve(self, shape: Sequence[int], dtype: DTypeLike | None = jnp.float32) -> Distribution:
+        """Returns the distribution of the other initializer, multiplied."""
+        return _Multiplied(as_initializer(self.init).resolve(shape, dtype), self.scale)
+
+
+@dataclass(frozen=True, repr=False)
+class _Multiplied(Distribution):
+    """A distribution times a number."""
+
+    base: Distribution
+    scale: float
+
+    def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+        """Raises what the distribution raises, and for integers."""
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(f"{self!r} draws floating-point numbers, it cannot make a {dtype}")
+        self.base.check(key, shape, dtype)
+
+    def unit(self) -> Unit:
+        """Returns that of the distribution."""
+        return self.base.unit()
+
+    def affine(self, dtype: jnp.dtype) -> Affine:
+        """Returns the numbers of the distribution, multiplied."""
+        factor, summand = self.base.affine(dtype)
+        factor = self.scale if factor is None else self.scale * factor
+        return factor, None if summand is None else self.scale * summand
+
+    def __repr__(self) -> str:
+        return f"scaled({self.base!r}, {self.scale})"
+
+
+def with_fan(
+    init: Initializer, *, fan_in: float | None = None, fan_out: float | None = None
+) -> Initializer:
+    """Gives an initializer that scales with the fans other fans than the shape's.
+
+    For a bias that is drawn with its kernel's fan_in, or for a kernel of which several are summed.
+
+    Args:
+        init: An initializer such as ``lecun_normal()``, or one of these ``scaled``.
+        fan_in: The input fan; None leaves that of the shape.
+        fan_out: The output fan; None leaves that of the shape.
+
+    Returns:
+        The initializer with the fans. A fan that its mode does not need is never computed, so
+        a shape may lack the axis.
+
+    Raises:
+        TypeError: If the initializer does not look at fans.
+        ValueError: If no fan is given, or one is not a positive number.
+
+    Example:
+        >>> from jinit.initializers import lecun_normal
+        >>> with_fan(lecun_normal(), fan_in=64).std((10,))
+        0.125
+
+    Source:
+        torch's biases, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    """
+    if fan_in is None and fan_out is None:
+        raise ValueError("with_fan needs a fan: give fan_in, fan_out or both")
+    if isinstance(init, scaled):
+        inner = with_fan(as_initializer(init.init), fan_in=fan_in, fan_out=fan_out)
+        return dataclasses.replace(init, init=inner)
+    if not isinstance(init, VarianceScaling):
+        raise TypeError(
+            f"{init!r} does not look at fans; those of jinit that do are variance_scaling, "
+            "xavier, kaiming, lecun and bilinear"
+        )
+    before = init.fans or (None, None)
+    given = (fan_in, fan_out)
+    fans = tuple(old if new is None else new for old, new in zip(before, given, strict=True))
+    return dataclasses.replace(init, fans=fans)
