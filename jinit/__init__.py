@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from jinit.startup import startup, startup_report
 
 if TYPE_CHECKING:
-    from jinit import amp, initializers, reproducibility
-    from jinit.defaults import keras_defaults
+    from jinit import amp, defaults, initializers, reproducibility
+    from jinit.defaults import global_keras_initializers, keras_defaults, torch_defaults
     from jinit.empirical import Calibration, calibrate, empirical_init
     from jinit.reproducibility import (
         MAX_SEED,
@@ -37,10 +37,12 @@ __all__ = [
     "amp",
     "calibrate",
     "configure_deterministic_mode",
+    "defaults",
     "empirical_init",
     "fold_in_process",
     "get_random_seed",
     "get_rng_state",
+    "global_keras_initializers",
     "initializers",
     "keras_defaults",
     "load_rng_state",
@@ -51,10 +53,11 @@ __all__ = [
     "seed_workers",
     "startup",
     "startup_report",
+    "torch_defaults",
 ]
 
 _NAMES = {
-    "jinit.defaults": ("keras_defaults",),
+    "jinit.defaults": ("global_keras_initializers", "keras_defaults", "torch_defaults"),
     "jinit.empirical": ("Calibration", "calibrate", "empirical_init"),
     "jinit.reproducibility": (
         *("MAX_SEED", "configure_deterministic_mode", "fold_in_process", "get_random_seed"),
@@ -63,7 +66,7 @@ _NAMES = {
     ),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-_SUBMODULES = {"amp", "initializers", "reproducibility"}
+_SUBMODULES = {"amp", "defaults", "initializers", "reproducibility"}
 
 
 def __getattr__(name: str) -> object:

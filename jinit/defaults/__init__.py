@@ -1,5 +1,21 @@
-"""Defaults of other systems for Flax's layers, as tables that can be read and printed."""
+"""Defaults of other systems for Flax's layers, as tables that can be read, printed and extended."""
 
-from jinit.defaults.layer_defaults import LayerDefaults, keras_defaults
+from jinit.defaults.functions import global_keras_initializers, keras_defaults, torch_defaults
+from jinit.defaults.lasting import LostAtApplyWarning
+from jinit.defaults.layer_defaults import LayerDefaults
+from jinit.defaults.systems import register
+from jinit.defaults.table import Derived, LayerTable, Row
+from jinit.defaults.undo import Undo
 
-__all__ = ["LayerDefaults", "keras_defaults"]
+__all__ = [
+    "Derived",
+    "LayerDefaults",
+    "LayerTable",
+    "LostAtApplyWarning",
+    "Row",
+    "Undo",
+    "global_keras_initializers",
+    "keras_defaults",
+    "register",
+    "torch_defaults",
+]

@@ -1,9 +1,8 @@
-"""The public face: Keras's defaults as a context manager, a decorator and a wrapper."""
+"""A table of defaults as a context manager, a decorator and a wrapper."""
 
 import contextlib
 import dataclasses
 import functools
-import math
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -11,10 +10,10 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 import flax.linen as nn
 
-from jinit.defaults.linen import applied, wrapped_class
-from jinit.defaults.table import LayerTable, keras_table
+from jinit.defaults.contexts import applied, wrapped_class
+from jinit.defaults.table import LayerTable
 
-__all__ = ["LayerDefaults", "keras_defaults"]
+__all__ = ["LayerDefaults", "class_name"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +38,7 @@ class LayerDefaults:
 
     Attributes:
         table: Which field of which layer gets which value; ``print(defaults.table)`` shows it.
-        name: The function that made the object.
+        name: The function that made the object, such as ``keras_defaults``.
         arguments: The arguments of that function by name.
     """
 
@@ -48,7 +47,7 @@ class LayerDefaults:
     arguments: Mapping[str, Any]
 
     def __enter__(self) -> Self:
-        context = applied(self.table)
+        context = applied(self.table, lasts=False)
         context.__enter__()
         _entered.stack.append(context)
         return self
@@ -77,7 +76,7 @@ class LayerDefaults:
         if isinstance(function, nn.Module | type) or not callable(function):
             raise TypeError(
                 f"{self.name}() decorates a function such as model.init, got "
-                f"{_name(function)}; for a module use {self.name}().wrap(module)"
+                f"{class_name(function)}; for a module use {self.name}().wrap(module)"
             )
 
         @functools.wraps(function)
@@ -106,6 +105,7 @@ class LayerDefaults:
 
         Example:
             >>> import flax.linen as nn, jax, jax.numpy as jnp
+            >>> from jinit import keras_defaults
             >>> model = keras_defaults().wrap(nn.LayerNorm())
             >>> variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
             >>> round(float(model.apply(variables, jnp.array([-0.1, 0.1]))[1]), 3)
@@ -113,13 +113,13 @@ class LayerDefaults:
         """
         if not isinstance(module, nn.Module):
             raise TypeError(
-                f"{self.name}().wrap takes a flax.linen module, got {_name(module)}; "
+                f"{self.name}().wrap takes a flax.linen module, got {class_name(module)}; "
                 f"for a function use {self.name}()(function)"
             )
         if module.scope is not None:
             raise ValueError(
                 f"{self.name}().wrap takes a module that is not bound, got a bound "
-                f"{_name(module)}; wrap it before init, apply or bind"
+                f"{class_name(module)}; wrap it before init, apply or bind"
             )
         fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.init}
         return wrapped_class(type(module), self.table)(**{**fields, "parent": None})
@@ -129,79 +129,6 @@ class LayerDefaults:
         return f"{self.name}({arguments})"
 
 
-def keras_defaults(
-    parameter_initialization: bool = True,
-    batchnorm_momentum: float | None = 0.99,
-    norm_epsilon: float | None = 1e-3,
-) -> LayerDefaults:
-    r"""Gives Flax's layers the defaults of Keras.
-
-    Kernels of Dense, DenseGeneral (and with it attention), Conv, ConvLocal and ConvTranspose are
-    drawn from :math:`U(-l, l)`, :math:`l = \sqrt{6 / (\text{fan\_in} + \text{fan\_out})}`,
-    embeddings from U(-0.05, 0.05). Norm layers take Keras's epsilon, BatchNorm its momentum.
-    What was passed to a layer explicitly is never replaced; only the default object itself,
-    passed explicitly, cannot be told from nothing, and a layer that was pickled and loaded counts
-    as explicit.
-
-    Used as ``with keras_defaults(): ...``, as ``keras_defaults()(model.init)``, and as
-    ``keras_defaults().wrap(model)``. Epsilon and momentum count when a layer is applied: with
-    the first two forms ``apply`` must run inside as well, with ``wrap`` it always does. Of
-    nested contexts the innermost alone is in force. A context belongs to its thread; functions
-    that were traced under other defaults are traced again.
-
-    Args:
-        parameter_initialization: Whether parameters are drawn as in Keras.
-        batchnorm_momentum: The decay of BatchNorm's running statistics, in [0, 1] (torch's
-            momentum is 1 minus this); None leaves Flax's.
-        norm_epsilon: What BatchNorm, LayerNorm, GroupNorm and InstanceNorm add to the variance,
-            positive; None leaves Flax's.
-
-    Returns:
-        The defaults, to be entered, called on a function, or wrapped around a module.
-
-    Raises:
-        ValueError: If the momentum or epsilon is out of range.
-        TypeError: If ``parameter_initialization`` is no bool, but the function to decorate.
-
-    Example:
-        >>> import flax.linen as nn, jax, jax.numpy as jnp
-        >>> with keras_defaults():
-        ...     variables = nn.Dense(128).init(jax.random.key(0), jnp.ones((1, 64)))
-        >>> limit = (6 / (64 + 128)) ** 0.5
-        >>> bool(0.99 * limit < abs(variables["params"]["kernel"]).max() < limit)
-        True
-
-    Source:
-        Keras 3.15's layers.
-    """
-    if not isinstance(parameter_initialization, bool):
-        raise TypeError(
-            f"parameter_initialization is a bool, got {_name(parameter_initialization)}; "
-            "to decorate a function write keras_defaults()(function)"
-        )
-    arguments = {
-        "parameter_initialization": parameter_initialization,
-        "batchnorm_momentum": _number(
-            "batchnorm_momentum", batchnorm_momentum, "a decay in [0, 1]", lambda m: 0 <= m <= 1
-        ),
-        "norm_epsilon": _number(
-            "norm_epsilon", norm_epsilon, "a positive number", lambda e: 0 < e < math.inf
-        ),
-    }
-    return LayerDefaults(keras_table(**arguments), "keras_defaults", arguments)
-
-
-def _number(
-    name: str, value: float | None, meaning: str, legal: Callable[[float], bool]
-) -> float | None:
-    """Returns an optional argument as a Python float, once it is found legal."""
-    if value is None:
-        return None
-    if not legal(value):
-        raise ValueError(f"{name} is {meaning} or None, got {value!r}")
-    return float(value)
-
-
-def _name(value: object) -> str:
+def class_name(value: object) -> str:
     """Names a class as itself and anything else by its class."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

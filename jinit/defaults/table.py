@@ -1,27 +1,35 @@
 """Which field of which layer gets which value: the defaults as data."""
 
+import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 
 from jinit._tables import format_table
-from jinit.initializers import uniform, xavier_uniform
-from jinit.initializers.variance_scaling import VarianceScaling
 
-__all__ = ["Derived", "LayerTable", "Row", "keras_table"]
+__all__ = ["AT_APPLY", "Derived", "LayerTable", "Role", "Row", "declared", "label", "rows"]
+
+AT_APPLY = ("epsilon", "momentum")
+"""The fields that count when a layer is applied, and not only when it is initialised."""
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A value that follows from the layer and what it is called on.
+    """A value that follows from the layer and what it is called on, made anew for every call.
 
     Attributes:
-        derive: Takes the layer and the arguments of its ``__call__``, returns the value.
+        derive: Returns the value. For a Linen class it takes the layer and the arguments of its
+            ``__call__``; for an NNX class one object that has the arguments of the constructor
+            as attributes.
         text: What a printed table shows.
+
+    Example:
+        >>> Derived(lambda layer: layer.features, "features")
+        features
     """
 
     derive: Callable[..., Any]
@@ -32,23 +40,52 @@ class Derived:
 
 
 @dataclass(frozen=True)
+class Role:
+    """The part that a layer plays in another one.
+
+    Attributes:
+        parent: The class that contains the layer.
+        name: What the layer is called there.
+    """
+
+    parent: type
+    name: str
+
+    def played_by(self, layer: nn.Module) -> bool:
+        """Tells whether a layer plays it."""
+        return layer.name == self.name and isinstance(layer.parent, self.parent)
+
+    def __str__(self) -> str:
+        return f" as {label(self.parent)}.{self.name}"
+
+
+@dataclass(frozen=True, eq=False)
 class Row:
     """One default.
 
     Attributes:
-        layer: The class of the library that declares the field; its subclasses follow it.
-        field: The name of the field.
+        layer: The class that declares the field; its subclasses follow it.
+        field: The name of the field, for an NNX class that of the constructor's argument.
         value: What replaces the library's default, or a ``Derived``.
+        role: Where it is for a part of another Linen layer alone.
     """
 
     layer: type
     field: str
     value: Any
+    role: Role | None = None
 
-    @property
+    @functools.cached_property
     def library_default(self) -> Any:
         """The object that a layer carries when its user passed nothing."""
-        return self.layer.__dataclass_fields__[self.field].default
+        if issubclass(self.layer, nn.Module):
+            return self.layer.__dataclass_fields__[self.field].default
+        return inspect.signature(self.layer.__init__).parameters[self.field].default
+
+    @property
+    def at_apply(self) -> bool:
+        """Whether it counts when the layer is applied."""
+        return self.field in AT_APPLY
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,82 +93,66 @@ class LayerTable:
     """Rows of defaults. Tables are told apart by identity: they key the caches of jit.
 
     Attributes:
-        rows: The rows, at most one for each layer and field.
+        system: Whose defaults they are, ``"keras"`` or ``"torch"``.
+        rows: The rows, at most one for each layer, field and role.
 
     Example:
-        >>> print(keras_table(False, None, 1e-3))
-          layer          field     value
-         ────────────────────────────────
-          BatchNorm      epsilon   0.001
-          LayerNorm      epsilon   0.001
-          GroupNorm      epsilon   0.001
-          InstanceNorm   epsilon   0.001
+        >>> print(LayerTable("mine", (Row(nn.LayerNorm, "epsilon", 1e-3),)))
+          layer             field     value
+         ───────────────────────────────────
+          linen.LayerNorm   epsilon   0.001
     """
 
+    system: str
     rows: tuple[Row, ...]
 
+    @functools.cached_property
+    def layers(self) -> tuple[type, ...]:
+        """The classes that have rows, each once."""
+        return tuple(dict.fromkeys(row.layer for row in self.rows))
+
     def rows_of(self, layer: type) -> tuple[Row, ...]:
-        """Returns the rows that concern a class, for each field that of its nearest base."""
+        """Returns the rows of a class and its bases, those that go before others first."""
         return _rows_of(self, layer)
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
 
     def __str__(self) -> str:
-        cells = ((row.layer.__name__, row.field, repr(row.value)) for row in self)
+        cells = (
+            (f"{label(row.layer)}{row.role or ''}", row.field, repr(row.value)) for row in self
+        )
         return format_table(["layer", "field", "value"], cells)
 
 
 @functools.lru_cache(maxsize=1024)
 def _rows_of(table: LayerTable, layer: type) -> tuple[Row, ...]:
-    nearest: dict[str, Row] = {}
-    for base in layer.__mro__:
-        for row in table:
-            if row.layer is base:
-                nearest.setdefault(row.field, row)
-    return tuple(nearest.values())
+    rows = [row for base in layer.__mro__ for row in table if row.layer is base]
+    return tuple(sorted(rows, key=lambda row: row.role is None))
 
 
-def _dense_general(layer: nn.DenseGeneral, inputs: Any) -> VarianceScaling:
-    # Keras takes the fans from the equation: what is summed over is the input, and all else is
-    # output, batch axes too. The layer draws its kernel flat, (batch * in, out).
-    fan_in = math.prod(inputs.shape[axis] for axis in _as_tuple(layer.axis))
-    batch = math.prod(inputs.shape[axis] for axis in _as_tuple(layer.batch_dims))
-    return xavier_uniform(fans=(fan_in, batch * math.prod(_as_tuple(layer.features))))
+def label(layer: type) -> str:
+    """Returns the name of a class, with the part of Flax it comes from."""
+    *package, module = layer.__module__.split(".")
+    if package[:1] != ["flax"]:
+        return layer.__name__
+    home = module if "experimental" in package else package[1]
+    return f"{home}.{layer.__name__}"
 
 
-def _conv_local(layer: nn.ConvLocal, inputs: Any) -> VarianceScaling:
-    # Kernel (*positions, window * in, out): every output position has a kernel of its own.
-    return xavier_uniform(batch_axis=tuple(range(len(_as_tuple(layer.kernel_size)))))
+def declared(layer: type, field: str) -> bool:
+    """Tells whether a class has a field, or its constructor an argument, with a default."""
+    if issubclass(layer, nn.Module):
+        found = layer.__dataclass_fields__.get(field)
+        return found is not None and found.default is not dataclasses.MISSING
+    parameter = inspect.signature(layer.__init__).parameters.get(field)
+    return parameter is not None and parameter.default is not parameter.empty
 
 
-def _as_tuple(value: int | Iterable[int]) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, Iterable) else (value,)
-
-
-# Where Flax's default is Keras's already, as with biases of zero, there is no row.
-_KERAS_INITIALIZERS: Mapping[tuple[type, str], Any] = {
-    (nn.Dense, "kernel_init"): xavier_uniform(),
-    (nn.DenseGeneral, "kernel_init"): Derived(_dense_general, "xavier_uniform(fans=equation)"),
-    (nn.Conv, "kernel_init"): xavier_uniform(),
-    (nn.ConvLocal, "kernel_init"): Derived(_conv_local, "xavier_uniform(batch_axis=positions)"),
-    (nn.ConvTranspose, "kernel_init"): xavier_uniform(),
-    (nn.Embed, "embedding_init"): uniform(-0.05, 0.05),
-}
-
-_NORMS = (nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm)
-
-
-@functools.cache
-def keras_table(
-    parameter_initialization: bool, batchnorm_momentum: float | None, norm_epsilon: float | None
-) -> LayerTable:
-    """Returns the table of Keras's defaults, one and the same for the same arguments."""
-    rows = []
-    if parameter_initialization:
-        rows += [Row(*target, value) for target, value in _KERAS_INITIALIZERS.items()]
-    if batchnorm_momentum is not None:
-        rows.append(Row(nn.BatchNorm, "momentum", batchnorm_momentum))
-    if norm_epsilon is not None:
-        rows += [Row(norm, "epsilon", norm_epsilon) for norm in _NORMS]
-    return LayerTable(tuple(rows))
+def rows(defaults: Mapping[type, Mapping[str, Any]]) -> tuple[Row, ...]:
+    """Returns the rows of values by layer and field."""
+    return tuple(
+        Row(layer, field, value)
+        for layer, fields in defaults.items()
+        for field, value in fields.items()
+    )

@@ -147,7 +147,7 @@ def test_attention_with_norms_and_explicit_kernels():
     given = {"kernel_init": nn.initializers.lecun_normal()}
     x = jnp.ones((1, 4, 8))
     plain = init(nn.MultiHeadAttention(2, normalize_qk=True, **given), x)
-    with jinit.keras_defaults():
+    with jinit.keras_defaults(norm_epsilon=None):
         assert same(init(nn.MultiHeadAttention(2, normalize_qk=True, **given), x), plain)
 
 

@@ -1,6 +1,5 @@
 """The table as data, the repr, and bad input."""
 
-import dataclasses
 import re
 import subprocess
 import sys
@@ -9,25 +8,67 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 import jinit
-from jinit.defaults.table import LayerTable, Row
+from jinit.defaults.table import LayerTable, Role, Row
 from jinit.initializers import xavier_uniform, zeros
 
 TABLE = """\
-  layer           field            value
- ──────────────────────────────────────────────────────────────────────
-  Dense           kernel_init      xavier_uniform(gain=1.0)
-  DenseGeneral    kernel_init      xavier_uniform(fans=equation)
-  Conv            kernel_init      xavier_uniform(gain=1.0)
-  ConvLocal       kernel_init      xavier_uniform(batch_axis=positions)
-  ConvTranspose   kernel_init      xavier_uniform(gain=1.0)
-  Embed           embedding_init   uniform(low=-0.05, high=0.05)
-  BatchNorm       momentum         0.99
-  BatchNorm       epsilon          0.001
-  LayerNorm       epsilon          0.001
-  GroupNorm       epsilon          0.001
-  InstanceNorm    epsilon          0.001"""
+  layer                                 field                   value
+ ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+  linen.Dense                           kernel_init             xavier_uniform(gain=1.0)
+  linen.DenseGeneral                    kernel_init             xavier_uniform(fans=equation)
+  linen.Einsum                          kernel_init             xavier_uniform(fans=equation)
+  linen.Conv                            kernel_init             xavier_uniform(gain=1.0)
+  linen.Conv as linen.ConvLSTMCell.hh   kernel_init             orthogonal(gain=1.0)
+  linen.ConvLocal                       kernel_init             xavier_uniform(per position)
+  linen.ConvTranspose                   kernel_init             xavier_uniform(gain=1.0)
+  linen.Embed                           embedding_init          uniform(low=-0.05, high=0.05)
+  linen.LSTMCell                        kernel_init             joint(xavier_uniform(gain=1.0), gates=4)
+  linen.LSTMCell                        recurrent_kernel_init   joint(orthogonal(gain=1.0), gates=4)
+  linen.LSTMCell                        bias_init               per_gate(0.0, 1.0, 0.0, 0.0)
+  linen.OptimizedLSTMCell               kernel_init             joint(xavier_uniform(gain=1.0), gates=4)
+  linen.OptimizedLSTMCell               recurrent_kernel_init   joint(orthogonal(gain=1.0), gates=4)
+  linen.OptimizedLSTMCell               bias_init               per_gate(0.0, 1.0, 0.0, 0.0)
+  linen.GRUCell                         kernel_init             joint(xavier_uniform(gain=1.0), gates=3)
+  linen.GRUCell                         recurrent_kernel_init   joint(orthogonal(gain=1.0), gates=3)
+  linen.MGUCell                         kernel_init             joint(xavier_uniform(gain=1.0), gates=2)
+  linen.MGUCell                         recurrent_kernel_init   joint(orthogonal(gain=1.0), gates=2)
+  linen.SimpleCell                      kernel_init             xavier_uniform(gain=1.0)
+  linen.SimpleCell                      recurrent_kernel_init   orthogonal(gain=1.0)
+  linen.PReLU                           negative_slope_init     0.0
+  layers_with_named_axes.Dense          kernel_init             xavier_uniform(gain=1.0)
+  layers_with_named_axes.Embed          embedding_init          uniform(low=-0.05, high=0.05)
+  nnx.Linear                            kernel_init             xavier_uniform(gain=1.0)
+  nnx.LinearGeneral                     kernel_init             xavier_uniform(fans=equation)
+  nnx.Einsum                            kernel_init             xavier_uniform(fans=equation)
+  nnx.MultiHeadAttention                kernel_init             xavier_uniform(gain=1.0)
+  nnx.Conv                              kernel_init             xavier_uniform(gain=1.0)
+  nnx.ConvTranspose                     kernel_init             xavier_uniform(gain=1.0)
+  nnx.Embed                             embedding_init          uniform(low=-0.05, high=0.05)
+  nnx.LSTMCell                          kernel_init             joint(xavier_uniform(gain=1.0), gates=4)
+  nnx.LSTMCell                          recurrent_kernel_init   joint(orthogonal(gain=1.0), gates=4)
+  nnx.LSTMCell                          bias_init               per_gate(0.0, 1.0, 0.0, 0.0)
+  nnx.OptimizedLSTMCell                 kernel_init             xavier_uniform(gain=1.0)
+  nnx.OptimizedLSTMCell                 recurrent_kernel_init   orthogonal(gain=1.0)
+  nnx.OptimizedLSTMCell                 bias_init               blocks(0.0, 1.0, 0.0, 0.0)
+  nnx.GRUCell                           kernel_init             xavier_uniform(gain=1.0)
+  nnx.GRUCell                           recurrent_kernel_init   orthogonal(gain=1.0)
+  nnx.SimpleCell                        kernel_init             xavier_uniform(gain=1.0)
+  nnx.SimpleCell                        recurrent_kernel_init   orthogonal(gain=1.0)
+  nnx.PReLU                             negative_slope_init     0.0
+  linen.BatchNorm                       momentum                0.99
+  nnx.BatchNorm                         momentum                0.99
+  linen.BatchNorm                       epsilon                 0.001
+  linen.LayerNorm                       epsilon                 0.001
+  linen.GroupNorm                       epsilon                 0.001
+  linen.InstanceNorm                    epsilon                 0.001
+  layers_with_named_axes.LayerNorm      epsilon                 0.001
+  nnx.BatchNorm                         epsilon                 0.001
+  nnx.LayerNorm                         epsilon                 0.001
+  nnx.GroupNorm                         epsilon                 0.001
+  nnx.InstanceNorm                      epsilon                 0.001"""  # noqa: E501
 
 
 def test_the_table_prints():
@@ -38,25 +79,30 @@ def test_the_table_is_data():
     rows = {(row.layer, row.field): row.value for row in jinit.keras_defaults().table}
     assert rows[nn.Dense, "kernel_init"] == xavier_uniform()
     assert rows[nn.BatchNorm, "epsilon"] == 1e-3
-    for layer, field in rows:
-        assert field in {f.name for f in dataclasses.fields(layer)}
     assert list(jinit.keras_defaults(False, None, None).table) == []
 
 
 def test_every_row_knows_the_librarys_default():
-    for row in jinit.keras_defaults().table:
-        assert row.library_default is getattr(row.layer, row.field)
+    for row in (*jinit.keras_defaults().table, *jinit.torch_defaults().table):
+        if issubclass(row.layer, nn.Module):
+            assert row.library_default is getattr(row.layer, row.field)
+        elif row.layer is nnx.PReLU:
+            assert row.library_default == 0.01
+        else:
+            assert row.library_default is row.layer.__init__.__kwdefaults__[row.field]
 
 
-def test_the_nearest_base_counts():
+def test_the_nearest_base_comes_first():
     class Mine(nn.Dense):
         pass
 
     near = Row(Mine, "kernel_init", zeros())
-    table = LayerTable((Row(nn.Dense, "kernel_init", xavier_uniform()), near))
-    assert table.rows_of(Mine) == (near,)
-    assert table.rows_of(type("Yours", (Mine,), {})) == (near,)
-    assert table.rows_of(nn.Dense) == table.rows[:1]
+    far = Row(nn.Dense, "kernel_init", xavier_uniform())
+    part = Row(nn.Dense, "kernel_init", zeros(), Role(nn.Dense, "part"))
+    table = LayerTable("mine", (far, part, near))
+    assert table.rows_of(Mine) == (part, near, far)
+    assert table.rows_of(type("Yours", (Mine,), {})) == (part, near, far)
+    assert table.rows_of(nn.Dense) == (part, far)
     assert table.rows_of(nn.Conv) == ()
 
 

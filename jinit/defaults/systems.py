@@ -1,0 +1,130 @@
+"""The table of each system, and the rows that users add to them."""
+
+import functools
+import threading
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import flax.linen as nn
+from flax import nnx
+from flax.linen.experimental import layers_with_named_axes as named_axes
+
+from jinit.defaults.keras import KERAS
+from jinit.defaults.table import LayerTable, Row, declared
+from jinit.defaults.torch import TORCH
+from jinit.defaults.undo import Undo
+
+__all__ = ["System", "register", "table_of"]
+
+System = Literal["keras", "torch"]
+
+INITIALIZERS: Mapping[System, tuple[Row, ...]] = MappingProxyType({"keras": KERAS, "torch": TORCH})
+
+# RMSNorm, WeightNorm and SpectralNorm keep their own epsilons.
+EPSILON = (
+    *(nn.BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, named_axes.LayerNorm),
+    *(nnx.BatchNorm, nnx.LayerNorm, nnx.GroupNorm, nnx.InstanceNorm),
+)
+MOMENTUM = (nn.BatchNorm, nnx.BatchNorm)
+
+_lock = threading.Lock()
+_registered: tuple[tuple[System, Row], ...] = ()
+
+
+def table_of(
+    system: System,
+    parameter_initialization: bool,
+    batchnorm_momentum: float | None,
+    norm_epsilon: float | None,
+) -> LayerTable:
+    """Returns a system's table, one and the same as long as nothing else is registered."""
+    at_apply = (("momentum", batchnorm_momentum), ("epsilon", norm_epsilon))
+    return _table_of(system, parameter_initialization, at_apply, _registered)
+
+
+@functools.lru_cache
+def _table_of(
+    system: System,
+    parameter_initialization: bool,
+    at_apply: tuple[tuple[str, float | None], ...],
+    registered: tuple[tuple[System, Row], ...],
+) -> LayerTable:
+    wanted = {field for field, value in at_apply if value is not None}
+    rows = [
+        *INITIALIZERS[system],
+        *(
+            Row(norm, field, value)
+            for (field, value), norms in zip(at_apply, (MOMENTUM, EPSILON), strict=True)
+            for norm in norms
+        ),
+        *(row for owner, row in registered if owner == system),
+    ]
+    # The last row for a field counts: what was registered goes before what is known here.
+    last = {(row.layer, row.field, row.role): row for row in rows}
+    chosen = (
+        row
+        for row in last.values()
+        if (row.field in wanted if row.at_apply else parameter_initialization)
+    )
+    return LayerTable(system, tuple(chosen))
+
+
+def register(layer: type, fields: Mapping[str, Any], system: System = "keras") -> Undo:
+    """Adds defaults for a layer to the table of a system, or replaces those that it has.
+
+    They count for ``keras_defaults`` and its like that are called afterwards, in the whole
+    process. The fields ``epsilon`` and ``momentum`` are left alone where the argument for them is
+    None, all others where ``parameter_initialization`` is False.
+
+    Args:
+        layer: A class of Linen or NNX modules, of Flax or one's own; its subclasses follow it.
+        fields: Values by the names of fields of a Linen class, or of arguments of an NNX class's
+            constructor, each with a default there. A value is an initializer, a number, or a
+            ``Derived`` that follows from the layer at hand.
+        system: Whose table it is, ``"keras"`` or ``"torch"``.
+
+    Returns:
+        The undo: call it, or use it as a context manager.
+
+    Raises:
+        TypeError: If ``layer`` is no class of Linen or NNX modules.
+        ValueError: If the class has no such field with a default, or there is no such system.
+
+    Example:
+        >>> import flax.linen as nn, jax.numpy as jnp
+        >>> from jinit import initializers, keras_defaults
+        >>> class Scale(nn.Module):
+        ...     scale_init: nn.initializers.Initializer = nn.initializers.ones
+        ...     @nn.compact
+        ...     def __call__(self, x):
+        ...         return x * self.param("scale", self.scale_init, ())
+        >>> with register(Scale, {"scale_init": initializers.constant(0.5)}), keras_defaults():
+        ...     Scale().init(None, 1.0)
+        {'params': {'scale': Array(0.5, dtype=float32, weak_type=True)}}
+    """
+    global _registered
+    _check(layer, fields, system)
+    added = tuple((system, Row(layer, field, value)) for field, value in fields.items())
+    with _lock:
+        _registered = (*_registered, *added)
+    return Undo(functools.partial(_unregister, added))
+
+
+def _unregister(added: tuple[tuple[System, Row], ...]) -> None:
+    global _registered
+    with _lock:
+        _registered = tuple(entry for entry in _registered if entry not in added)
+
+
+def _check(layer: type, fields: Mapping[str, Any], system: str) -> None:
+    if not (isinstance(layer, type) and issubclass(layer, nn.Module | nnx.Module)):
+        raise TypeError(f"register takes a class of flax.linen or flax.nnx modules, got {layer!r}")
+    if system not in get_args(System):
+        raise ValueError(f"unknown system {system!r}; legal: {', '.join(get_args(System))}")
+    missing = [field for field in fields if not declared(layer, field)]
+    if missing:
+        raise ValueError(
+            f"{layer.__name__} has no field {', '.join(map(repr, missing))} with a default; "
+            "register the class that declares it"
+        )
