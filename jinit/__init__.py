@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jinit import amp, defaults, initializers, reproducibility
     from jinit.defaults import global_keras_initializers, keras_defaults, torch_defaults
     from jinit.empirical import Calibration, calibrate, empirical_init
+    from jinit.inspect import describe
     from jinit.reproducibility import (
         MAX_SEED,
         configure_deterministic_mode,
@@ -38,6 +39,7 @@ __all__ = [
     "calibrate",
     "configure_deterministic_mode",
     "defaults",
+    "describe",
     "empirical_init",
     "fold_in_process",
     "get_random_seed",
@@ -59,6 +61,7 @@ __all__ = [
 _NAMES = {
     "jinit.defaults": ("global_keras_initializers", "keras_defaults", "torch_defaults"),
     "jinit.empirical": ("Calibration", "calibrate", "empirical_init"),
+    "jinit.inspect": ("describe",),
     "jinit.reproducibility": (
         *("MAX_SEED", "configure_deterministic_mode", "fold_in_process", "get_random_seed"),
         *("get_rng_state", "load_rng_state", "register_key", "seed_all", "seed_context"),

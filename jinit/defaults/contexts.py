@@ -30,7 +30,7 @@ def applied(table: LayerTable, *, lasts: bool) -> Iterator[None]:
         table: The table.
         lasts: Whether it is sure to be in force when what is initialised inside is applied.
     """
-    with intercepting(), constructing(table), lasting.begin(lasts), TABLE(table):
+    with intercepting(), constructing(table.layers), lasting.begin(lasts), TABLE(table):
         yield
 
 
@@ -42,7 +42,7 @@ _hooks = contextlib.ExitStack()
 def applied_everywhere(table: LayerTable) -> Undo:
     """Puts a table in force in all threads, where they have none of their own."""
     stack = contextlib.ExitStack()
-    stack.enter_context(constructing(table))
+    stack.enter_context(constructing(table.layers))
     with _lock:
         if not _everywhere:
             _hooks.enter_context(intercepting_everywhere())

@@ -12,6 +12,7 @@ __all__ = [
     "dense_general_fans",
     "einsum_fans",
     "equation_fans",
+    "flat_shape",
     "linear_general_fans",
     "nnx_einsum_fans",
 ]
@@ -69,3 +70,16 @@ def linear_general_fans(arguments: Any) -> Fans:
 def conv_fan_in(kernel_size: int | Sequence[int], features: int, groups: int = 1) -> int:
     """Returns how many numbers an output of a convolution sums."""
     return math.prod(as_tuple(kernel_size)) * (features // groups)
+
+
+def flat_shape(name: str, shape: tuple[int, ...], features: int | Sequence[int]) -> tuple[int, ...]:
+    """Returns the shape in which a layer of several axes draws: a matrix, or for a bias a vector.
+
+    Example:
+        >>> flat_shape("kernel", (5, 2, 3), (2, 3))
+        (5, 6)
+    """
+    if name != "kernel":
+        return (math.prod(shape),)
+    outputs = len(as_tuple(features))
+    return math.prod(shape[:-outputs]), math.prod(shape[-outputs:])

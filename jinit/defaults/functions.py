@@ -155,13 +155,13 @@ def global_keras_initializers(
         TypeError: If ``parameter_initialization`` is no bool.
 
     Example:
-        >>> import flax.linen as nn, jax.numpy as jnp
+        >>> import flax.nnx as nnx
         >>> undo = global_keras_initializers()
-        >>> round(float(nn.PReLU().init_with_output(None, -1.0)[0]), 2)
-        -0.0
+        >>> nnx.LayerNorm(8, rngs=nnx.Rngs(0)).epsilon
+        0.001
         >>> undo()
-        >>> round(float(nn.PReLU().init_with_output(None, -1.0)[0]), 2)
-        -0.01
+        >>> nnx.LayerNorm(8, rngs=nnx.Rngs(0)).epsilon
+        1e-06
 
     Source:
         minnt's ``global_keras_initializers``.

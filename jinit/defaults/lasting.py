@@ -41,9 +41,9 @@ _warned: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 @contextlib.contextmanager
-def begin(lasting: bool) -> Iterator[None]:
+def begin(lasts: bool) -> Iterator[None]:
     """Begins to watch the models that run, unless the defaults last."""
-    before, _current.watch = _current.watch, _Watch(lasting)
+    before, _current.watch = _current.watch, _Watch(lasts)
     try:
         yield
     finally:

@@ -68,7 +68,7 @@ def _intercept(next_fun: Callable, args: tuple, kwargs: dict, context: Context) 
     if not rows:
         return next_fun(*args, **kwargs)
     values = {row.field: _value(row, context.module, args, kwargs) for row in rows}
-    tell(context.module, values, table)
+    tell(context.module, values, {})
     with replaced(context.module, values):
         return next_fun(*args, **kwargs)
 

@@ -5,7 +5,7 @@ import functools
 import inspect
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,13 +23,13 @@ _own: dict[type, Any] = {}  # the constructor that a class defines itself, or No
 
 
 @contextlib.contextmanager
-def constructing(table: LayerTable) -> Iterator[None]:
+def constructing(classes: Iterable[type]) -> Iterator[None]:
     """Lets layers that are constructed meanwhile look at the table in force.
 
-    NNX calls constructors and nothing else, so those of the table's classes are exchanged, until
-    no thread needs them; in a thread without a table they do what they always did.
+    NNX calls constructors and nothing else, so those of the NNX classes are exchanged, until no
+    thread needs them; in a thread without a table they do what they always did.
     """
-    layers = [layer for layer in table.layers if issubclass(layer, nnx.Module)]
+    layers = [layer for layer in classes if issubclass(layer, nnx.Module)]
     with _lock:
         for layer in layers:
             _exchange(layer)
@@ -66,28 +66,25 @@ def _constructor(layer: type, own: Callable | None) -> Callable:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         # A class without a constructor leaves the arguments to its base's, exchanged or not.
         construct = own.__get__(self) if own else super(layer, self).__init__
-        table = table_in_force()
-        if table is not None:
-            values = _values(table, layer, signature, (self, *args), kwargs)
-            tell(self, values, table)
-            kwargs = {**kwargs, **values}
-        construct(*args, **kwargs)
+        try:
+            given = signature.bind(self, *args, **kwargs)
+        except TypeError:
+            return construct(*args, **kwargs)  # it says better what is wrong
+        values = _values(table_in_force(), layer, given)
+        tell(self, values, {**given.arguments, **values})
+        return construct(*args, **kwargs, **values)
 
     return __init__
 
 
 def _values(
-    table: LayerTable, layer: type, signature: inspect.Signature, args: tuple, kwargs: dict
-) -> dict[str, Any]:
-    """Returns the arguments of the constructor that its caller left out."""
-    try:
-        arguments = signature.bind(*args, **kwargs)
-    except TypeError:
-        return {}  # the constructor says it better
-    rows = [r for r in table if r.layer is layer and r.field not in arguments.arguments]
-    arguments.apply_defaults()
-    everything = SimpleNamespace(**arguments.arguments)
+    table: LayerTable | None, layer: type, given: inspect.BoundArguments
+) -> Mapping[str, Any]:
+    """Returns the arguments of the constructor that its caller left out; fills in the others."""
+    rows = [r for r in table or () if r.layer is layer and r.field not in given.arguments]
+    given.apply_defaults()
+    arguments = SimpleNamespace(**given.arguments)
     return {
-        row.field: row.value.derive(everything) if isinstance(row.value, Derived) else row.value
+        row.field: row.value.derive(arguments) if isinstance(row.value, Derived) else row.value
         for row in rows
     }

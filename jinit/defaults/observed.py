@@ -1,16 +1,14 @@
-"""Lets a reader of a model learn which values the defaults gave to which layer."""
+"""Lets a reader of a model learn which layers ran, and which values the defaults gave them."""
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jinit.defaults.table import LayerTable
+__all__ = ["Observer", "observing", "tell"]
 
-__all__ = ["observing", "tell"]
-
-Observer = Callable[[Any, Mapping[str, Any], LayerTable], None]
-"""Takes a layer, the values of its fields and the table they are from."""
+Observer = Callable[[Any, Mapping[str, Any], Mapping[str, Any]], None]
+"""Takes a layer, the values that the table in force gave it, and an NNX layer's arguments."""
 
 
 class _Current(threading.local):
@@ -22,7 +20,7 @@ _current = _Current()
 
 @contextlib.contextmanager
 def observing(observer: Observer) -> Iterator[None]:
-    """Tells an observer of every value that is given in this thread."""
+    """Tells an observer of the layers of this thread."""
     before, _current.observer = _current.observer, observer
     try:
         yield
@@ -30,7 +28,7 @@ def observing(observer: Observer) -> Iterator[None]:
         _current.observer = before
 
 
-def tell(layer: Any, values: Mapping[str, Any], table: LayerTable) -> None:
+def tell(layer: Any, values: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
     """Tells the observer, if there is one."""
     if _current.observer is not None:
-        _current.observer(layer, values, table)
+        _current.observer(layer, values, arguments)

@@ -92,7 +92,7 @@ def register(layer: type, fields: Mapping[str, Any], system: System = "keras") -
         ValueError: If the class has no such field with a default, or there is no such system.
 
     Example:
-        >>> import flax.linen as nn, jax.numpy as jnp
+        >>> import flax.linen as nn, jax
         >>> from jinit import initializers, keras_defaults
         >>> class Scale(nn.Module):
         ...     scale_init: nn.initializers.Initializer = nn.initializers.ones
@@ -100,12 +100,14 @@ def register(layer: type, fields: Mapping[str, Any], system: System = "keras") -
         ...     def __call__(self, x):
         ...         return x * self.param("scale", self.scale_init, ())
         >>> with register(Scale, {"scale_init": initializers.constant(0.5)}), keras_defaults():
-        ...     Scale().init(None, 1.0)
-        {'params': {'scale': Array(0.5, dtype=float32, weak_type=True)}}
+        ...     print(Scale().init_with_output(jax.random.key(0), 1.0)[0])
+        0.5
     """
     global _registered
     _check(layer, fields, system)
-    added = tuple((system, Row(layer, field, value)) for field, value in fields.items())
+    added: tuple[tuple[System, Row], ...] = tuple(
+        (system, Row(layer, field, value)) for field, value in fields.items()
+    )
     with _lock:
         _registered = (*_registered, *added)
     return Undo(functools.partial(_unregister, added))

@@ -1,0 +1,147 @@
+"""Looks at a model: where its parameters come from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import flax.linen as nn
+from flax import nnx
+
+from jinit._tables import format_table
+from jinit.defaults.read_linen import read_linen
+from jinit.defaults.read_nnx import read_nnx
+from jinit.defaults.reading import UNKNOWN, Path, Reading
+
+__all__ = ["Description", "NormDescription", "ParameterDescription", "describe"]
+
+
+@dataclass(frozen=True)
+class ParameterDescription:
+    """Where a parameter comes from.
+
+    Attributes:
+        path: Where it is, joined by ``/``.
+        shape: Its shape.
+        dtype: The name of its dtype.
+        distribution: What it is drawn from, with the numbers for this shape.
+        fans: ``fan_in`` and ``fan_out`` as its initializer counts them; None if it does not.
+        decided_by: ``default`` (Flax's), ``keras``, ``torch`` or ``explicit``; ``-`` if unknown.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    distribution: str
+    fans: tuple[float, float] | None
+    decided_by: str
+
+
+@dataclass(frozen=True)
+class NormDescription:
+    """A number that a norm layer is applied with.
+
+    Attributes:
+        path: Where the layer is, joined by ``/``.
+        field: ``epsilon`` or ``momentum``; the momentum is a decay.
+        value: The number.
+        decided_by: ``default`` (Flax's), ``keras``, ``torch`` or ``explicit``; ``-`` if unknown.
+    """
+
+    path: str
+    field: str
+    value: float
+    decided_by: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """Where the parameters of a model come from, and its norm layers' numbers.
+
+    Attributes:
+        parameters: One description a parameter.
+        norms: One description a number.
+    """
+
+    parameters: tuple[ParameterDescription, ...]
+    norms: tuple[NormDescription, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        parameters = format_table(
+            ["parameter", "shape", "dtype", "distribution", "fans", "decided by"],
+            [_cells(p) for p in self.parameters],
+        )
+        norms = format_table(
+            ["norm", "field", ">value", "decided by"],
+            [[n.path, n.field, f"{n.value:g}", n.decided_by] for n in self.norms],
+        )
+        return f"{parameters}\n{norms}" if self.norms else parameters
+
+
+def describe(
+    model: nn.Module | nnx.Module | Callable[[], nnx.Module], *inputs: Any, **kwargs: Any
+) -> Description:
+    """Describes every parameter of a model: what it is drawn from, and who decided that.
+
+    Nothing is computed. Call it where the model is initialised: inside ``keras_defaults``, or
+    with a wrapped model.
+
+    Args:
+        model: A Linen module; a function without arguments that constructs an NNX module; or an
+            NNX module itself, which no longer knows how it was drawn.
+        inputs: What a Linen module is called on, arrays or ``jax.ShapeDtypeStruct``.
+        kwargs: Keyword arguments of a Linen module's ``init``, such as ``train=False``.
+
+    Returns:
+        The description: printed it is a table, ``to_dict()`` makes it plain data.
+
+    Raises:
+        TypeError: If ``model`` is neither, or inputs are given for an NNX module.
+
+    Example:
+        >>> import jax.numpy as jnp, jinit
+        >>> model = jinit.keras_defaults().wrap(nn.Dense(2, use_bias=False))
+        >>> print(describe(model, jnp.ones((1, 4))))
+          parameter   shape    dtype     distribution              fans   decided by
+         ────────────────────────────────────────────────────────────────────────────
+          kernel      (4, 2)   float32   uniform(low=-1, high=1)   4, 2   keras
+    """
+    if isinstance(model, nn.Module):
+        return _description(*read_linen(model, inputs, kwargs))
+    if not (isinstance(model, nnx.Module) or callable(model)):
+        raise TypeError(
+            "describe takes a flax.linen module, an NNX module or a function that constructs one, "
+            f"got {type(model).__name__}"
+        )
+    if inputs or kwargs:
+        raise TypeError(
+            "describe takes inputs for a flax.linen module only; an NNX module has its shapes"
+        )
+    return _description(*read_nnx(model))
+
+
+def _description(parameters: dict[Path, Any], reading: Reading) -> Description:
+    return Description(
+        tuple(_parameter(path, array, reading) for path, array in parameters.items()),
+        tuple(
+            NormDescription("/".join(path), name, *found)
+            for path, numbers in reading.norms.items()
+            for name, found in numbers.items()
+        ),
+    )
+
+
+def _parameter(path: Path, array: Any, reading: Reading) -> ParameterDescription:
+    drawn = reading.drawn.get(path, (UNKNOWN, None, UNKNOWN))
+    return ParameterDescription("/".join(path), tuple(array.shape), str(array.dtype), *drawn)
+
+
+def _cells(parameter: ParameterDescription) -> Sequence[str]:
+    fans = ", ".join(f"{fan:g}" for fan in parameter.fans or ())
+    return [
+        *(parameter.path, str(parameter.shape), parameter.dtype, parameter.distribution),
+        *(fans, parameter.decided_by),
+    ]
