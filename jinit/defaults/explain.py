@@ -63,9 +63,11 @@ def _captured(function: Any) -> Mapping[str, Any]:
 
 
 def _fans(init: VarianceScaling, shape: Sequence[int]) -> Fans:
-    given = init.fans or (None, None)
-    fan_in, fan_out = init.shape_fans(shape) if None in given else given
-    return given[0] or fan_in, given[1] or fan_out
+    fan_in, fan_out = init.fans or (None, None)
+    if fan_in is None or fan_out is None:
+        of_shape = init.shape_fans(shape)
+        return fan_in or of_shape[0], fan_out or of_shape[1]
+    return fan_in, fan_out
 
 
 def _call(init: Initializer) -> str:

@@ -66,21 +66,26 @@ def _nnx_conv_transpose(arguments: Any) -> int:
     return conv_fan_in(arguments.kernel_size, arguments.out_features)
 
 
-def _attention(layer: Any, inputs_q: Any, inputs_k: Any = None, *_: Any, **__: Any) -> Any:
-    features = inputs_q.shape[-1]
-    keys = features if inputs_k is None else inputs_k.shape[-1]
-    return _projections(features, keys, layer.qkv_features or features)
+def _attention(
+    layer: Any, inputs_q: Any, inputs_k: Any = None, inputs_v: Any = None, **_: Any
+) -> xavier_uniform:
+    # Flax takes queries for the keys, and keys for the values, where these are not given.
+    keys = inputs_q if inputs_k is None else inputs_k
+    values = keys if inputs_v is None else inputs_v
+    sizes = {inputs.shape[-1] for inputs in (inputs_q, keys, values)}
+    return _projections(sizes, layer.qkv_features or inputs_q.shape[-1])
 
 
 def _nnx_attention(arguments: Any) -> xavier_uniform:
     features = arguments.in_features
-    keys = arguments.in_kv_features or features
-    return _projections(features, keys, arguments.qkv_features or features)
+    return _projections(
+        {features, arguments.in_kv_features or features}, arguments.qkv_features or features
+    )
 
 
-def _projections(features: int, keys: int, outputs: int) -> xavier_uniform:
+def _projections(sizes: set[int], outputs: int) -> xavier_uniform:
     # Of inputs of one size torch projects queries, keys and values with one matrix.
-    return xavier_uniform(fans=(features, 3 * outputs)) if features == keys else xavier_uniform()
+    return xavier_uniform(fans=(min(sizes), 3 * outputs)) if len(sizes) == 1 else xavier_uniform()
 
 
 # The fan_in of a kernel (*spatial, in, out) follows from its shape: U(-b, b) with that b.

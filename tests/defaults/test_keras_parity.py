@@ -1,21 +1,17 @@
 """keras_defaults against Keras itself."""
 
 import math
-import os
-
-os.environ["KERAS_BACKEND"] = "jax"
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 import pytest
 
 import jinit
+from tests.defaults.reference import L, built
 from tests.initializers.statistics import follows, ks_threshold, moments_fit, uniform_cdf
 
-L = keras.layers
 # name: Flax layer, its input, Keras's layer, the shape Keras builds it for, the limit.
 # The limits are sqrt(6 / (fan_in + fan_out)), from the fans that are written beside them.
 LAYERS = {
@@ -85,12 +81,6 @@ def initialised(layer, shape):
     inputs = jnp.ones(shape, int if isinstance(layer, nn.Embed) else float)
     with jinit.keras_defaults():
         return jax.jit(layer.init)(jax.random.key(0), inputs)["params"]
-
-
-def built(layer, *shapes):
-    keras.utils.set_random_seed(1)
-    layer.build(*shapes)
-    return {w.path.split("/", 1)[-1]: np.asarray(w) for w in layer.weights}
 
 
 def biases(tree):
