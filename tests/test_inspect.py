@@ -1,0 +1,254 @@
+"""What describe says of a model, and that it computes nothing."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import jinit
+from jinit.initializers import xavier_uniform
+
+X = jnp.ones((2, 7, 6))
+
+
+class Model(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = nn.Conv(8, (3,), kernel_init=nn.initializers.lecun_normal())(x)
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        x = nn.LayerNorm(epsilon=1e-5)(x)
+        x = nn.MultiHeadAttention(2, name="attention")(x)
+        x = nn.RNN(nn.LSTMCell(4))(x)
+        x = nn.PReLU()(x)
+        x = nn.jit(nn.Dense)(5, kernel_init=nn.with_partitioning(xavier_uniform(), ("a", "b")))(x)
+        w = self.param("w", nn.initializers.constant(2.0), (5,))
+        x = x * jnp.broadcast_to(w, x.shape)
+        return nn.DenseGeneral((2, 3), axis=(-2, -1), param_dtype=jnp.bfloat16)(x)
+
+
+def found(description):
+    return {p.path: (p.shape, p.distribution, p.fans, p.decided_by) for p in description.parameters}
+
+
+def numbers(description):
+    return {(n.path, n.field): (n.value, n.decided_by) for n in description.norms}
+
+
+# 1 / (0.87962566 sqrt(fan_in)), the standard deviation before the normal is cut.
+def lecun(fan_in):
+    return f"truncated_normal(mean=0, std={1 / 0.87962566103 / fan_in**0.5:.4g}, low=-2, high=2)"
+
+
+def glorot(fan_in, fan_out):
+    limit = (6 / (fan_in + fan_out)) ** 0.5
+    return f"uniform(low=-{limit:.4g}, high={limit:.4g})"
+
+
+def test_a_model_with_flaxs_defaults():
+    parameters = found(jinit.describe(Model(), X))
+    assert parameters["Conv_0/kernel"] == ((3, 6, 8), lecun(18), (18, 24), "explicit")
+    assert parameters["Conv_0/bias"] == ((8,), "zeros", None, "default")
+    assert parameters["attention/query/kernel"] == ((8, 2, 4), lecun(8), (8, 8), "default")
+    assert parameters["attention/out/kernel"] == ((2, 4, 8), lecun(8), (8, 8), "default")
+    assert parameters["LSTMCell_0/ii/kernel"] == ((8, 4), lecun(8), (8, 4), "default")
+    assert parameters["LSTMCell_0/hi/kernel"][3] == "default"
+    assert parameters["PReLU_0/negative_slope"] == ((), "constant(value=0.01)", None, "default")
+    assert parameters["JitDense_0/kernel"] == ((4, 5), glorot(4, 5), (4, 5), "explicit")
+    assert parameters["w"] == ((5,), "constant(value=2)", None, "explicit")
+    assert parameters["DenseGeneral_0/kernel"] == ((7, 5, 2, 3), lecun(35), (35, 6), "default")
+    assert parameters["DenseGeneral_0/bias"][1:] == ("zeros", None, "default")
+
+
+KERAS = {
+    "Conv_0/kernel": ((3, 6, 8), lecun(18), (18, 24), "explicit"),
+    "Conv_0/bias": ((8,), "zeros", None, "default"),
+    "attention/query/kernel": ((8, 2, 4), glorot(8, 8), (8, 8), "keras"),
+    "attention/query/bias": ((2, 4), "zeros", None, "default"),
+    "LSTMCell_0/ii/kernel": ((8, 4), glorot(8, 16) + ", all gates as one", (8, 16), "keras"),
+    "LSTMCell_0/ho/kernel": ((4, 4), "orthogonal(gain=1), all gates as one", None, "keras"),
+    "LSTMCell_0/hf/bias": ((4,), "constant(value=1)", None, "keras"),
+    "LSTMCell_0/hg/bias": ((4,), "constant(value=0)", None, "keras"),
+    "PReLU_0/negative_slope": ((), "constant(value=0)", None, "keras"),
+    "JitDense_0/kernel": ((4, 5), glorot(4, 5), (4, 5), "explicit"),
+    "DenseGeneral_0/kernel": ((7, 5, 2, 3), glorot(35, 6), (35, 6), "keras"),
+}
+
+
+def test_inside_and_wrapped_are_described_alike():
+    wrapped = jinit.describe(jinit.keras_defaults().wrap(Model()), X)
+    with jinit.keras_defaults():
+        inside = jinit.describe(Model(), X)
+    with jinit.global_keras_initializers():
+        everywhere = jinit.describe(Model(), X)
+    assert wrapped == inside == everywhere
+    parameters = found(inside)
+    assert {path: parameters[path] for path in KERAS} == KERAS
+    assert numbers(inside) == {
+        ("BatchNorm_0", "epsilon"): (1e-3, "keras"),
+        ("BatchNorm_0", "momentum"): (0.99, "keras"),
+        ("LayerNorm_0", "epsilon"): (1e-5, "explicit"),
+    }
+
+
+def test_torch_is_named():
+    with jinit.torch_defaults():
+        description = jinit.describe(Model(), X)
+    parameters = found(description)
+    bound = 18**-0.5
+    assert parameters["Conv_0/bias"] == (
+        (8,),
+        f"uniform(low=-{bound:.4g}, high={bound:.4g})",
+        None,
+        "torch",
+    )
+    assert parameters["attention/out/bias"] == ((8,), "constant(value=0)", None, "torch")
+    assert numbers(description)["BatchNorm_0", "momentum"] == (0.9, "torch")
+
+
+def test_it_names_every_parameter_of_init_and_computes_nothing(monkeypatch):
+    expected = nn.meta.unbox(Model().init(jax.random.key(0), X)["params"])
+    monkeypatch.setattr(jax.random, "uniform", None)  # a drawn number would need it
+    described = jinit.describe(nn.Dense(3), jax.ShapeDtypeStruct((1, 2), jnp.float32))
+    assert len(described.parameters) == 2
+    monkeypatch.undo()
+    description = jinit.describe(Model(), X)
+    shapes = {
+        "/".join(key.key for key in path): (leaf.shape, str(leaf.dtype))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
+    }
+    assert {p.path: (p.shape, p.dtype) for p in description.parameters} == shapes
+    assert all(p.distribution != "-" for p in description.parameters)
+
+
+def test_arguments_that_are_no_arrays():
+    by_position = jinit.describe(Model(), X, False)
+    assert by_position == jinit.describe(Model(), X, train=False) == jinit.describe(Model(), X)
+
+
+def test_stacked_layers_show_the_shape_of_the_stack():
+    class Deep(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            scan = nn.scan(
+                lambda m, x, _: (nn.Dense(6, name="layer")(x), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=3,
+            )
+            return scan(self, x, None)[0]
+
+    parameters = found(jinit.describe(jinit.keras_defaults().wrap(Deep()), X))
+    assert parameters["layer/kernel"] == ((3, 6, 6), glorot(6, 6), (6, 6), "keras")
+
+
+def test_a_subclass_that_wraps_the_call():
+    class Twice(nn.DenseGeneral):
+        @nn.compact
+        def __call__(self, x):
+            return super().__call__(2 * x)
+
+    (_, kernel) = jinit.describe(Twice((2, 3), axis=(-2, -1)), X).parameters
+    assert (kernel.distribution, kernel.fans, kernel.decided_by) == (
+        lecun(42),
+        (42, 6),
+        "default",
+    )
+
+
+def test_a_model_that_was_jitted_before():
+    model = nn.jit(nn.Dense)(3)
+    model.init(jax.random.key(0), X)
+    assert jinit.describe(model, X).parameters[1].decided_by == "default"
+    assert jinit.describe(model, X).parameters[1].decided_by == "default"
+
+
+def build():
+    rngs = nnx.Rngs(0)
+    return nnx.Dict(
+        linear=nnx.Linear(3, 4, kernel_init=nnx.initializers.lecun_normal(), rngs=rngs),
+        cell=nnx.LSTMCell(6, 4, rngs=rngs),
+        fused=nnx.OptimizedLSTMCell(6, 4, rngs=rngs),
+        attention=nnx.MultiHeadAttention(2, 4, 8, rngs=rngs),
+        batch=nnx.BatchNorm(4, rngs=rngs),
+        layer=nnx.LayerNorm(4, epsilon=1e-4, rngs=rngs),
+        slope=nnx.PReLU(),
+        own=nnx.Param(jnp.zeros(3)),
+    )
+
+
+def test_a_function_that_constructs_an_nnx_module():
+    parameters = found(jinit.describe(build))
+    assert parameters["linear/kernel"] == ((3, 4), lecun(3), (3, 4), "explicit")
+    assert parameters["linear/bias"] == ((4,), "zeros", None, "default")
+    assert parameters["cell/ii/kernel"] == ((6, 4), lecun(6), (6, 4), "default")
+    assert parameters["attention/out/kernel"] == ((2, 4, 4), lecun(8), (8, 4), "default")
+    assert parameters["own"] == ((3,), "-", None, "-")
+    with jinit.keras_defaults():
+        inside = jinit.describe(build)
+    parameters = found(inside)
+    assert parameters["linear/kernel"] == ((3, 4), lecun(3), (3, 4), "explicit")
+    assert parameters["cell/ii/kernel"] == (
+        (6, 4),
+        glorot(6, 16) + ", all gates as one",
+        (6, 16),
+        "keras",
+    )
+    assert parameters["cell/hf/bias"] == ((4,), "constant(value=1)", None, "keras")
+    assert parameters["fused/dense_h/bias"] == ((16,), "blocks(0.0, 1.0, 0.0, 0.0)", None, "keras")
+    assert parameters["attention/out/kernel"] == ((2, 4, 4), glorot(8, 4), (8, 4), "keras")
+    assert parameters["slope/negative_slope"] == ((), "constant(value=0)", None, "keras")
+    assert numbers(inside) == {
+        ("batch", "epsilon"): (1e-3, "keras"),
+        ("batch", "momentum"): (0.99, "keras"),
+        ("layer", "epsilon"): (1e-4, "explicit"),
+    }
+
+
+def test_an_nnx_module_knows_its_shapes_and_numbers_alone():
+    with jinit.keras_defaults():
+        model = build()
+    description = jinit.describe(model)
+    assert found(description)["cell/ii/kernel"] == ((6, 4), "-", None, "-")
+    assert numbers(description)["batch", "epsilon"] == (1e-3, "-")
+    assert numbers(jinit.describe(build()))["batch", "epsilon"] == (1e-5, "default")
+
+
+def test_it_prints_and_is_plain_data():
+    description = jinit.describe(jinit.keras_defaults().wrap(nn.BatchNorm(False)), X)
+    lines = str(description).splitlines()
+    assert [line.split() for line in lines if "─" not in line] == [
+        ["parameter", "shape", "dtype", "distribution", "fans", "decided", "by"],
+        ["bias", "(6,)", "float32", "zeros", "default"],
+        ["scale", "(6,)", "float32", "ones", "default"],
+        ["norm", "field", "value", "decided", "by"],
+        ["epsilon", "0.001", "keras"],
+        ["momentum", "0.99", "keras"],
+    ]
+    assert description.to_dict()["norms"][0] == {
+        "path": "",
+        "field": "epsilon",
+        "value": 1e-3,
+        "decided_by": "keras",
+    }
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: jinit.describe(3),
+            "describe takes a flax.linen module, an NNX module or a function that constructs one, "
+            "got int",
+        ),
+        (
+            lambda: jinit.describe(build, X),
+            "describe takes inputs for a flax.linen module only; an NNX module knows its shapes",
+        ),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        call()
