@@ -118,7 +118,7 @@ def describe(
         )
     if inputs or kwargs:
         raise TypeError(
-            "describe takes inputs for a flax.linen module only; an NNX module has its shapes"
+            "describe takes inputs for a flax.linen module only; an NNX module knows its shapes"
         )
     return _description(*read_nnx(model))
 

@@ -1,5 +1,6 @@
 """keras_defaults against Keras itself."""
 
+import contextlib
 import math
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.linen.experimental import layers_with_named_axes as named_axes
 
 import jinit
 from tests.defaults.reference import L, built
@@ -29,6 +31,34 @@ LAYERS = {
         L.EinsumDense("bic,bco->bio", (3, 128), bias_axes="o"),
         (12, 3, 70),
         math.sqrt(6 / (70 + 12 * 128)),
+    ),
+    "Einsum": (
+        nn.Einsum((320, 8, 40), "abc,cde->abde"),
+        (1, 2, 320),
+        L.EinsumDense("abc,cde->abde", (None, 8, 40), bias_axes="de"),
+        (1, 2, 320),
+        math.sqrt(6 / (320 + 320)),
+    ),
+    "Einsum, batch": (
+        nn.Einsum((12, 70, 128), "bic,bco->bio"),
+        (12, 3, 70),
+        L.EinsumDense("bic,bco->bio", (3, 128), bias_axes="bo"),
+        (12, 3, 70),
+        math.sqrt(6 / (70 + 12 * 128)),
+    ),
+    "layers_with_named_axes.Dense": (
+        named_axes.Dense(256, kernel_axes=("in", "out")),
+        (1, 400),
+        L.Dense(256),
+        (1, 400),
+        math.sqrt(6 / 656),
+    ),
+    "layers_with_named_axes.Embed": (
+        named_axes.Embed(1600, 64),
+        (1,),
+        L.Embedding(1600, 64),
+        (1,),
+        0.05,
     ),
     "Conv1D": (nn.Conv(400, (3,)), (1, 9, 90), L.Conv1D(400, 3), (1, 9, 90), math.sqrt(6 / 1470)),
     "Conv2D": (
@@ -78,7 +108,7 @@ LAYERS = {
 
 
 def initialised(layer, shape):
-    inputs = jnp.ones(shape, int if isinstance(layer, nn.Embed) else float)
+    inputs = jnp.ones(shape, int if isinstance(layer, nn.Embed | named_axes.Embed) else float)
     with jinit.keras_defaults():
         return jax.jit(layer.init)(jax.random.key(0), inputs)["params"]
 
@@ -102,11 +132,17 @@ def test_a_layer_is_drawn_as_in_keras(name):
     assert len(biases(ours)) == len(biases(theirs))
 
 
-def test_attention_is_drawn_as_in_keras():
-    inputs = jnp.ones((1, 5, 400))
-    with jinit.keras_defaults():
-        layer = nn.MultiHeadDotProductAttention(num_heads=4, qkv_features=4 * 70)
-        ours = jax.jit(layer.init)(jax.random.key(0), inputs)["params"]
+ATTENTION = {
+    nn.MultiHeadDotProductAttention: contextlib.nullcontext,
+    nn.MultiHeadAttention: contextlib.nullcontext,
+    nn.SelfAttention: pytest.deprecated_call,
+}
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_attention_is_drawn_as_in_keras(attention):
+    with ATTENTION[attention]():
+        ours = initialised(attention(num_heads=4, qkv_features=4 * 70), (1, 5, 400))
     theirs = built(L.MultiHeadAttention(4, 70), (1, 5, 400), (1, 5, 400))
     limit = math.sqrt(6 / (400 + 280))
     for name in ("query", "key", "value", "out"):
@@ -115,6 +151,11 @@ def test_attention_is_drawn_as_in_keras():
             assert kernel.size >= 100_000
             assert follows(kernel, uniform_cdf(-limit, limit))
     assert all((bias == 0).all() for bias in biases(ours) + biases(theirs))
+
+
+def test_prelu_begins_with_keras_slope():
+    slope = initialised(nn.PReLU(), (1, 3))["negative_slope"]
+    assert slope == 0 == built(L.PReLU(), (1, 3))["alpha"].max()
 
 
 # Of n numbers the largest lies above this share of the limit, but for a probability of 1e-6.
@@ -159,6 +200,11 @@ NORMS = {
     "BatchNorm": (nn.BatchNorm(use_running_average=True), L.BatchNormalization()),
     "LayerNorm": (nn.LayerNorm(), L.LayerNormalization()),
     "GroupNorm": (nn.GroupNorm(num_groups=4), L.GroupNormalization(4)),
+    # With a scale or a bias, this class of Flax fails.
+    "layers_with_named_axes.LayerNorm": (
+        named_axes.LayerNorm(use_scale=False, use_bias=False),
+        L.LayerNormalization(),
+    ),
 }
 
 

@@ -122,6 +122,35 @@ def test_a_pickled_norm_is_as_documented_no_longer_left_alone():
     assert y[0, 1] == pytest.approx(0.5**0.5, rel=1e-3)
 
 
+def test_a_layer_is_no_longer_left_alone_once_pickled():
+    with pytest.raises((AttributeError, pickle.PicklingError), match="init"):
+        pickle.dumps(nn.Dense(3))
+    cloudpickle = pytest.importorskip("cloudpickle")
+    loaded = pickle.loads(cloudpickle.dumps(nn.Dense(3)))
+    with jinit.keras_defaults():
+        assert same(init(loaded), init(nn.Dense(3, kernel_init=nn.initializers.lecun_normal())))
+
+
+def test_layers_that_were_built_outside():
+    model = nn.Sequential([nn.Dense(6), nn.relu, nn.Dense(6)])
+    with jinit.keras_defaults():
+        inside = init(model)
+    assert same(inside, init(nn.Sequential([nn.Dense(6, **KERAS), nn.relu, nn.Dense(6, **KERAS)])))
+
+
+def test_batch_apply():
+    class Model(nn.Module):
+        given: dict
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchApply(nn.Dense(6, **self.given))(x)
+
+    x = jnp.ones((2, 3, 6))
+    with jinit.keras_defaults():
+        assert same(init(Model({}), x), init(Model(KERAS), x))
+
+
 def test_partitioned_initializers_are_explicit_and_stay_boxed():
     boxed = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
     plain = init(nn.Dense(3, kernel_init=boxed))

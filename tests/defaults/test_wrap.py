@@ -70,6 +70,14 @@ def test_what_can_be_wrapped(build):
     assert apply(build()) == FLAX
 
 
+def test_a_wrapped_rnn():
+    wrapped = jinit.keras_defaults().wrap(nn.RNN(nn.LSTMCell(3)))
+    x = jnp.ones((1, 4, 2))
+    variables = wrapped.init(jax.random.key(0), x)
+    assert (variables["params"]["cell"]["hf"]["bias"] == 1).all()
+    assert jax.jit(wrapped.apply)(variables, x).shape == (1, 4, 3)
+
+
 def test_a_wrapped_model_trains_outside_the_context():
     model = jinit.keras_defaults().wrap(Classifier())
     x = jax.random.normal(jax.random.key(1), (8, 3))
