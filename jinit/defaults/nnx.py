@@ -58,6 +58,7 @@ def _restore(layer: type) -> None:
             layer.__init__ = own
 
 
+@functools.lru_cache
 def _constructor(layer: type, own: Callable | None) -> Callable:
     """Returns a constructor that adds the arguments which the table has for the class."""
     signature = inspect.signature(layer.__init__)

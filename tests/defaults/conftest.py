@@ -12,4 +12,3 @@ def compile_fast():
     jax.clear_caches()
     yield
     jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()
