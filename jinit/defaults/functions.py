@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from jinit.defaults.contexts import applied_everywhere
 from jinit.defaults.layer_defaults import LayerDefaults, class_name
@@ -31,7 +30,8 @@ def keras_defaults(
     forget gate is 1. PReLU begins with slope 0. Norm layers take Keras's epsilon, BatchNorm its
     momentum. ``print(keras_defaults().table)`` lists every layer, of ``flax.linen``, its
     ``layers_with_named_axes`` and ``flax.nnx``, and ``jinit.defaults.register`` adds one's own.
-    Keras's and minnt's Bilinear and EmbeddingBag have no layer in Flax, and so no row.
+    Torch's Bilinear and EmbeddingBag, which minnt's table has, are no layers of Flax, and so
+    have no row; ``initializers.bilinear`` gives Bilinear's fans.
 
     Used as ``with keras_defaults(): ...``, as ``keras_defaults()(model.init)``, and as
     ``keras_defaults().wrap(model)``. What was passed to a layer explicitly is never replaced, a
@@ -45,7 +45,8 @@ def keras_defaults(
     always does; the first two forms warn, once per class of model, when they initialise a model
     whose norm layers would fall back at apply. Of nested contexts the innermost alone is in
     force. A context belongs to its thread; functions that were traced under other defaults are
-    traced again. Haiku and Equinox have no such defaults to replace: use ``initializers.reinit``.
+    traced again. The layers of Haiku and Equinox are left alone; ``initializers.reinit`` draws
+    their leaves anew.
 
     Args:
         parameter_initialization: Whether parameters are drawn as in Keras.
@@ -72,12 +73,7 @@ def keras_defaults(
     Source:
         Keras 3.15's layers.
     """
-    return _defaults(
-        "keras",
-        parameter_initialization=parameter_initialization,
-        batchnorm_momentum=batchnorm_momentum,
-        norm_epsilon=norm_epsilon,
-    )
+    return _defaults("keras", parameter_initialization, batchnorm_momentum, norm_epsilon)
 
 
 def torch_defaults(
@@ -120,12 +116,7 @@ def torch_defaults(
     Source:
         The documentation of ``torch.nn``, version 2.13.
     """
-    return _defaults(
-        "torch",
-        parameter_initialization=parameter_initialization,
-        batchnorm_momentum=batchnorm_momentum,
-        norm_epsilon=norm_epsilon,
-    )
+    return _defaults("torch", parameter_initialization, batchnorm_momentum, norm_epsilon)
 
 
 def global_keras_initializers(
@@ -174,11 +165,16 @@ def global_keras_initializers(
     return applied_everywhere(table_of("keras", parameter_initialization, decay, epsilon))
 
 
-def _defaults(system: System, **arguments: Any) -> LayerDefaults:
+def _defaults(
+    system: System, initialization: bool, momentum: float | None, epsilon: float | None
+) -> LayerDefaults:
     name = f"{system}_defaults"
-    _check_bool(arguments["parameter_initialization"], name)
-    for argument, check in (("batchnorm_momentum", DECAY), ("norm_epsilon", EPSILON)):
-        arguments[argument] = _number(argument, arguments[argument], check)
+    _check_bool(initialization, name)
+    arguments = {
+        "parameter_initialization": initialization,
+        "batchnorm_momentum": _number("batchnorm_momentum", momentum, DECAY),
+        "norm_epsilon": _number("norm_epsilon", epsilon, EPSILON),
+    }
     return LayerDefaults(table_of(system, **arguments), name, arguments)
 
 

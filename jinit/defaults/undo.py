@@ -1,7 +1,6 @@
 """Changes of the whole process that can be taken back."""
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 __all__ = ["Undo"]
@@ -29,10 +28,5 @@ class Undo:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self()
