@@ -253,3 +253,10 @@ def test_it_prints_and_is_plain_data():
 def test_bad_input(call, message):
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_a_default_of_another_role_was_chosen():
+    zeros = nn.initializers.zeros  # which is Dense's own default for the bias
+    described = found(jinit.describe(nn.Dense(3, kernel_init=zeros), X))
+    assert described["kernel"][1:] == ("zeros", None, "explicit")
+    assert described["bias"][1:] == ("zeros", None, "default")

@@ -66,7 +66,7 @@ class _Reader:
         draw = module.param
 
         def param(name: str, init_fn: Any, *args: Any, **kwargs: Any) -> Any:
-            pending = self.reading.pending(_initializer(module, name, init_fn))
+            pending = self.reading.pending(name, _initializer(module, name, init_fn))
             value = draw(name, init_fn, *args, **kwargs)
             shape = jax.tree.leaves(value)[0].shape
             if isinstance(module, nn.DenseGeneral):

@@ -45,7 +45,7 @@ class _Reader:
         self._arguments.setdefault(id(layer), {}).update(arguments)
         self._pending.setdefault(id(layer), {}).update(
             {
-                name.removesuffix("_init"): self.reading.pending(init)
+                name.removesuffix("_init"): self.reading.pending(name, init)
                 for name, init in arguments.items()
                 if name.endswith("_init") and init is not None
             }

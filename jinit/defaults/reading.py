@@ -50,9 +50,15 @@ NNX_LAYERS = tuple(
 )
 
 
-# Layers pass their defaults on to the layers they are made of.
+def _role(name: str) -> str:
+    """What a parameter is for: ``kernel`` for ``kernel_init`` and ``recurrent_kernel_init``."""
+    return name.removesuffix("_init").rpartition("_")[2]
+
+
+# Layers pass their defaults on to the layers they are made of, under other names of one role. The
+# role counts: what is the default for one layer's bias was chosen where it draws a kernel.
 _LIBRARY_INITIALIZERS = {
-    id(default)
+    (id(default), _role(name))
     for layer in _classes(nn, named_axes, nnx)
     for name, default in _own_defaults(layer).items()
     if name.endswith("_init") and default is not None
@@ -95,9 +101,9 @@ class Reading:
         if table is not None:
             self._given += ((value, table.system) for value in values.values())
 
-    def pending(self, init: Any) -> Pending:
-        """Returns an initializer that is about to draw, with who chose it."""
-        is_default = id(init) in _LIBRARY_INITIALIZERS
+    def pending(self, name: str, init: Any) -> Pending:
+        """Returns an initializer that is about to draw a parameter, with who chose it."""
+        is_default = (id(init), _role(name)) in _LIBRARY_INITIALIZERS
         return Pending(pinned(init), self._decided(init, is_default))
 
     def norm(

@@ -25,6 +25,9 @@ class Undo:
         if undo is not None:
             undo()
 
+    def __repr__(self) -> str:
+        return "Undo(done)" if self._undo is None else "Undo(call it to take the change back)"
+
     def __enter__(self) -> Self:
         return self
 
