@@ -114,7 +114,7 @@ def test_a_module_that_holds_one_is_traced_once():
         (initializers.delta_orthogonal(), lambda init: nn.Conv(5, (3,), kernel_init=init), (9, 4)),
         (initializers.uniform(), lambda init: nn.Dense(5, bias_init=init), (1, 4)),
     ],
-    ids=repr,
+    ids=["dense", "orthogonal", "convolution", "bias"],
 )
 def test_they_stand_in_linen_layers(init, make, x):
     leaves = make(init).init(key, jnp.ones(x))["params"]
