@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinit.defaults.gates import Joint, PerGate
-from jinit.initializers import constant, variance_scaling
+from jinit.initializers import constant, scaled, variance_scaling
 from jinit.initializers.base import Initializer
 from jinit.initializers.variance_scaling import VarianceScaling
 
@@ -39,6 +39,9 @@ def explain(init: Any, shape: Sequence[int]) -> tuple[str, Fans | None]:
     if isinstance(init, Joint):
         text, fans = explain(init.init, init.matrix_shape(shape))
         return f"{text}, all gates as one", fans
+    if isinstance(init, scaled):
+        text, fans = explain(init.init, shape)
+        return f"{init.scale:.4g} * {text}", fans
     init = _as_ours(init)
     if isinstance(init, VarianceScaling):
         return _call(init.resolve(shape)), _fans(init, shape)
@@ -79,7 +82,7 @@ def _call(init: Initializer) -> str:
 
 def _foreign(init: Any) -> str:
     simple = {k: v for k, v in _captured(init).items() if isinstance(v, int | float | str)}
-    name = getattr(init, "__qualname__", repr(init)).split(".<locals>")[0]
+    name = getattr(init, "__qualname__", type(init).__name__).split(".<locals>")[0]
     return _format(name, simple) if simple else name
 
 

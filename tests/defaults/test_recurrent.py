@@ -1,5 +1,6 @@
 """Recurrent cells: all gates drawn as one matrix, as Keras draws them, however they are run."""
 
+import functools
 import math
 
 import chex
@@ -35,8 +36,10 @@ def drawn(cell, inputs=IN):
     return jinit.keras_defaults()(init)(cell, inputs)
 
 
-def in_keras(layer, shape):
-    return {path.split("/")[-1]: weight for path, weight in built(layer, shape).items()}
+@functools.cache
+def in_keras(layer, shape, units, *arguments):
+    weights = built(layer(units, *arguments), shape)
+    return {path.split("/")[-1]: weight for path, weight in weights.items()}
 
 
 def joined(params, letter, gates, name="kernel"):
@@ -57,7 +60,7 @@ def test_a_cell_is_drawn_as_in_keras(name):
     cell, gates, keras_layer = CELLS[name]
     inputs, units = (330, 320) if len(gates) == 1 else (190, 184)
     params = drawn(cell(units), inputs)
-    theirs = in_keras(keras_layer(units), (1, 2, inputs))
+    theirs = in_keras(keras_layer, (1, 2, inputs), units)
     width = len(gates) * units
     limit = math.sqrt(6 / (inputs + width))
     for kernel in (joined(params, "i", gates), theirs["kernel"]):
@@ -88,7 +91,7 @@ def test_the_golden_limits(name, limit):
 
 def test_the_biases_are_those_of_keras():
     # Keras's gates are i, f, c, o in this order too.
-    bias = in_keras(L.LSTM(UNITS), (1, 2, IN))["bias"]
+    bias = in_keras(L.LSTM, (1, 2, IN), UNITS)["bias"]
     for cell in (nn.LSTMCell, nn.OptimizedLSTMCell):
         params = drawn(cell(UNITS))
         np.testing.assert_array_equal(joined(params, "h", "ifgo", "bias"), bias)
@@ -112,7 +115,7 @@ def test_a_convolutional_lstm_is_drawn_as_in_keras():
     carry = cell.initialize_carry(KEY, x.shape)
     with jinit.keras_defaults():
         params = jax.jit(cell.init)(KEY, carry, x)["params"]
-    theirs = in_keras(L.ConvLSTM2D(60, 3), (1, 2, 4, 4, 55))
+    theirs = in_keras(L.ConvLSTM2D, (1, 2, 4, 4, 55), 60, 3)
     limit = math.sqrt(6 / (9 * (55 + 240)))
     for kernel in (params["ih"]["kernel"], theirs["kernel"]):
         assert kernel.size >= 100_000
