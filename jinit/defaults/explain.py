@@ -81,6 +81,8 @@ def _call(init: Initializer) -> str:
 
 
 def _foreign(init: Any) -> str:
+    if dataclasses.is_dataclass(init):
+        return repr(init)
     simple = {k: v for k, v in _captured(init).items() if isinstance(v, int | float | str)}
     name = getattr(init, "__qualname__", type(init).__name__).split(".<locals>")[0]
     return _format(name, simple) if simple else name

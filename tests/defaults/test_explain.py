@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jinit.defaults.explain import explain, pinned
-from jinit.defaults.gates import Joint, PerGate
+from jinit.defaults.gates import Blocks, Joint, PerGate
 from jinit.initializers import (
     constant,
     eye,
@@ -42,6 +42,7 @@ CASES = [
     (scaled(xavier_uniform(fans=(2, 4)), 0.5), "0.5 * uniform(low=-1, high=1)", (2, 4)),
     (Joint(xavier_uniform(), 8), "uniform(low=-0.5, high=0.5), all gates as one", (8, 16)),
     (Joint(orthogonal(), 3), "orthogonal(gain=1), all gates as one", None),
+    (Blocks((zeros(), ones())), "blocks(0.0, 1.0)", None),
     (0.25, "constant(value=0.25)", None),
     (jax.nn.initializers.zeros, "zeros", None),
     (jax.nn.initializers.uniform(0.1), "uniform(scale=0.1)", None),
