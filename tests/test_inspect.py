@@ -5,6 +5,7 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -260,3 +261,53 @@ def test_a_default_of_another_role_was_chosen():
     described = found(jinit.describe(nn.Dense(3, kernel_init=zeros), X))
     assert described["kernel"][1:] == ("zeros", None, "explicit")
     assert described["bias"][1:] == ("zeros", None, "default")
+
+
+def test_a_bridge_under_keras_defaults():
+    bridge = nnx.bridge.ToLinen(nnx.LayerNorm, args=(3,))
+    with jinit.keras_defaults():
+        described = found(jinit.describe(nn.Sequential([bridge, nn.Dense(2)]), jnp.ones((1, 3))))
+    assert described["layers_1/kernel"][1:] == (glorot(3, 2), (3, 2), "keras")
+
+
+def test_norm_numbers_that_are_no_floats():
+    layer = nn.BatchNorm(use_running_average=True, momentum=0, epsilon=np.float32(0.25))
+    assert numbers(jinit.describe(layer, jnp.ones((1, 2)))) == {
+        ("", "epsilon"): (0.25, "explicit"),
+        ("", "momentum"): (0.0, "explicit"),
+    }
+
+
+def test_the_scale_of_a_weight_norm_is_its_default():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.WeightNorm(nn.Dense(2))(x)
+
+    described = found(jinit.describe(Normed(), jnp.ones((1, 3))))
+    (scale,) = [each for path, each in described.items() if path.endswith("scale")]
+    assert scale[3] == "default"
+
+
+def test_inputs_by_name_may_be_shapes():
+    class Named(nn.Module):
+        @nn.compact
+        def __call__(self, *, inputs, train):
+            return nn.Dense(2)(inputs) if train else inputs
+
+    inputs = jax.ShapeDtypeStruct((1, 3), jnp.float32)
+    assert len(jinit.describe(Named(), inputs=inputs, train=True).parameters) == 2
+
+
+def test_a_function_that_constructs_nothing_is_refused():
+    text = "describe takes a function that constructs an NNX module, got one that returns int"
+    with pytest.raises(TypeError, match=text):
+        jinit.describe(lambda: 3)
+
+
+def test_a_generator_is_not_decorated():
+    def steps():
+        yield nn.Dense(2)
+
+    with pytest.raises(TypeError, match="cannot decorate the generator"):
+        jinit.keras_defaults()(steps)

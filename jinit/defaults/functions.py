@@ -41,12 +41,13 @@ def keras_defaults(
     that the constructor is given are explicit.
 
     Epsilon and momentum count when a layer is applied. An NNX layer keeps those that it was
-    constructed with. For a Linen model, ``apply`` must run inside as well: with ``wrap`` it
-    always does; the first two forms warn, once per class of model, when they initialise a model
-    whose norm layers would fall back at apply. Of nested contexts the innermost alone is in
-    force. A context belongs to its thread; functions that were traced under other defaults are
-    traced again. The layers of Haiku and Equinox are left alone; ``initializers.reinit`` draws
-    their leaves anew.
+    constructed with. For a Linen model, ``apply`` must run inside as well: with ``wrap`` all
+    methods of the model do, though not a layer of it that is called from outside, as in
+    ``model.bind(variables).layer(x)``; the first two forms warn, once per class of model, when
+    they initialise a model whose norm layers would fall back at apply. Of nested contexts the
+    innermost alone is in force. A context belongs to its thread; functions that were traced
+    under other defaults are traced again. The layers of Haiku and Equinox are left alone;
+    ``initializers.reinit`` draws their leaves anew.
 
     Args:
         parameter_initialization: Whether parameters are drawn as in Keras.

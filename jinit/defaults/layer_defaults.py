@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -70,9 +71,14 @@ class LayerDefaults:
             The function with the defaults in force.
 
         Raises:
-            TypeError: If it is not callable, or is a module or a class, whose methods would run
-                outside.
+            TypeError: If it is not callable, or is a module, a class or a generator, which would
+                run outside.
         """
+        if inspect.isgeneratorfunction(function):
+            raise TypeError(
+                f"{self.name}() cannot decorate the generator {class_name(function)}, whose body "
+                f"runs after the call; use 'with {self.name}():' inside it"
+            )
         if isinstance(function, nn.Module | type) or not callable(function):
             raise TypeError(
                 f"{self.name}() decorates a function such as model.init, got "

@@ -20,12 +20,12 @@ def read_linen(
 ) -> tuple[dict[Path, Any], Reading]:
     """Returns the parameters of a module, abstractly, and what is known about them."""
     reader = _Reader()
-    leaves, structure = jax.tree.flatten(inputs)
+    leaves, structure = jax.tree.flatten((inputs, dict(kwargs)))
     traced = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
 
     def init(traced: dict[int, Any]) -> Any:
-        arguments = structure.unflatten(traced.get(i, leaf) for i, leaf in enumerate(leaves))
-        return model.init(jax.random.key(0), *arguments, **kwargs)
+        given = structure.unflatten(traced.get(i, leaf) for i, leaf in enumerate(leaves))
+        return model.init(jax.random.key(0), *given[0], **given[1])
 
     with (
         lasting.begin(lasts=True),
@@ -45,7 +45,8 @@ class _Reader:
 
     def given(self, module: nn.Module, values: Mapping[str, Any], _: Mapping[str, Any]) -> None:
         self.reading.give(values)
-        if module.scope is not None:
+        # NNX layers inside a bridge come by here too.
+        if isinstance(module, nn.Module) and module.scope is not None:
             self.reading.norm(module.path, type(module), values)
 
     def intercept(

@@ -25,7 +25,13 @@ def read_nnx(model: nnx.Module | Callable[[], nnx.Module]) -> tuple[dict[Path, A
     parameters: dict[Path, Any] = {}
 
     def construct() -> None:
-        parameters.update(reader.read(model()))
+        constructed = model()
+        if not isinstance(constructed, nnx.Module):
+            raise TypeError(
+                "describe takes a function that constructs an NNX module, got one that returns "
+                f"{type(constructed).__name__}"
+            )
+        parameters.update(reader.read(constructed))
 
     with constructing(NNX_LAYERS), observing(reader.constructed), RETRACE(object()):
         jax.eval_shape(construct)

@@ -1,6 +1,7 @@
 """What is read of a model: how its parameters are drawn, and its norm layers' numbers."""
 
 import inspect
+import numbers
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,9 +51,13 @@ NNX_LAYERS = tuple(
 )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def _role(name: str) -> str:
     """What a parameter is for: ``kernel`` for ``kernel_init`` and ``recurrent_kernel_init``."""
-    return name.removesuffix("_init").rpartition("_")[2]
+    return name.rpartition("/")[2].removesuffix("_init").rpartition("_")[2]
 
 
 # Layers pass their defaults on to the layers they are made of, under other names of one role. The
@@ -111,10 +116,10 @@ class Reading:
     ) -> None:
         """Takes note of a layer's epsilon and momentum, where it has them."""
         defaults = _own_defaults(layer)
-        numbers = {name: values[name] for name in AT_APPLY if isinstance(values.get(name), float)}
-        for name, number in numbers.items():
+        found = {name: values[name] for name in AT_APPLY if _is_number(values.get(name))}
+        for name, number in found.items():
             decided_by = self._decided(number, number is defaults.get(name), otherwise)
-            self.norms.setdefault(path, {})[name] = number, decided_by
+            self.norms.setdefault(path, {})[name] = float(number), decided_by
 
     def _decided(self, value: Any, is_default: bool, otherwise: str = "explicit") -> str:
         systems = [system for given, system in self._given if given is value]

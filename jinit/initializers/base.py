@@ -66,7 +66,8 @@ class Initializer(ABC):
         shape = tuple(map(operator.index, shape))
         if min(shape, default=0) < 0:
             raise ValueError(f"shape must hold no negative size, got {shape}")
-        dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+        # Where 64-bit types are off, JAX draws in 32 bits, and so do the numbers that go with it.
+        dtype = jax.dtypes.canonicalize_dtype(jnp.float32 if dtype is None else dtype)
         distribution = self.resolve(shape, dtype)
         distribution.check(key, shape, dtype)
         # Numbers are arguments of the program and not part of it: one compilation draws arrays
@@ -153,11 +154,15 @@ def set_floats(initializer: Initializer, *names: str) -> None:
 
 
 def set_tuples(initializer: Initializer, *names: str) -> None:
-    """Turns fields that are sequences into tuples, which are hashable."""
+    """Turns fields that are sequences into tuples, and numbers into ints, which are hashable."""
     for name in names:
         value = getattr(initializer, name)
+        if isinstance(value, np.ndarray) and value.ndim:
+            value = value.tolist()
         if isinstance(value, Sequence):
             object.__setattr__(initializer, name, tuple(value))
+        elif value is not None:
+            object.__setattr__(initializer, name, operator.index(value))
 
 
 def _wide(dtype: jnp.dtype) -> jnp.dtype:

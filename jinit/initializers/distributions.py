@@ -152,8 +152,8 @@ class uniform(RandomDistribution):
     r"""Draws from the uniform distribution on :math:`[\text{low}, \text{high})`.
 
     The default interval is [0, 1), as in torch; that of ``jax.nn.initializers.uniform`` is
-    [0, 0.01), and of Keras [-0.05, 0.05). Where the dtype is narrower than float32 the last
-    rounding can yield ``high`` itself.
+    [0, 0.01), and of Keras [-0.05, 0.05). The last rounding can yield ``high`` itself,
+    the more often the fewer numbers of the dtype lie between.
 
     Args:
         low: The lower end.
@@ -164,7 +164,8 @@ class uniform(RandomDistribution):
         initializers that scale with the fans draw them from a disc.
 
     Raises:
-        ValueError: If an end is not finite, or ``high`` lies below ``low``.
+        ValueError: If an end is not finite, ``high`` lies below ``low``, or float32 cannot hold
+            the width of the interval.
 
     Example:
         >>> uniform(-0.05, 0.05)
@@ -181,6 +182,8 @@ class uniform(RandomDistribution):
         set_floats(self, "low", "high")
         if self.high < self.low:
             raise ValueError(f"high must not lie below low, got [{self.low}, {self.high})")
+        if self.high - self.low > float(jnp.finfo(jnp.float32).max):
+            raise ValueError(f"high - low must fit float32, got [{self.low}, {self.high})")
 
     def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
         """Raises for complex numbers too."""

@@ -110,7 +110,7 @@ def calculate_gain(nonlinearity: Nonlinearity, param: float | None = None) -> fl
     """
     if isinstance(nonlinearity, str) and nonlinearity in PARAMETRIC:
         return _parametric_gain(PARAMETRIC[nonlinearity], param)
-    if not callable(nonlinearity) and nonlinearity not in GAINS:
+    if not callable(nonlinearity) and not (isinstance(nonlinearity, str) and nonlinearity in GAINS):
         raise ValueError(_unknown(nonlinearity))
     if param is not None:
         takers = ", ".join(f"{name} (its {p.name})" for name, p in PARAMETRIC.items())
@@ -124,12 +124,16 @@ def calculate_gain(nonlinearity: Nonlinearity, param: float | None = None) -> fl
 def _parametric_gain(nonlinearity: Parametric, param: float | None) -> float:
     if param is None:
         param = nonlinearity.default
-    # bool is an int to Python, and never a slope to its author.
-    if isinstance(param, bool) or not isinstance(param, numbers.Real):
+    # bool is an int to Python, and never a slope to its author; a JAX scalar is no Real.
+    if isinstance(param, bool) or not (isinstance(param, numbers.Real) or _is_scalar(param)):
         raise TypeError(f"{nonlinearity.name} must be a number, got {param!r}")
     if not math.isfinite(param):
         raise ValueError(f"{nonlinearity.name} must be finite, got {param!r}")
     return nonlinearity.gain(float(param))
+
+
+def _is_scalar(value: object) -> bool:
+    return getattr(value, "shape", None) == () and hasattr(value, "__float__")
 
 
 def _measured_gain(function: Callable[[Any], Any]) -> float:

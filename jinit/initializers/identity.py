@@ -1,5 +1,6 @@
 """Matrices and convolutions that pass their input through."""
 
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +113,7 @@ class dirac(KernelDistribution):
 
     def __post_init__(self) -> None:
         set_tuples(self, "in_axis", "out_axis", "batch_axis")
+        object.__setattr__(self, "groups", operator.index(self.groups))
         if self.groups < 1:
             raise ValueError(f"groups must be positive, got {self.groups}")
 

@@ -124,6 +124,8 @@ def centred(matrices: jax.Array, shape: Sequence[int], roles: Roles) -> jax.Arra
     Returns:
         The array.
     """
+    if 0 in shape:
+        return jnp.zeros(shape, matrices.dtype)
     field = [shape[axis] for axis in roles.field]
     batch, *matrix = matrices.shape
     kernel = jnp.zeros([batch, *field, *matrix], matrices.dtype)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.tree_util import GetAttrKey
 
 from jinit.initializers.base import Initializer, Sharding
 from jinit.initializers.compose import AnyInitializer, as_initializer
@@ -65,7 +64,12 @@ def reinit(key: jax.Array, params: T, initializers: Mapping[str, AnyInitializer]
     """
     patterns = {pattern: as_initializer(init) for pattern, init in initializers.items()}
     paths_and_values, structure = jax.tree_util.tree_flatten_with_path(params)
-    paths = [_join(path) for path, _ in paths_and_values]
+    boxes = {
+        path
+        for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_box)
+        if _is_box(node)
+    }
+    paths = [_join(path[:-1] if path[:-1] in boxes else path) for path, _ in paths_and_values]
     _check_patterns(patterns, paths)
     leaves = [
         _Leaf(path, value, _last_match(path, patterns))
@@ -75,9 +79,15 @@ def reinit(key: jax.Array, params: T, initializers: Mapping[str, AnyInitializer]
     return jax.tree.unflatten(structure, [_drawn(key, leaf) for leaf in leaves])
 
 
+def _is_box(node: Any) -> bool:
+    """Whether a node is one of Flax's boxes around an array; Flax need not be installed."""
+    kind = type(node)
+    held = hasattr(kind, "value") or "value" in getattr(kind, "__dataclass_fields__", {})
+    return held and kind.__module__.startswith("flax.")
+
+
 def _join(path: Sequence[Any]) -> str:
-    boxed = bool(path) and path[-1] == GetAttrKey("value")
-    return jax.tree_util.keystr(tuple(path[:-1] if boxed else path), simple=True, separator="/")
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def _fits(path: str, pattern: str) -> bool:
@@ -108,12 +118,20 @@ def _check_leaves(key: Any, leaves: Iterable[_Leaf]) -> None:
     for leaf in leaves:
         if leaf.init is not None:
             try:
-                shape, dtype = jnp.shape(leaf.value), jnp.dtype(jnp.result_type(leaf.value))
+                shape, dtype = _shape_and_dtype(leaf.value)
                 leaf.init.resolve(shape, dtype).check(key, shape, dtype)
             except (TypeError, ValueError) as error:
                 wrong.append(f"{leaf.path}: {error}")
     if wrong:
         raise ValueError("leaves that cannot be drawn:\n  " + "\n  ".join(wrong))
+
+
+def _shape_and_dtype(value: Any) -> tuple[tuple[int, ...], jnp.dtype]:
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
+        shown = type(value).__name__ if dtype is None else dtype
+        raise TypeError(f"it is no array of numbers but {shown}; narrow the pattern")
+    return jnp.shape(value), jnp.dtype(dtype)
 
 
 def _drawn(key: jax.Array, leaf: _Leaf) -> Any:
