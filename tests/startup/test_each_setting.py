@@ -10,6 +10,8 @@ import pytest
 from jinit.settings.table import SETTINGS
 from tests.startup.forks import run_cases
 
+pytestmark = pytest.mark.xdist_group("test_each_setting")  # its cases are run once, all together
+
 PRELUDE = """
 import glob, json, multiprocessing, os, random, re, tempfile, warnings
 import jax, jax.numpy as jnp, numpy as np

@@ -4,6 +4,8 @@ import pytest
 
 from tests.startup.forks import run_cases
 
+pytestmark = pytest.mark.xdist_group("test_flags")  # its cases are run once, all together
+
 CALL = """
 import os, warnings
 import jax, jinit
