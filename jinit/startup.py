@@ -254,9 +254,7 @@ def _asked_flags(choices: Mapping[str, Choice]) -> dict[str, AskedFlag]:
     """
     asked: dict[str, AskedFlag] = {}
     for name, choice in choices.items():
-        meaning = SETTINGS[name].flags
-        flags = meaning(choice.value) if meaning and choice.value is not None else {}
-        for flag, value in flags.items():
+        for flag, value in SETTINGS[name].flags_of(choice.value).items():
             first = asked.setdefault(flag, AskedFlag(value, choice.origin, choice.source))
             _check_agreement(flag, first, AskedFlag(value, choice.origin, choice.source))
     devices = choices["cpu_devices"]
@@ -277,7 +275,7 @@ def _check_agreement(flag: str, first: AskedFlag, second: AskedFlag) -> None:
 def _status(name: str, choice: Choice, flags: FlagPlan) -> Status:
     setting = SETTINGS[name]
     if setting.flags:
-        return flags.status(setting.flags(choice.value) if choice.value is not None else {})
+        return flags.status(setting.flags_of(choice.value))
     return setting.status(choice.value)
 
 
@@ -295,9 +293,10 @@ def _start_backend() -> None:
 def _outcome(name: str, plan: _Plan) -> Outcome:
     choice, status = plan.choices[name], plan.statuses[name]
     origin, source, value = choice.origin, choice.source, _value(name, plan)
-    native, before = SETTINGS[name].user_variables(), _LAST.settings.get(name)
-    from_users = status == "unchanged" and SETTINGS[name].is_from_environment(value)
-    from_parent = [name for name in SETTINGS[name].native if inherited(name)]
+    setting, before = SETTINGS[name], _LAST.settings.get(name)
+    native = setting.user_variables()
+    from_users = status == "unchanged" and setting.is_from_environment(value)
+    from_parent = [variable for variable in setting.native if inherited(variable)]
     if native and (from_users or status == "overridden by the environment"):
         origin, source = "environment", ", ".join(native)
     elif from_parent and not before and status == "unchanged" and value is not None:
@@ -320,7 +319,7 @@ def _value(name: str, plan: _Plan) -> Any:
     setting, value = SETTINGS[name], plan.choices[name].value
     if not setting.flags or setting.current:
         return setting.effective(value)
-    found = {flag: plan.flags.outcomes[flag].value for flag in setting.flags(value or {})}
+    found = {flag: plan.flags.outcomes[flag].value for flag in setting.flags_of(value)}
     return {flag: text for flag, text in found.items() if text is not None} or None
 
 

@@ -135,6 +135,10 @@ class Setting:
             return "too late"
         return "applied"
 
+    def flags_of(self, value: Any) -> Mapping[str, str]:
+        """The flags that a value is made of, if the setting is made of flags."""
+        return self.flags(value) if self.flags and value is not None else {}
+
     def is_in_force(self, value: Any) -> bool:
         """Whether there is nothing to be done for a value."""
         if self.holds is not None:

@@ -36,6 +36,13 @@ def run_cases(cases, **variables):
     return answers
 
 
+def run_case(code, **variables):
+    """Returns what one case leaves in ``result``; it has the names of ``programs``."""
+    (answer,) = run_cases([("from tests.startup.programs import *\n" + code, variables)])
+    assert "result" in answer, answer
+    return answer["result"]
+
+
 @functools.cache
 def _server(variables):
     command = [sys.executable, "-W", "error", "-m", "tests.startup.forks"]

@@ -4,15 +4,7 @@ import pytest
 
 from jinit.settings.compilation_cache import COMPILATION_CACHE
 from jinit.settings.user_cache import private_directory, private_path, writable_by_others
-from tests.startup.forks import run_cases
-
-PREAMBLE = "from tests.startup.programs import *\n"
-
-
-def fork(code, **variables):
-    (answer,) = run_cases([(PREAMBLE + code, variables)])
-    assert "result" in answer, answer
-    return answer["result"]
+from tests.startup.forks import run_case
 
 
 def test_the_users_own_folder_keeps_small_programs_even_under_an_open_umask(tmp_path):
@@ -25,7 +17,7 @@ modes = [os.stat(each).st_mode & 0o777 for each in (folder, os.path.dirname(fold
 result = [folder, modes, len(os.listdir(folder)) > 1]
 """
     folder = tmp_path / "jinit" / "compilation"
-    assert fork(code, XDG_CACHE_HOME=str(tmp_path)) == [str(folder), [0o700, 0o700], True]
+    assert run_case(code, XDG_CACHE_HOME=str(tmp_path)) == [str(folder), [0o700, 0o700], True]
 
 
 def test_another_folder_is_used_from_then_on(tmp_path):
@@ -40,7 +32,7 @@ for folder in ({str(first)!r}, {str(second)!r}, False):
                    for each in ({str(first)!r}, {str(second)!r})])
 result = counts
 """
-    (a1, b1), (a2, b2), (a3, b3) = fork(code)
+    (a1, b1), (a2, b2), (a3, b3) = run_case(code)
     assert a1 > 0
     assert b1 == 0
     assert (a2, b2 > 0) == (a1, True)
@@ -52,10 +44,10 @@ def test_the_users_own_time_limit_stays(tmp_path):
 jinit.startup(0, compilation_cache={str(tmp_path / "a")!r})
 result = jax.config.jax_persistent_cache_min_compile_time_secs
 """
-    assert fork(code) == 0.0
+    assert run_case(code) == 0.0
     mine = 'jax.config.update("jax_persistent_cache_min_compile_time_secs", 3.0)'
-    assert fork(mine + code) == 3.0
-    assert fork(code, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1.0") == 1.0
+    assert run_case(mine + code) == 3.0
+    assert run_case(code, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1.0") == 1.0
 
 
 def test_a_private_folder_that_others_can_write_to_is_refused_and_nothing_changed(tmp_path):
@@ -69,7 +61,7 @@ except PermissionError as error: raised = str(error)
 after = state()
 result = [raised, [after[i] == untouched[i] for i in (0, 1, 2, 3, 4)]]
 """
-    raised, kept = fork(code, XDG_CACHE_HOME=str(tmp_path))
+    raised, kept = run_case(code, XDG_CACHE_HOME=str(tmp_path))
     assert raised == (
         f"Others than you can write to {str(folder)!r}, and what is cached there is run: run "
         "chmod go-w on it, or name another folder."

@@ -6,17 +6,10 @@ import pytest
 
 import jinit
 from tests.fresh import python, run
-from tests.startup.forks import run_cases
+from tests.startup.forks import run_case
 
 PREAMBLE = "from tests.startup.programs import *\n"
 CORES = len(os.sched_getaffinity(0))
-
-
-def fork(code, **variables):
-    """Runs code that leaves its answer in ``result``."""
-    (answer,) = run_cases([(PREAMBLE + code, variables)])
-    assert "result" in answer, answer
-    return answer["result"]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +84,7 @@ assert random.random() == drawn and dict(os.environ) == before and pool() == 1
 assert bool(jax.random.key(7) == key) and "[HIGHEST, HIGHEST]" in product()
 result = [first, rows()]
 """
-    first, again = fork(code)
+    first, again = run_case(code)
     status = {name: row[3] for name, row in again.items()}
     assert status == {**dict.fromkeys(first, "unchanged"), "seed": "applied"}
     assert {n: row[:3] for n, row in again.items()} == {n: row[:3] for n, row in first.items()}
@@ -110,7 +103,7 @@ second = caught_in(lambda: jinit.startup(2, threads=2, debug_nans=True))
 third = caught_in(lambda: jinit.startup())
 result = [first, second, third, after, rows("threads", "debug_nans")]
 """
-    first, second, third, after, later = fork(code)
+    first, second, third, after, later = run_case(code)
     late = (
         "JAX's backend is already up, too late for threads=2: call jinit.startup() before the "
         "first JAX operation."
@@ -139,7 +132,7 @@ assert "precision = [HIGH, HIGH]" in product()
 result = {"threads": threads, "rows": rows("threads", "memory"),
           "where": [w.filename for w in caught], "warned": [str(w.message) for w in caught]}
 """
-    found = fork(code)
+    found = run_case(code)
     threads = found["threads"]
     assert found["warned"] == [
         f"JAX's backend is already up, too late for threads={threads + 1}, memory='grow': call "
@@ -205,7 +198,7 @@ print(json.dumps([rows("threads", "memory", "xla_flags"), pool(), os.environ["XL
 done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
 result = json.loads(done.stdout)
 """
-    found, pool, flags = fork(code, XLA_FLAGS="--xla_gpu_autotune_level=1")
+    found, pool, flags = run_case(code, XLA_FLAGS="--xla_gpu_autotune_level=1")
     assert found == {
         "threads": [2, "argument", "threads", "applied"],
         "memory": ["vmm", "argument", "memory", "applied"],
@@ -223,7 +216,7 @@ def test_more_devices_than_threads_are_reported_as_they_run():
 warned = caught_in(lambda: jinit.startup(0, threads=1, cpu_devices=4))
 result = [rows("threads"), pool(), warned, str(jinit.startup_report())]
 """
-    row, pool, warned, table = fork(code)
+    row, pool, warned, table = run_case(code)
     assert (row["threads"], pool) == ([4, "argument", "threads", "applied"], 4)
     caveat = "XLA keeps a thread for each CPU device, and PJRT_NPROC in the environment wins."
     assert warned == [f"threads was set to 1, but is 4: {caveat}"]
@@ -259,7 +252,7 @@ assert bool(first == jinit.startup(seed)) and random.random() == drawn
 jinit.startup()
 result = [seed, rows("seed")["seed"]]
 """
-    seed, row = fork(code)
+    seed, row = run_case(code)
     assert row[0] != seed
     assert row[1:] == ["default", "", "applied"]
 
@@ -273,7 +266,7 @@ warnings.simplefilter("ignore")
 jinit.startup(0, allow_tf32=True, matmul_precision="high")
 result = [*kept, jax.config.jax_default_matmul_precision]
 """
-    kept, reported, explicit = fork(code)
+    kept, reported, explicit = run_case(code)
     assert kept == "highest"
     assert (reported[0], reported[3]) == ("highest", "unchanged")
     assert explicit == "high"
@@ -293,7 +286,7 @@ for _ in range(2):
     jax.devices()
 result = [warned, again, flags, os.environ["XLA_FLAGS"], errors]
 """
-    warned, again, flags, after, errors = fork(code)
+    warned, again, flags, after, errors = run_case(code)
     assert warned == again
     assert warned == ["deterministic mode costs speed on a GPU, in scatters most of all."]
     assert (flags, after) == ("--xla_gpu_deterministic_ops=true", "")
