@@ -1,6 +1,8 @@
-"""Empirical initialization: measure a model, rescale its parameters until signals are O(1)."""
+"""Parameters rescaled until signal, gradients and updates flow: measured, on any model."""
 
-from jinit.empirical.calibrate import Calibration, calibrate, empirical_init
-from jinit.empirical.report import LayerRow, Report
+from jinit.empirical.calibrate import calibrate, empirical_init
+from jinit.empirical.calibration import Calibration
+from jinit.empirical.explicit import NormedApply
+from jinit.empirical.targets import Site
 
-__all__ = ["Calibration", "LayerRow", "Report", "calibrate", "empirical_init"]
+__all__ = ["Calibration", "NormedApply", "Site", "calibrate", "empirical_init"]

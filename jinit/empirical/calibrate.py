@@ -1,75 +1,22 @@
 """``empirical_init`` and ``calibrate``: what the user calls."""
 
-import functools
-import numbers
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
-from jinit.empirical.inputs import check_finite, check_optimizer, check_params, leaf_paths
-from jinit.empirical.report import Report, build_report
-from jinit.empirical.run import Findings, Job, calibrated, rescale, scaled
-from jinit.empirical.transform import scale_by_multipliers
+from jinit.empirical.calibration import Calibration
+from jinit.empirical.checks import check_findings
+from jinit.empirical.explicit import COLLECTION, explicit_scales
+from jinit.empirical.job import Mode
+from jinit.empirical.prepare import Patterns, prepare
+from jinit.empirical.programs import rescale
+from jinit.empirical.run import Findings, calibrated, scaled
 
-if TYPE_CHECKING:
-    import optax
-
-__all__ = ["Calibration", "calibrate", "empirical_init"]
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["params", "multipliers", "scales", "findings"],
-    meta_fields=["paths"],
-)
-@dataclass(frozen=True)
-class Calibration:
-    """What ``calibrate`` measured; a pytree, so that it may be returned from a jitted function.
-
-    Attributes:
-        params: The rescaled tree, with the structure, dtypes and shardings of the one given.
-        multipliers: A tree of the same structure that holds each leaf's float32 learning-rate
-            multiplier: of shape (), or with a leading axis for every scan over the leaf's layers.
-        scales: Likewise what each leaf was multiplied by.
-        findings: The statistics behind the report.
-        paths: The path of every leaf.
-    """
-
-    params: Any
-    multipliers: Any
-    scales: Any
-    findings: Findings
-    paths: tuple[str, ...]
-
-    @property
-    def report(self) -> Report:
-        """The RMS of activation, gradient and update of every layer, before and after."""
-        return build_report(self.findings, self.paths)
-
-    def transform(self) -> "optax.GradientTransformation":
-        """Returns the optax transformation that multiplies every update by its multiplier.
-
-        It stands after Adam or momentum and before weight decay and the learning rate. The
-        multipliers are its state, so they are saved with the optimizer.
-
-        Example:
-            >>> import jax, jax.numpy as jnp, jinit, optax
-            >>> params = {"w": jnp.eye(4)}
-            >>> result = jinit.calibrate(params, lambda p, x: x @ p["w"], jnp.ones((2, 4)), jnp.sum)
-            >>> tx = optax.chain(
-            ...     optax.scale_by_adam(), result.transform(), optax.scale_by_learning_rate(1e-2)
-            ... )
-            >>> updates, state = tx.update({"w": jnp.ones((4, 4))}, tx.init(params))
-            >>> bool(jnp.allclose(updates["w"], -1e-2 * result.multipliers["w"]))
-            True
-        """
-        return scale_by_multipliers(self.multipliers)
-
-    def __repr__(self) -> str:
-        return f"Calibration of {len(self.paths)} leaves\n{self.report}"
+__all__ = ["calibrate", "empirical_init"]
 
 
 def empirical_init(
@@ -81,6 +28,12 @@ def empirical_init(
     key: jax.Array | None = None,
     samples: int = 8,
     batch_size: int = 64,
+    target: float | Callable[..., float] = 1.0,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    collection: str | None = None,
+    rngs: str | Sequence[str] = (),
+    has_aux: bool = False,
 ) -> Any:
     """Rescales parameters until every layer puts out values of RMS 1.
 
@@ -95,7 +48,8 @@ def empirical_init(
     Args:
         params: Any pytree of arrays, or Flax variables, of which the ``params`` are rescaled.
         apply_fn: The model, ``apply_fn(params, *inputs)``. A jax-traceable function; it is
-            compiled once for equal functions and shapes.
+            compiled once for equal functions and shapes. Keyword arguments are given to it by
+            ``functools.partial``.
         dummy_input: Example inputs (a tuple is splatted), or a function of ``(key)``,
             ``(key, batch_size)`` or ``(batch_size)`` that returns them.
         dummy_loss: A function of ``(output)`` or ``(output, key)`` that returns a real scalar.
@@ -103,13 +57,24 @@ def empirical_init(
         key: A PRNG key, typed or legacy; ``jax.random.key(0)`` where it is None.
         samples: The number of keys.
         batch_size: What is given to a ``dummy_input`` that asks for it.
+        target: The RMS that every output is brought to, or a function of a ``Site``, which has
+            ``path``, ``kind``, ``fan_in``, ``fan_out``, ``index``, ``number`` and ``count``:
+            ``lambda site: (site.fan_in / site.fan_out) ** 0.5`` scales by fan-out.
+        include: Patterns of the leaves' paths, such as ``*/kernel``: others stay as they are.
+        exclude: Patterns of the leaves that stay as they are.
+        collection: The top-level entry of ``params`` that holds the parameters, where it is not
+            Flax's ``params``; the others (batch statistics) are carried along.
+        rngs: The names of the random keys that ``apply_fn`` is given as ``rngs={name: key}``.
+        has_aux: Whether ``apply_fn`` returns ``(output, anything)``, as Flax does with
+            ``mutable``; the loss sees the output.
 
     Returns:
         The rescaled tree, with the structure, dtypes and shardings of ``params``.
 
     Raises:
-        ValueError: ``params`` has no floating-point leaf or one that is not finite, the loss is
-            not a real scalar, or the output depends on no parameter or on no input.
+        ValueError: An argument is not what it should be; ``params`` has no floating-point leaf
+            or one that is not finite, the loss is not a real scalar, or the output depends on no
+            parameter or on no input.
 
     Example:
         >>> import jax, jax.numpy as jnp, jinit
@@ -123,12 +88,12 @@ def empirical_init(
     Reference:
         The system empirical-init, which reaches the same by hundreds of passes.
     """
-    job, inputs, key = _prepare(
-        params, apply_fn, dummy_input, dummy_loss, key, samples=samples, batch_size=batch_size
-    )
-    scales, finite = scaled(job, params, inputs, key)
-    check_finite(finite, leaf_paths(params))
-    return _rescaled(params, scales)
+    job, inputs, key = prepare(
+        params, apply_fn, dummy_input, dummy_loss, key, samples=samples, batch_size=batch_size,
+        target=target, include=include, exclude=exclude, collection=collection, rngs=rngs,
+        has_aux=has_aux,
+    )  # fmt: skip
+    return _rescaled(params, scaled(job, params, inputs, key))
 
 
 def calibrate(
@@ -139,8 +104,15 @@ def calibrate(
     *,
     key: jax.Array | None = None,
     optimizer: Any = "adam",
+    mode: Mode = "fold",
     samples: int = 8,
     batch_size: int = 64,
+    target: float | Callable[..., float] = 1.0,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    collection: str | None = None,
+    rngs: str | Sequence[str] = (),
+    has_aux: bool = False,
 ) -> Calibration:
     """Rescales parameters, and measures what brings every layer's update to O(1) as well.
 
@@ -148,12 +120,20 @@ def calibrate(
     - Updates: with u the first step of the optimizer at a learning rate of 1, a layer's
       multiplier is ``1 / rms(dy)``, where dy is the first-order change in its output along u,
       its input held. A layer's weight and bias share it.
-    - Gradients, at each layer's input, are measured and reported; they follow from the
-      activations and the loss, and nothing rescales them.
+    - Gradients, at each layer's input, follow from the activations and the loss. In fold mode
+      they are measured and reported; in explicit mode ``result.apply_fn`` multiplies each by
+      ``1 / rms`` on its way back.
 
-    Each of the ``samples`` keys costs a forward pass for the scales, and a forward and backward
-    pass and a forward pass with derivatives for the multipliers, at any depth. The report costs
-    two further measurements: of the parameters as given, and of the result on fresh keys.
+    In fold mode ``apply_fn`` stays as it is, and ``result.transform()`` carries the multipliers.
+    In explicit mode the parameters W become ``a * W`` inside ``result.apply_fn``: under Adam a is
+    the multiplier, under SGD the gradient of W is multiplied by ``gy = m / a**2`` besides. On
+    plain chains both train alike; where paths branch and join, what explicit mode sends back is
+    no longer a gradient.
+
+    Each of the ``samples`` keys costs a forward and backward pass and a forward pass with
+    derivatives, at any depth. The report costs two further measurements: of the parameters as
+    given, and of the result on fresh keys. Equal layers are traced and compiled once. Gradients
+    pass weights of nothing but zeros (a head, a gate) as if they were random.
 
     Args:
         params: As in ``empirical_init``.
@@ -162,15 +142,24 @@ def calibrate(
         dummy_loss: As in ``empirical_init``. Under "sgd" the multipliers depend on its size.
         key: As in ``empirical_init``.
         optimizer: "adam", whose first step is the gradient's sign; "sgd", whose step is the
-            gradient; or any optax transformation, without its learning rate.
+            gradient; or any optax transformation, without its learning rate. Explicit mode takes
+            those whose first step is as large as the gradient, or does not depend on its size.
+        mode: "fold" or "explicit".
         samples: As in ``empirical_init``.
         batch_size: As in ``empirical_init``.
+        target: As in ``empirical_init``.
+        include: As in ``empirical_init``; the multipliers of other leaves are 1.
+        exclude: As in ``empirical_init``; likewise.
+        collection: As in ``empirical_init``.
+        rngs: As in ``empirical_init``.
+        has_aux: As in ``empirical_init``.
 
     Returns:
-        The rescaled tree, the multipliers and the report.
+        The rescaled tree, the multipliers or scales, and the report.
 
     Raises:
-        ValueError: As ``empirical_init``, or the optimizer is not known.
+        ValueError: As ``empirical_init``; or a value that was measured is not finite, or explicit
+            mode cannot follow the optimizer.
 
     Example:
         >>> import jax, jax.numpy as jnp, jinit
@@ -190,60 +179,47 @@ def calibrate(
         The system empirical-init for the three quantities; the multipliers under Adam repeat the
         widths' rule of Yang et al., "Tensor Programs V" (2022).
     """
-    check_optimizer(optimizer)
-    job, inputs, key = _prepare(
-        params,
-        apply_fn,
-        dummy_input,
-        dummy_loss,
-        key,
-        optimizer=optimizer,
-        samples=samples,
-        batch_size=batch_size,
-    )
+    job, inputs, key = prepare(
+        params, apply_fn, dummy_input, dummy_loss, key, optimizer=optimizer, mode=mode,
+        samples=samples, batch_size=batch_size, target=target, include=include, exclude=exclude,
+        collection=collection, rngs=rngs, has_aux=has_aux,
+    )  # fmt: skip
     findings = calibrated(job, params, inputs, key)
-    paths = leaf_paths(params)
-    check_finite(findings.finite, paths)
-    tree = jax.tree.structure(params)
+    check_findings(findings)
+    return (_explicit if mode == "explicit" else _folded)(params, findings)
+
+
+def _folded(params: Any, findings: Findings) -> Calibration:
+    tree, pillars = jax.tree.structure(params), findings.pillars
+    scales, multipliers = (_leaves(findings, v) for v in (pillars.scale, pillars.multiplier))
     return Calibration(
-        params=_rescaled(params, findings.scales),
-        multipliers=jax.tree.unflatten(tree, findings.multipliers),
-        scales=jax.tree.unflatten(tree, findings.scales),
+        params=_rescaled(params, scales),
+        multipliers=jax.tree.unflatten(tree, multipliers),
+        scales=jax.tree.unflatten(tree, scales),
         findings=findings,
-        paths=tuple(paths),
     )
 
 
-def _prepare(
-    params: Any,
-    apply_fn: Callable[..., Any],
-    dummy_input: Any,
-    dummy_loss: Callable[..., Any],
-    key: jax.Array | None,
-    **options: Any,
-) -> tuple[Job, Any, jax.Array]:
-    """Checks the arguments and divides them into what is compiled for and what is run on."""
-    leaves, paths = jax.tree.leaves(params), leaf_paths(params)
-    check_params(leaves, paths)
-    _check_counts(**{name: options[name] for name in ("samples", "batch_size")})
-    collection = "params" if isinstance(params, Mapping) and "params" in params else None
-    drawn = callable(dummy_input)
-    job = Job(
-        apply_fn=_Function(apply_fn),
-        dummy_input=_Function(dummy_input) if drawn else None,
-        dummy_loss=_Function(dummy_loss),
-        trainable=tuple(collection in (None, path.partition("/")[0]) for path in paths),
-        collection=collection,
-        **options,
+def _explicit(params: Any, findings: Findings) -> Calibration:
+    pillars, collection = findings.pillars, findings.plan.job.collection
+    kept = _rescaled(params, _leaves(findings, pillars.scale / pillars.forward))
+    scales = explicit_scales(
+        findings.plan.naming,
+        {name: _leaves(findings, getattr(pillars, name)) for name in ("forward", "weight")},
+        pillars.backward,
+        collection,
     )
-    key = jax.random.key(0) if key is None else key
-    return job, None if drawn else dummy_input, key
+    ones = _leaves(findings, np.ones(findings.plan.layout.slots))
+    return Calibration(
+        params={**kept, COLLECTION: scales} if collection == "params" else kept,
+        multipliers=jax.tree.unflatten(jax.tree.structure(params), ones),
+        scales=scales,
+        findings=findings,
+    )
 
 
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a positive integer")
+def _leaves(findings: Findings, vector: Any) -> list[jax.Array]:
+    return [jnp.asarray(part, jnp.float32) for part in findings.plan.by_leaf(vector)]
 
 
 def _rescaled(params: Any, scales: list[jax.Array]) -> Any:
@@ -256,35 +232,3 @@ def _sharding(leaf: Any) -> Any:
     """Returns a sharding over several devices; what is on one stays free to move."""
     sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
     return sharding if sharding is not None and len(sharding.device_set) > 1 else None
-
-
-class _Function:
-    """A function as a key of the compilation cache.
-
-    Methods of equal modules are equal, though Python compares them by identity; what cannot be
-    hashed, such as a module with a list field, counts as itself.
-    """
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, fn, updated=())
-        self.fn = fn
-        self.parts = tuple(
-            _key(part) for part in (getattr(fn, "__self__", None), getattr(fn, "__func__", fn))
-        )
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.fn(*args, **kwargs)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Function) and self.parts == other.parts
-
-    def __hash__(self) -> int:
-        return hash(self.parts)
-
-
-def _key(part: Any) -> Any:
-    try:
-        hash(part)
-    except TypeError:
-        return id(part)
-    return part

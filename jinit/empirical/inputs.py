@@ -1,23 +1,21 @@
 """What a user may pass as dummy input, dummy loss and optimizer, brought to one form."""
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 __all__ = [
     "all_finite",
     "call_loss",
-    "check_finite",
-    "check_optimizer",
     "check_params",
     "describe_call",
     "draw_inputs",
-    "first_step",
+    "collection_of",
     "leaf_paths",
+    "trainable_leaves",
 ]
 
 
@@ -73,30 +71,22 @@ def call_loss(dummy_loss: Callable[..., Any], output: Any, key: jax.Array) -> ja
     return jnp.asarray(leaves[0], jnp.float32)
 
 
-def first_step(optimizer: Any, gradients: Any, params: Any) -> Any:
-    """Returns the first step an optimizer takes at a learning rate of 1, up to its sign."""
-    if optimizer == "sgd":
-        return gradients
-    if optimizer == "adam":
-        return jax.tree.map(jnp.sign, gradients)
-    return optimizer.update(gradients, optimizer.init(params), params)[0]
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """Raises ValueError unless ``first_step`` can use the optimizer."""
-    known = isinstance(optimizer, str) and optimizer in ("adam", "sgd")
-    if not known and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise ValueError(
-            f"optimizer={optimizer!r} is not known; pass 'adam', 'sgd' or an optax transformation"
-        )
-
-
 def leaf_paths(tree: Any) -> list[str]:
     """Returns the path of every leaf, such as ``params/Dense_0/kernel``."""
     return [
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
     ]
+
+
+def collection_of(params: Any) -> str | None:
+    """Names the top-level entry that holds the parameters; None where the whole tree does."""
+    return "params" if isinstance(params, Mapping) and "params" in params else None
+
+
+def trainable_leaves(paths: Sequence[str], collection: str | None) -> tuple[bool, ...]:
+    """Tells of every leaf whether it is a parameter."""
+    return tuple(collection in (None, path.partition("/")[0]) for path in paths)
 
 
 def check_params(leaves: Sequence[Any], paths: Sequence[str]) -> None:
@@ -114,16 +104,3 @@ def all_finite(leaf: Any) -> jax.Array:
     """Tells whether a leaf holds neither inf nor nan."""
     inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     return jnp.all(jnp.isfinite(leaf)) if inexact else jnp.array(True)
-
-
-def check_finite(finite: Sequence[jax.Array], paths: Sequence[str]) -> None:
-    """Raises ValueError that names the leaves which are not finite; traced values pass."""
-    if any(isinstance(flag, Tracer) for flag in finite):
-        return
-    flags = jax.device_get(finite)
-    bad = [path for path, flag in zip(paths, flags, strict=True) if not flag]
-    if bad:
-        raise ValueError(
-            f"params holds values that are not finite at {', '.join(bad)}; "
-            "draw these parameters again before they are measured"
-        )

@@ -5,74 +5,42 @@ squares of activations directly, of gradients as the cotangent of a dummy operan
 as the tangent of a dummy result.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
+from jinit.empirical.layout import Layout
+from jinit.empirical.numbers import inverse_rms, is_float, mean_square, multiply
+from jinit.empirical.probes import bind_probed
 from jinit.empirical.sites import Layer, Survey
 from jinit.tracing import EquationView, Path, TracedFunction, evaluate
 
-__all__ = ["inverse_rms", "measure_activations", "measure_gradients", "measure_updates", "wider"]
+__all__ = ["Backward", "Meter"]
 
 
-def _mean_square(x: jax.Array) -> jax.Array:
-    x = jnp.abs(x).astype(jnp.float32)
-    return jnp.mean(x * x) if x.size else jnp.float32(0)
+class Backward(NamedTuple):
+    """What one forward and backward pass measures.
 
-
-def _multiply(x: jax.Array, factor: jax.Array) -> jax.Array:
-    wide = wider(x.dtype)
-    return (x.astype(wide) * factor.astype(wide)).astype(x.dtype)
-
-
-def _is_float(x: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-
-
-def wider(dtype: Any) -> Any:
-    """Returns float32 for a half dtype, and any other as it is."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
-def inverse_rms(mean_square: jax.Array) -> jax.Array:
-    """Returns 1 / sqrt(mean square), and 1 where there is nothing to scale."""
-    usable = (mean_square > 0) & jnp.isfinite(mean_square)
-    return jnp.where(usable, lax.rsqrt(jnp.where(usable, mean_square, 1.0)), 1.0)
-
-
-def measure_activations(
-    traced: TracedFunction, found: Survey, args: Sequence[Any], given: Mapping[Path, jax.Array]
-) -> dict[Path, jax.Array]:
-    """Runs forward once, scaling every layer's output to RMS 1 before it flows on.
-
-    Args:
-        traced: The function.
-        found: Its layers.
-        args: Its inputs.
-        given: For layers whose carrier is shared, the factor to apply instead, by tail; 0 for
-            the layer's own.
-
-    Returns:
-        The mean square of every scaled layer's output before its own factor, by tail.
+    Attributes:
+        gradients: Those of the float leaves; zeros for others.
+        activations: The mean square of every layer's output, before its factor.
+        factors: Those factors, by layer.
+        slopes: The mean square of the gradient at every layer's input, before its factor.
+        dead: The fraction of every layer's units that no gradient reaches.
     """
-    tails = {layer.tail for layer in found.layers if layer.carrier is not None}
 
-    def rule(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
-        if view.path not in tails:
-            return None
-        (output,) = view.bind(values)
-        power = _mean_square(output)
-        view.reap(power)
-        factor = inverse_rms(power)
-        if view.planted is not None:
-            factor = jnp.where(view.planted > 0, view.planted, factor)
-        return [_multiply(output, factor)]
-
-    return evaluate(traced.jaxpr, traced.consts, args, rule, planted=given, enter=found.enter)[1]
+    gradients: list[jax.Array]
+    activations: jax.Array
+    factors: list[jax.Array]
+    slopes: jax.Array
+    dead: jax.Array
 
 
 @jax.custom_vjp
@@ -81,73 +49,39 @@ def _tap(x: jax.Array, power: jax.Array) -> jax.Array:
     return x
 
 
-_tap.defvjp(lambda x, power: (x, None), lambda _, ct: (ct, _mean_square(ct)))
+_tap.defvjp(lambda x, power: (x, None), lambda _, ct: (ct, mean_square(ct)))
 
 
-def measure_gradients(
-    traced: TracedFunction,
-    found: Survey,
-    layers: Sequence[Layer],
-    loss: Any,
-    leaves: Any,
-    data: Any,
-) -> tuple[list[jax.Array], dict[Path, jax.Array], dict[Path, jax.Array]]:
-    """Runs forward and backward once.
+@jax.custom_vjp
+def _scaling_tap(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """Returns x, whose cotangent is multiplied by ``factor``, or brought to RMS 1 if it is 0.
 
-    Args:
-        traced: The function.
-        found: Its layers.
-        layers: Those to measure.
-        loss: A function of the traced function's outputs.
-        leaves: The parameters.
-        data: The other inputs.
-
-    Returns:
-        The gradients of the float leaves (zeros for others), the mean square of the gradient at
-        each head's input, and of the activation at each tail.
+    The cotangent of ``factor`` is the mean square before that.
     """
-    heads = {layer.head: layer.operands for layer in layers}
-    tails = {layer.tail for layer in layers}
-    trainable = [_is_float(leaf) for leaf in leaves]
-
-    def rule(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
-        if view.path not in heads and view.path not in tails:
-            return None
-        if view.path in heads:
-            parameters = heads[view.path]
-            values = [
-                _tap(value, view.planted) if i not in parameters and _is_float(value) else value
-                for i, value in enumerate(values)
-            ]
-        outputs = view.bind(values)
-        if view.path in tails:
-            view.reap(_mean_square(lax.stop_gradient(outputs[0])))
-        return outputs
-
-    def objective(floats: list[jax.Array], taps: dict[Path, jax.Array]) -> Any:
-        it = iter(floats)
-        full = [next(it) if flag else leaf for leaf, flag in zip(leaves, trainable, strict=True)]
-        outputs, reaped = evaluate(
-            traced.jaxpr, traced.consts, [*full, *data], rule, planted=taps, enter=found.enter
-        )
-        return loss(traced.unflatten(outputs)), reaped
-
-    floats = [leaf for leaf, flag in zip(leaves, trainable, strict=True) if flag]
-    taps = {layer.head: jnp.zeros(layer.lengths, jnp.float32) for layer in layers}
-    (slopes, powers), reaped = jax.grad(objective, argnums=(0, 1), has_aux=True)(floats, taps)
-    it = iter(slopes)
-    gradients = [
-        next(it) if flag else jnp.zeros_like(leaf)
-        for leaf, flag in zip(leaves, trainable, strict=True)
-    ]
-    return gradients, powers, reaped
+    return x
 
 
-def _without_custom_derivative(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
-    """Inlines a custom_vjp, which has no forward derivative, for the plain function's."""
-    if view.equation.primitive.name != "custom_vjp_call":
-        return None
-    return list(jex.jaxpr_as_fun(view.equation.params["call_jaxpr"])(*values))
+def _scaling_tap_backward(factor: jax.Array, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
+    power = mean_square(ct)
+    return multiply(ct, jnp.where(factor > 0, factor, inverse_rms(power))), power
+
+
+_scaling_tap.defvjp(lambda x, factor: (x, factor), _scaling_tap_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _unit_tap(y: jax.Array, dead: jax.Array, axis: int) -> jax.Array:
+    """Returns y; the cotangent of ``dead`` is the fraction of units whose gradient is 0."""
+    return y
+
+
+def _unit_tap_backward(axis: int, _: None, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
+    others = tuple(i for i in range(ct.ndim) if i != axis % max(ct.ndim, 1))
+    reached = jnp.max(jnp.abs(ct), others, initial=0)
+    return ct, jnp.mean(reached == 0, dtype=jnp.float32)
+
+
+_unit_tap.defvjp(lambda y, dead, axis: (y, None), _unit_tap_backward)
 
 
 @jax.custom_jvp
@@ -158,57 +92,233 @@ def _probe(x: jax.Array) -> jax.Array:
 
 @_probe.defjvp
 def _probe_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    return jnp.float32(0), _mean_square(tangents[0])
+    return jnp.float32(0), mean_square(tangents[0])
 
 
-def measure_updates(
-    traced: TracedFunction,
-    found: Survey,
-    layers: Sequence[Layer],
-    leaves: Sequence[Any],
-    step: Sequence[Any],
-    data: Sequence[Any],
-) -> dict[Path, jax.Array]:
-    """Runs forward once with the derivative of every layer along a step of the parameters.
+def _without_custom_derivative(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
+    """Inlines a custom_vjp, which has no forward derivative, for the plain function's."""
+    if view.equation.primitive.name != "custom_vjp_call":
+        return None
+    return list(jex.jaxpr_as_fun(view.equation.params["call_jaxpr"])(*values))
 
-    Args:
+
+@dataclass(frozen=True)
+class Meter:
+    """Measures the layers of a traced function.
+
+    Attributes:
         traced: The function.
         found: Its layers.
-        layers: Those to measure.
-        leaves: The parameters.
-        step: The change of each float leaf; others are held.
-        data: The other inputs.
-
-    Returns:
-        The mean square of the first-order change in every layer's output, its input held, by
-        tail.
+        layout: Those of them that can be measured, and where their statistics stand.
+        targets: The RMS that every output is to have; one a statistic.
+        probed: The leaves that hold zeros and are looked past.
+        balanced: Whether gradients are scaled as well.
     """
-    heads = {layer.head: layer for layer in layers}
-    tails = {layer.tail for layer in layers}
-    moving = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
 
-    def rule(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
-        head = heads.get(view.path)
-        if head is None and view.path not in tails:
+    traced: TracedFunction
+    found: Survey
+    layout: Layout
+    targets: np.ndarray
+    probed: frozenset[int] = frozenset()
+    balanced: bool = False
+
+    @functools.cached_property
+    def _heads(self) -> dict[Path, Layer]:
+        return {layer.head: layer for layer in self.layout.layers}
+
+    @functools.cached_property
+    def _tails(self) -> dict[Path, Layer]:
+        return {layer.tail: layer for layer in self.layout.layers}
+
+    def forward(self, args: Sequence[Any], given: Sequence[Any]) -> jax.Array:
+        """Runs forward once, scaling every output before it flows on.
+
+        Args:
+            args: The function's inputs.
+            given: By layer, the factor of its output; 0 for the one that brings it to its target.
+
+        Returns:
+            The mean square of every output, before its factor.
+        """
+
+        def rule(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
+            if view.path not in self._tails:
+                return None
+            (output,) = view.bind(values)
+            power = mean_square(output)
+            view.reap(power)
+            return [self._scaled(view, output, power)]
+
+        reaped = self._run(args, rule, self._planted(given))[1]
+        return self.layout.pack(reaped, [layer.tail for layer in self.layout.layers])
+
+    def backward(
+        self,
+        loss: Callable[[Any], Any],
+        leaves: Sequence[Any],
+        data: Sequence[Any],
+        given: Sequence[Any],
+        balance: Sequence[Any],
+    ) -> Backward:
+        """Runs forward and backward once.
+
+        Args:
+            loss: A function of the traced function's result.
+            leaves: The parameters.
+            data: The other inputs.
+            given: As in ``forward``.
+            balance: By layer, if ``balanced``, what the gradient is multiplied by that leaves it
+                through its input; 0 to bring that gradient to RMS 1.
+        """
+        moving = [is_float(leaf) for leaf in leaves]
+        factors = self._planted(given)
+
+        def objective(floats: list[jax.Array], taps: dict[Path, Any]) -> Any:
+            args = [*_merge(leaves, floats, moving), *data]
+            outputs, reaped = self._run(args, self._tapped, _joined(factors, taps))
+            return loss(self.traced.unflatten(outputs)), reaped
+
+        floats = [leaf for leaf, flag in zip(leaves, moving, strict=True) if flag]
+        differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
+        (slopes, powers), reaped = differentiate(floats, self._taps(balance))
+        layers = self.layout.layers
+        zeros = [leaf if flag else jnp.zeros_like(leaf)
+                 for leaf, flag in zip(leaves, moving, strict=True)]
+        return Backward(
+            _merge(zeros, slopes, moving),
+            self._pack(reaped, "tail", "power"),
+            [reaped[layer.tail]["factor"] for layer in layers],
+            self._pack(powers, "head", "head"),
+            self._pack(powers, "tail", "tail"),
+        )
+
+    def updates(
+        self,
+        leaves: Sequence[Any],
+        step: Sequence[Any],
+        data: Sequence[Any],
+        given: Sequence[Any],
+    ) -> jax.Array:
+        """Runs forward once with the derivative of every layer along a step of the parameters.
+
+        Args:
+            leaves: The parameters.
+            step: The change of each float leaf; others are held.
+            data: The other inputs.
+            given: As in ``forward``.
+
+        Returns:
+            The mean square of the first-order change in every output, its input held.
+        """
+        moving = [is_float(leaf) for leaf in leaves]
+        planted = self._planted(given)
+
+        def run(floats: list[Any]) -> dict[Path, Any]:
+            args = [*_merge(leaves, floats, moving), *data]
+            return self._run(args, self._moved, planted)[1]
+
+        pairs = list(zip(leaves, step, moving, strict=True))
+        primals = [jnp.asarray(leaf) for leaf, _, flag in pairs if flag]
+        tangents = [jnp.asarray(u, leaf.dtype) for leaf, u, flag in pairs if flag]
+        reaped = jax.jvp(run, (primals,), (tangents,))[1]
+        return self.layout.pack(reaped, [layer.tail for layer in self.layout.layers])
+
+    # -- rules ------------------------------------------------------------------------------
+
+    def _run(self, args: Sequence[Any], rule: Any, planted: Any) -> tuple[list[Any], Any]:
+        traced, enter = self.traced, self.found.enter
+        return evaluate(traced.jaxpr, traced.consts, args, rule, planted=planted, enter=enter)
+
+    def _scaled(self, view: EquationView, output: jax.Array, power: jax.Array) -> jax.Array:
+        """Multiplies a layer's output by its factor."""
+        if self._tails[view.path].carrier is None:
+            return output
+        return multiply(output, self._factor(view, power))
+
+    def _factor(self, view: EquationView, power: jax.Array) -> jax.Array:
+        if self._tails[view.path].carrier is None:
+            return jnp.float32(1)
+        own = inverse_rms(power)
+        if "target" in view.planted:
+            own = jnp.where(power > 0, view.planted["target"] * own, 1.0)
+        return jnp.where(view.planted["given"] > 0, view.planted["given"], own)
+
+    def _tapped(self, view: EquationView, values: Sequence[Any]) -> list[Any] | None:
+        head, tail = self._heads.get(view.path), self._tails.get(view.path)
+        if head is None and tail is None:
+            return None
+        outputs = view.bind(values) if head is None else self._enter(view, values, head)
+        if tail is None:
+            return outputs
+        power = mean_square(lax.stop_gradient(outputs[0]))
+        view.reap({"power": power, "factor": self._factor(view, power)})
+        output = self._scaled(view, outputs[0], power)
+        return [_unit_tap(output, view.planted["tail"], tail.shape.units)]
+
+    def _enter(self, view: EquationView, values: Sequence[Any], layer: Layer) -> list[Any]:
+        """Applies a layer's head with the gradient at its input tapped."""
+        tap = _scaling_tap if self.balanced and layer.carrier is not None else _tap
+        values = [
+            tap(value, view.planted["head"]) if i not in layer.operands and is_float(value) else value
+            for i, value in enumerate(values)
+        ]
+        if self._is_shut(layer):
+            return bind_probed(view, values, layer.operands[0])
+        return view.bind(values)
+
+    def _is_shut(self, layer: Layer) -> bool:
+        """Tells whether nothing may flow backward through a layer, its weight being zero."""
+        product = layer.kind in ("linear", "gain") and len(layer.operands) == 1
+        return product and not self.probed.isdisjoint(leaf for leaf, _ in layer.leaves)
+
+    def _moved(self, view: EquationView, values: Sequence[Any]) -> list[Any] | None:
+        head = self._heads.get(view.path)
+        if head is None and view.path not in self._tails:
             return _without_custom_derivative(view, values)
         if head is not None:
             values = [
-                value if i in head.operands or not _is_float(value) else lax.stop_gradient(value)
+                value if i in head.operands or not is_float(value) else lax.stop_gradient(value)
                 for i, value in enumerate(values)
             ]
         outputs = view.bind(values)
-        if view.path in tails:
-            view.reap(_probe(outputs[0]))
-            return [lax.stop_gradient(output) for output in outputs]
-        return outputs
+        if view.path not in self._tails:
+            return outputs
+        power = mean_square(lax.stop_gradient(outputs[0]))
+        output = self._scaled(view, outputs[0], power)
+        view.reap(_probe(output))
+        return [lax.stop_gradient(output)]
 
-    def run(moved: list[Any]) -> dict[Path, Any]:
-        full = list(leaves)
-        for i, leaf in zip(moving, moved, strict=True):
-            full[i] = leaf
-        args = [*full, *data]
-        return evaluate(traced.jaxpr, traced.consts, args, rule, enter=found.enter)[1]
+    # -- what is planted, and what is reaped --------------------------------------------------
 
-    primals = [jnp.asarray(leaves[i]) for i in moving]
-    tangents = [jnp.asarray(step[i], leaves[i].dtype) for i in moving]
-    return jax.jvp(run, (primals,), (tangents,))[1]
+    def _planted(self, given: Sequence[Any]) -> dict[Path, dict[str, Any]]:
+        """Plants the factor and, where it is not 1, the target of every layer at its tail."""
+        planted: dict[Path, dict[str, Any]] = {}
+        for number, layer in enumerate(self.layout.layers):
+            if layer.carrier is not None:
+                target = self.layout.unpack(self.targets, number)
+                aim = {} if (target == 1).all() else {"target": jnp.asarray(target)}
+                planted[layer.tail] = {"given": given[number], **aim}
+        return planted
+
+    def _taps(self, balance: Sequence[Any]) -> dict[Path, dict[str, Any]]:
+        """Plants what gradients are measured by: at heads the factor of the gradient as well."""
+        layers = self.layout.layers
+        heads = {la.head: {"head": b} for la, b in zip(layers, balance, strict=True)}
+        tails = {la.tail: {"tail": jnp.zeros(la.lengths, jnp.float32)} for la in layers}
+        return _joined(heads, tails)
+
+    def _pack(self, found: dict[Path, dict[str, Any]], place: str, name: str) -> jax.Array:
+        paths = [getattr(layer, place) for layer in self.layout.layers]
+        return self.layout.pack({path: found[path][name] for path in paths}, paths)
+
+
+def _merge(leaves: Sequence[Any], floats: Sequence[Any], moving: Sequence[bool]) -> list[Any]:
+    """Puts values in the places of the float leaves."""
+    remaining = iter(floats)
+    return [next(remaining) if flag else leaf for leaf, flag in zip(leaves, moving, strict=True)]
+
+
+def _joined(
+    first: dict[Path, dict[str, jax.Array]], second: dict[Path, dict[str, jax.Array]]
+) -> dict[Path, dict[str, jax.Array]]:
+    return {path: {**first.get(path, {}), **second.get(path, {})} for path in (*first, *second)}

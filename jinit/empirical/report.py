@@ -1,7 +1,7 @@
 """The report of a calibration: a row a layer, as a table and as plain data."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,10 @@ from jax.core import Tracer
 
 from jinit._extras import require
 from jinit._tables import format_number, format_table
+from jinit.empirical.names import Named
+from jinit.empirical.plan import Plan
+from jinit.empirical.programs import Statistics
 from jinit.empirical.run import Findings
-from jinit.empirical.sites import Layer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +26,7 @@ _NULL = 1e-5  # where 1 was the target
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer, or one iteration of a scanned one.
+    """One layer, or one iteration of a layer in a loop.
 
     Attributes:
         path: The leaf that carries the layer's scale, or its first one.
@@ -36,6 +38,7 @@ class LayerRow:
         gradient_after: The same after rescaling.
         update_before: RMS of the output's change along the optimizer's unit step.
         update_after: The same after rescaling, the step multiplied by the multipliers.
+        dead: The fraction of units that no gradient reaches, after rescaling.
         note: Why the layer was not rescaled, or what is special about it.
     """
 
@@ -47,6 +50,7 @@ class LayerRow:
     gradient_after: float | None
     update_before: float
     update_after: float
+    dead: float = 0.0
     note: str = ""
 
 
@@ -57,14 +61,23 @@ class Report:
     Attributes:
         rows: The layers in evaluation order.
         not_tuned: By path, why a layer was left as it was.
+        shared: By the path of a leaf with several uses, the residual: the largest ratio by which
+            the activation of one of them misses the target, upwards or downwards.
         unused: The leaves that no output depends on.
-        null: The layers that put out nothing, or whose step changes nothing.
+        null: The layers that put out nothing, that no gradient reaches, or whose step changes
+            nothing.
+        dead: By path, the fraction of a layer's units that no gradient reaches, where it is not 0.
+        zero: The leaves that hold nothing but zeros; where one is a weight, gradients were
+            measured as if it were random.
     """
 
     rows: tuple[LayerRow, ...]
     not_tuned: dict[str, str]
+    shared: dict[str, float]
     unused: tuple[str, ...]
     null: tuple[str, ...]
+    dead: dict[str, float]
+    zero: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as plain data."""
@@ -88,10 +101,16 @@ class Report:
         lines = [format_table(columns, [_cells(row) for row in self.rows], width=200)]
         shown = {row.path.partition("[")[0] for row in self.rows}
         hidden = [f"{path} ({why})" for path, why in self.not_tuned.items() if path not in shown]
-        if hidden:
-            lines.append(f"not tuned: {', '.join(hidden)}")
-        if self.unused:
-            lines.append(f"unused parameters: {', '.join(self.unused)}")
+        uses = [f"{path} (up to {ratio:.3g}x off)" for path, ratio in self.shared.items()]
+        dead = [f"{path} ({fraction:.0%})" for path, fraction in self.dead.items()]
+        lists = {
+            "not tuned": hidden,
+            "shared by several uses, whose geometric mean is at the target": uses,
+            "unused parameters": self.unused,
+            "without output, gradient or update": self.null,
+            "dead units": dead,
+        }
+        lines += [f"{title}: {', '.join(items)}" for title, items in lists.items() if items]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -105,7 +124,7 @@ def _cells(row: LayerRow) -> list[str]:
     return [row.path, row.kind, *(format_number(number) for number in numbers), row.note]
 
 
-def build_report(findings: Findings, paths: Sequence[str]) -> Report:
+def build_report(findings: Findings) -> Report:
     """Builds the report on the host.
 
     Raises:
@@ -113,41 +132,74 @@ def build_report(findings: Findings, paths: Sequence[str]) -> Report:
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(findings)):
         raise TypeError("the report needs values: return the Calibration from the jitted function")
-    before, after = jax.device_get((findings.before, findings.after))
-    layers = list(enumerate(findings.found.layers))
-    named = [(index, layer, _name(layer, paths)) for index, layer in layers]
-    rows = [
-        row
-        for index, layer, name in named
-        if index in before
-        for row in _rows(layer, name, before[index], after[index])
-    ]
+    plan, naming = findings.plan, findings.plan.naming
+    before, after = (_sizes(jax.device_get(s)) for s in (findings.before, findings.after))
+    notes = [_note(named, plan) for named in naming.ordered]
+    rows = tuple(
+        _row(named, before, after, note)
+        for named, note in zip(naming.ordered, notes, strict=True)
+    )
+    opaque = [layer for layer in plan.found.layers if not layer.measured]
     return Report(
-        rows=tuple(rows),
-        not_tuned={name: layer.reason for _, layer, name in named if layer.reason},
-        unused=tuple(paths[leaf] for leaf in findings.found.unused),
-        null=tuple(row.path for row in rows if min(row.activation_after, row.update_after) < _NULL),
+        rows=rows,
+        not_tuned={
+            **{naming.layer_path(layer): layer.reason for layer in opaque},
+            **{
+                named.path: note
+                for named, note in zip(naming.ordered, notes, strict=True)
+                if note and not plan.solver.tuned[named.statistic]
+            },
+        },
+        shared=_residuals(naming.ordered, after["activation"] / plan.targets),
+        unused=tuple(
+            naming.paths[leaf] for number in plan.found.unused for leaf in naming.groups[number]
+        ),
+        null=tuple(row.path for row in rows if _is_null(row)),
+        dead={row.path: row.dead for row in rows if 0 < row.dead < 1},
+        zero=tuple(naming.paths[leaf] for leaf in plan.job.zeros if plan.job.trainable[leaf]),
     )
 
 
-def _name(layer: Layer, paths: Sequence[str]) -> str:
-    leaf = layer.carrier if layer.carrier is not None else layer.leaves[0][0]
-    return paths[leaf] or "."
+def _sizes(statistics: Statistics) -> dict[str, np.ndarray]:
+    """Averages over the keys on which a layer was reached: in a branch not taken all is 0."""
+    powers = {name: np.asarray(v, np.float64) for name, v in statistics._asdict().items()}
+    reached = np.maximum((powers["activation"] != 0).sum(0), 1)
+    means = {name: power.sum(0) / reached for name, power in powers.items()}
+    sizes = {name: np.sqrt(mean) for name, mean in means.items() if name != "dead"}
+    return {**sizes, "dead": np.min(powers["dead"], 0)}
 
 
-def _rows(layer: Layer, name: str, before: Any, after: Any) -> Iterator[LayerRow]:
-    note = layer.reason or ("shared" if layer.shared else "")
-    for place in np.ndindex(*layer.lengths):
-        label = name + "".join(f"[{i}]" for i in place)
-        yield LayerRow(path=label, kind=layer.kind, note=note, **_numbers(before, after, place))
+def _note(named: Named, plan: Plan) -> str:
+    layer = named.layer
+    if layer.reason:
+        return layer.reason
+    if not plan.solver.tuned[named.statistic]:
+        return "excluded"
+    if {plan.naming.leaf_at(leaf, named) for leaf, _ in layer.leaves} & {*plan.job.zeros}:
+        return "zero: the gradient passes it as if it were random"
+    return "shared" if layer.shared else ""
 
 
-def _numbers(
-    before: dict[str, Any], after: dict[str, Any], place: tuple[int, ...]
-) -> dict[str, Any]:
+def _row(named: Named, before: Any, after: Any, note: str) -> LayerRow:
     numbers: dict[str, float | None] = {}
     for name in ("activation", "gradient", "update"):
-        for when, statistics in (("before", before), ("after", after)):
-            known = name in statistics
-            numbers[f"{name}_{when}"] = float(np.sqrt(statistics[name][place])) if known else None
-    return numbers
+        known = name != "gradient" or named.layer.differentiable
+        for when, sizes in (("before", before), ("after", after)):
+            numbers[f"{name}_{when}"] = float(sizes[name][named.statistic]) if known else None
+    dead = float(after["dead"][named.statistic])
+    return LayerRow(named.label, named.layer.kind, dead=dead, note=note, **numbers)
+
+
+def _is_null(row: LayerRow) -> bool:
+    sizes = (row.activation_after, row.gradient_after, row.update_after)
+    return any(size is not None and size < _NULL for size in sizes)
+
+
+def _residuals(ordered: Sequence[Named], ratios: np.ndarray) -> dict[str, float]:
+    """Returns by shared leaf how far off its target the farthest of its uses is."""
+    residuals: dict[str, float] = {}
+    for named in ordered:
+        ratio = float(ratios[named.statistic])
+        if named.layer.shared and ratio > 0:
+            residuals[named.path] = max(residuals.get(named.path, 1.0), ratio, 1 / ratio)
+    return residuals

@@ -1,253 +1,206 @@
-"""The compiled programs behind ``empirical_init`` and ``calibrate``."""
+"""The road of a calibration: measure as given, find the pillars, measure the result."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from jinit.empirical.inputs import all_finite, call_loss, describe_call, draw_inputs, first_step
-from jinit.empirical.measure import measure_activations, measure_gradients, measure_updates
-from jinit.empirical.scales import LeafScales, apply_scale, multipliers
+from jinit.empirical.job import Job
+from jinit.empirical.names import Naming
+from jinit.empirical.numbers import namespace
+from jinit.empirical.plan import Plan, plan_of
+from jinit.empirical.programs import Stage, Statistics, forward, measure, stack
+from jinit.empirical.scales import log_mean
 from jinit.empirical.search import find_scales
-from jinit.empirical.sites import Layer, Survey, survey
-from jinit.tracing import Path, TracedFunction, trace
+from jinit.empirical.sites import Survey
 
-__all__ = ["Findings", "Job", "Statistics", "calibrated", "rescale", "scaled"]
-
-Statistics = dict[int, dict[str, jax.Array]]
-"""By a layer's index, mean squares over its output, one for each iteration of its scans."""
+__all__ = ["Findings", "Pillars", "calibrated", "scaled"]
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a program is compiled for; hashable, so that an equal job compiles once.
+class Pillars(NamedTuple):
+    """What brings the three quantities to O(1); vectors of one entry a slot but for ``backward``.
 
     Attributes:
-        apply_fn: The model.
-        dummy_input: Draws its inputs; None where they are given as arrays.
-        dummy_loss: Its loss.
-        trainable: For every leaf of the variables whether it is a parameter.
-        collection: The top-level entry that holds the parameters, or None for the whole tree.
-        optimizer: What takes the first step.
-        samples: The number of keys that are averaged over.
-        batch_size: What a ``dummy_input`` that asks for a batch size is given.
+        scale: What each slot of a leaf is multiplied by.
+        multiplier: Its learning-rate multiplier.
+        forward: In explicit mode, what it is multiplied by when the model is applied.
+        weight: In explicit mode, what its gradient is multiplied by besides.
+        backward: In explicit mode, what the gradient is multiplied by that leaves a layer through
+            its input; one a statistic.
     """
 
-    apply_fn: Callable[..., Any]
-    dummy_input: Callable[..., Any] | None
-    dummy_loss: Callable[..., Any]
-    trainable: tuple[bool, ...]
-    collection: str | None = None
-    optimizer: Any = "adam"
-    samples: int = 8
-    batch_size: int = 64
+    scale: Any
+    multiplier: Any
+    forward: Any
+    weight: Any
+    backward: Any
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["scales", "multipliers", "before", "after", "finite"],
-    meta_fields=["found"],
+    data_fields=["pillars", "before", "solved", "after", "degrees"],
+    meta_fields=["plan"],
 )
 @dataclass(frozen=True)
 class Findings:
-    """What a program returns.
+    """What a calibration found.
 
     Attributes:
-        scales: What each leaf is to be multiplied by.
-        multipliers: The learning-rate multiplier of each leaf.
+        pillars: The scales.
         before: Statistics of the parameters as they were given.
-        after: Those of the rescaled ones with the multipliers, on keys used for nothing else.
-        finite: Whether each leaf was finite.
-        found: The layers.
+        solved: Those that the pillars were found from.
+        after: Those of the result, on keys used for nothing else.
+        degrees: In explicit mode with a foreign optimizer, how its step scales with the gradient
+            and with the parameters; of shape (keys, 2, stacked leaves).
+        plan: The layers.
     """
 
-    scales: LeafScales
-    multipliers: LeafScales
+    pillars: Pillars
     before: Statistics
+    solved: Statistics
     after: Statistics
-    finite: list[jax.Array]
-    found: Survey
+    degrees: Any
+    plan: Plan
 
 
-@dataclass(frozen=True)
-class _Model:
-    """A traced model, its layers, and how to draw its inputs."""
+class _Run:
+    """One calibration under way."""
 
-    job: Job
-    params: Any
-    inputs: Any
-    traced: TracedFunction
-    found: Survey
-
-    @property
-    def count(self) -> int:
-        return len(self.job.trainable)
-
-    def data(self, key: jax.Array) -> list[Any]:
-        source = self.job.dummy_input if self.inputs is None else self.inputs
-        return jax.tree.leaves(draw_inputs(source, key, self.job.batch_size))
-
-    def loss(self, output: Any, key: jax.Array) -> jax.Array:
-        return call_loss(self.job.dummy_loss, output, key)
-
-
-def _model(job: Job, params: Any, inputs: Any, key: jax.Array) -> _Model:
-    source = job.dummy_input if inputs is None else inputs
-    drawn = jax.eval_shape(lambda key: draw_inputs(source, key, job.batch_size), key)
-    traced = trace(job.apply_fn, params, *drawn)
-    found = survey(traced, job.trainable)
-    _check_found(found, job)
-    output = traced.unflatten(traced.out_avals)
-    jax.eval_shape(lambda out, key: call_loss(job.dummy_loss, out, key), output, key)
-    return _Model(job, params, inputs, traced, found)
-
-
-def _check_found(found: Survey, job: Job) -> None:
-    name = describe_call(job.apply_fn)
-    if not found.reached:
-        raise ValueError(
-            f"the output of {name} depends on no parameter; "
-            "apply_fn must compute it from its first argument"
-        )
-    if not found.layers:
-        raise ValueError(
-            f"{name} never combines a parameter with an input; pass the inputs as arguments "
-            "instead of closing over them"
+    def __init__(self, job: Job, params: Any, inputs: Any, key: jax.Array) -> None:
+        self.plan, self.consts = plan_of(job, params, inputs, key)
+        self.inputs, self.key = inputs, key
+        self.given = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
+        self.traced = any(
+            isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, inputs, key, self.consts))
         )
 
+    def leaves(self, scale: Any) -> list[Any]:
+        """Returns the stacked leaves, each slot multiplied by its scale."""
+        return stack(self.plan, self.given, self.plan.by_leaf(_single(scale)))
 
-def _split(key: jax.Array, number: int | jax.Array, samples: int) -> jax.Array:
-    return jax.random.split(jax.random.fold_in(key, number), samples)
+    def over_keys(self, one: Any, first: int) -> Any:
+        """Runs a program once a key, one after the other, and stacks what it returns."""
+        numbers = range(first, first + self.plan.job.samples)
+        if self.traced:
+            return jax.lax.map(one, jnp.arange(numbers.start, numbers.stop))
+        results = [one(np.int32(number)) for number in numbers]
+        return jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(results))
 
+    def search(self) -> Any:
+        """Finds the logarithm of every slot's scale, on the same keys in every sweep."""
+        plan, leaves = self.plan, self.leaves(np.ones(self.plan.layout.slots))
 
-def _find_scales(model: _Model, key: jax.Array) -> LeafScales:
-    """Finds one scale a leaf, on the same keys in every sweep."""
-    leaves, samples = jax.tree.leaves(model.params), _split(key, 0, model.job.samples)
+        def sweep(given: Any) -> Any:
+            factors = self.by_layer(given)
 
-    def measure(given: Mapping[Path, jax.Array]) -> dict[Path, jax.Array]:
-        def one(sample: jax.Array) -> dict[Path, jax.Array]:
-            args = [*leaves, *model.data(sample)]
-            return measure_activations(model.traced, model.found, args, given)
+            def one(number: Any) -> Any:
+                return forward(
+                    plan, self.consts, leaves, self.inputs, self.key, number, factors
+                )
 
-        return jax.lax.map(one, samples)
+            return self.over_keys(one, 0)
 
-    return find_scales(model.found.layers, model.count, measure)
+        return find_scales(plan.solver, plan.targets, sweep)
 
+    def measure(self, number: int, scale: Any, **options: Any) -> tuple[Statistics, Any]:
+        """Measures once a key; ``options`` are those of ``Stage`` that are not 1 throughout."""
+        plan, leaves = self.plan, self.leaves(scale)
+        ones = np.ones(plan.layout.slots), np.ones(plan.layout.size)
+        filled = {name: options.get(name, ones[name in ("given", "balance")])
+                  for name in Stage._fields}
+        stage = Stage(**{
+            name: self.by_layer(vector)
+            if name in ("given", "balance")
+            else plan.layout.leaves(_single(vector))
+            for name, vector in filled.items()
+        })
 
-def _mean_over_keys(power: jax.Array) -> jax.Array:
-    """Averages over the keys on which a layer was reached: in a branch not taken all is 0."""
-    return jnp.sum(power, 0) / jnp.maximum(jnp.sum(power != 0, 0, dtype=jnp.float32), 1.0)
+        def one(number: Any) -> Any:
+            return measure(plan, self.consts, leaves, self.inputs, self.key, number, stage)
 
+        return self.over_keys(one, number * plan.job.samples)
 
-def _first_step(model: _Model, gradients: list[Any], leaves: list[Any]) -> list[Any]:
-    """Returns the optimizer's first step; it sees the parameters, not the other variables."""
-    tree, name = jax.tree.structure(model.params), model.job.collection
-    slopes, params = jax.tree.unflatten(tree, gradients), jax.tree.unflatten(tree, leaves)
-    if name is not None:
-        slopes, params = slopes[name], params[name]
-    slopes, params = jax.tree.map(_float_or_none, (slopes, params))
-    steps = iter(jax.tree.leaves(first_step(model.job.optimizer, slopes, params)))
-    moving = [
-        flag and _float_or_none(leaf) is not None
-        for leaf, flag in zip(leaves, model.job.trainable, strict=True)
-    ]
-    return [next(steps) if flag else leaf for leaf, flag in zip(leaves, moving, strict=True)]
-
-
-def _float_or_none(leaf: Any) -> Any:
-    return leaf if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) else None
-
-
-def _measure(
-    model: _Model, leaves: list[jax.Array], rates: LeafScales, key: jax.Array, number: jax.Array
-) -> Statistics:
-    """Measures activations, gradients and updates: one backward and two forward passes a key."""
-    layers = [layer for layer in model.found.layers if layer.measured]
-
-    def one(sample: jax.Array) -> Any:
-        data = model.data(sample)
-        loss = functools.partial(model.loss, key=jax.random.fold_in(sample, 1))
-        walk = (model.traced, model.found, layers)
-        gradients, slopes, outputs = measure_gradients(*walk, loss, leaves, data)
-        step = _first_step(model, gradients, leaves)
-        step = [apply_scale(u, m) for u, m in zip(step, rates, strict=True)]
-        return slopes, outputs, measure_updates(*walk, leaves, step, data)
-
-    powers = jax.lax.map(one, _split(key, number, model.job.samples))
-    slopes, outputs, changes = jax.tree.map(_mean_over_keys, powers)
-
-    def statistics(layer: Layer) -> dict[str, jax.Array]:
-        numbers = {"activation": outputs[layer.tail], "update": changes[layer.tail]}
-        return {**numbers, "gradient": slopes[layer.head]} if layer.differentiable else numbers
-
-    return {i: statistics(layer) for i, layer in enumerate(model.found.layers) if layer.measured}
+    def by_layer(self, vector: Any) -> list[Any]:
+        """Divides statistics among the layers."""
+        vector = _single(vector)
+        return [self.plan.layout.unpack(vector, i) for i in range(len(self.plan.layout.layers))]
 
 
-@functools.partial(jax.jit, static_argnames="job")
-def scaled(
-    job: Job, params: Any, inputs: Any, key: jax.Array
-) -> tuple[LeafScales, list[jax.Array]]:
-    """Returns every leaf's scale, and whether each leaf is finite."""
-    model = _model(job, params, inputs, key)
-    return _find_scales(model, key), _finite(job, jax.tree.leaves(params))
+def _single(vector: Any) -> Any:
+    return vector.astype(np.float32)
 
 
-def _finite(job: Job, leaves: Sequence[Any]) -> list[jax.Array]:
-    """Tells of every parameter whether it is finite; a mask among the constants need not be."""
-    pairs = zip(leaves, job.trainable, strict=True)
-    return [all_finite(leaf) if flag else jnp.array(True) for leaf, flag in pairs]
+def scaled(job: Job, params: Any, inputs: Any, key: jax.Array) -> Sequence[Any]:
+    """Returns every leaf's scale."""
+    run = _Run(job, params, inputs, key)
+    found = run.search()
+    return run.plan.by_leaf(_single(namespace(found).exp(found)))
 
 
-@functools.partial(jax.jit, static_argnames="job")
 def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array) -> Findings:
-    """Finds scales and multipliers, and measures before, between and after.
+    """Finds the pillars, and measures before, meanwhile and after."""
+    run = _Run(job, params, inputs, key)
+    plan, solver, explicit = run.plan, run.plan.solver, job.mode == "explicit"
+    ones = np.ones(plan.layout.slots)
+    searched = solver.shared.any()
+    own = np.where(solver.tuned, 0.0, 1.0)
+    before, _ = run.measure(1, ones)
+    scale = ones
+    if searched:
+        logs = run.search()
+        scale = namespace(logs).exp(logs)
+    solved, degrees = run.measure(
+        2,
+        scale,
+        **({} if searched else {"given": own, "gauge": np.zeros(plan.layout.slots)}),
+        **({"balance": own} if explicit else {}),
+    )
+    if not searched:
+        size, put_out = log_mean(solved.activation)
+        logs = solver.scales(np.log(plan.targets) - size, put_out)
+        scale = namespace(logs).exp(logs)
+    pillars = _pillars(plan, scale, solved, degrees)
+    if explicit:
+        options = {"balance": pillars.backward, "weight": pillars.weight,
+                   "gauge": 1.0 / pillars.forward}
+    else:
+        options = {"rate": pillars.multiplier}
+    after, _ = run.measure(3, scale, **options)
+    # a gradient is measured where it enters the factor that it leaves with
+    after = after._replace(gradient=after.gradient * pillars.backward**2)
+    return Findings(pillars, before, solved, after, degrees, plan)
 
-    The three measurements are one loop, so that the program holds the measuring code once.
-    """
-    model = _model(job, params, inputs, key)
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
-    scales = _find_scales(model, key)
-    layers = model.found.layers
 
-    def rates_from(statistics: Statistics) -> LeafScales:
-        updates = {index: numbers["update"] for index, numbers in statistics.items()}
-        return multipliers(layers, updates, model.count)
-
-    shapes = jax.eval_shape(rates_from, _no_changes(layers))
-    ones = [jnp.ones(s.shape, s.dtype) for s in shapes]
-
-    def stage(rates: LeafScales, number: jax.Array) -> tuple[LeafScales, Any]:
-        sizes = [jnp.where(number > 0, scale, 1.0) for scale in scales]
-        moved = [apply_scale(leaf, size) for leaf, size in zip(leaves, sizes, strict=True)]
-        statistics = _measure(model, moved, rates, key, 100 + number)
-        solved = rates_from(statistics)
-        chosen = [jnp.where(number == 1, new, old) for new, old in zip(solved, rates, strict=True)]
-        return chosen, statistics
-
-    rates, statistics = jax.lax.scan(stage, ones, jnp.arange(3))
-    return Findings(
-        scales=scales,
-        multipliers=rates,
-        before=jax.tree.map(lambda v: v[0], statistics),
-        after=jax.tree.map(lambda v: v[2], statistics),
-        finite=_finite(job, leaves),
-        found=model.found,
+def _pillars(plan: Plan, scale: Any, solved: Statistics, degrees: Any) -> Pillars:
+    """Turns statistics into what brings them to O(1)."""
+    solver, xp = plan.solver, namespace(scale, solved.update)
+    change, moved = log_mean(solved.update)
+    multiplier = solver.multipliers(xp.where(moved > 0, xp.exp(2 * change), 0.0))
+    ones = np.ones(plan.layout.slots)
+    if plan.job.mode == "fold":
+        return Pillars(scale, multiplier, ones, ones, np.ones(plan.layout.size))
+    slope = plan.layout.over_free_loops(log_mean(solved.gradient)[0])
+    follows = _follows_gradient(plan, degrees)
+    return Pillars(
+        scale,
+        multiplier,
+        forward=xp.where(follows, scale, multiplier),
+        weight=xp.where(follows, multiplier / scale**2, 1.0),
+        backward=xp.where(solver.tuned, xp.exp(-slope), 1.0),
     )
 
 
-def _no_changes(layers: Sequence[Layer]) -> Statistics:
-    measured = [(i, layer) for i, layer in enumerate(layers) if layer.measured]
-    return {i: {"update": jnp.zeros(layer.lengths, jnp.float32)} for i, layer in measured}
-
-
-@functools.partial(jax.jit, static_argnames="shardings")
-def rescale(leaves: list[Any], scales: LeafScales, shardings: tuple[Any, ...]) -> list[jax.Array]:
-    """Multiplies every leaf by its scale, on the devices it was on."""
-    moved = [apply_scale(leaf, scale) for leaf, scale in zip(leaves, scales, strict=True)]
-    return [
-        leaf if sharding is None else jax.lax.with_sharding_constraint(leaf, sharding)
-        for leaf, sharding in zip(moved, shardings, strict=True)
-    ]
+def _follows_gradient(plan: Plan, degrees: Any) -> Any:
+    """Tells of every slot whether the optimizer's step is as large as the gradient."""
+    if isinstance(plan.job.optimizer, str):
+        return np.full(plan.layout.slots, plan.job.optimizer == "sgd")
+    xp, counts = namespace(degrees), np.diff(plan.layout.slot_starts)
+    known = xp.isfinite(degrees[:, 0])
+    total = xp.where(known, degrees[:, 0], 0.0).sum(0)
+    mean = total / xp.maximum(known.sum(0), 1)
+    return xp.repeat(mean > 0.5, counts)

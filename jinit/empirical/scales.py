@@ -1,123 +1,117 @@
-"""From statistics of layers to one scale, and one learning-rate multiplier, a leaf."""
+"""From statistics of layers to one scale, and one learning-rate multiplier, a slot of a leaf.
 
-from collections.abc import Mapping, Sequence
+All of it is arithmetic on two short vectors: with NumPy on the host, or with jax.numpy where the
+statistics are traced.
+"""
 
-import jax
-import jax.numpy as jnp
+from typing import Any
 
-from jinit.empirical.measure import wider
-from jinit.empirical.sites import Layer
+import numpy as np
 
-__all__ = ["LeafScales", "apply_scale", "leaf_scales", "multipliers", "shared_factors"]
+from jinit.empirical.layout import Layout, Uses
+from jinit.empirical.numbers import namespace, segment_sum
 
-LeafScales = list[jax.Array]
-"""One array a leaf: of shape (), or with one axis for every scan over the leaf's own axes."""
+__all__ = ["Solver", "log_mean"]
 
 _TINY = 1e-30
 _ROUNDING = 1e-12  # of a mean square: a change of 1e-6 of the largest
 
 
-def apply_scale(leaf: jax.Array, scale: jax.Array) -> jax.Array:
-    """Multiplies a leaf, layer by layer along its leading axes, in float32 or wider."""
-    leaf = jnp.asarray(leaf)
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return leaf
-    wide = wider(leaf.dtype)
-    scale = scale.reshape(scale.shape + (1,) * (leaf.ndim - scale.ndim))
-    return (leaf.astype(wide) * scale.astype(wide)).astype(leaf.dtype)
-
-
-def _onto_leaf(values: jax.Array, loops: tuple[int, ...]) -> jax.Array:
-    """Sums a statistic over the scans that do not slice the leaf."""
-    return jnp.sum(values, axis=tuple(i for i in range(values.ndim) if i not in loops))
-
-
-def _onto_layer(values: jax.Array, loops: tuple[int, ...], lengths: tuple[int, ...]) -> jax.Array:
-    """Repeats a leaf's value over the scans that do not slice it."""
-    shape = tuple(n if i in loops else 1 for i, n in enumerate(lengths))
-    return jnp.broadcast_to(values.reshape(shape), lengths)
-
-
-class _Mean:
-    """A mean a leaf over all the uses that reach it."""
-
-    def __init__(self, count: int) -> None:
-        self.totals: list[jax.Array] = [jnp.zeros((), jnp.float32) for _ in range(count)]
-        self.weights: list[jax.Array] = [jnp.zeros((), jnp.float32) for _ in range(count)]
-
-    def add(self, leaf: int, values: jax.Array, weights: jax.Array, loops: tuple[int, ...]) -> None:
-        self.totals[leaf] = self.totals[leaf] + _onto_leaf(values * weights, loops)
-        self.weights[leaf] = self.weights[leaf] + _onto_leaf(weights, loops)
-
-    def result(self) -> list[jax.Array]:
-        pairs = zip(self.totals, self.weights, strict=True)
-        return [total / jnp.maximum(weight, _TINY) for total, weight in pairs]
-
-
-def leaf_scales(
-    layers: Sequence[Layer], log_factors: Mapping[int, tuple[jax.Array, jax.Array]], count: int
-) -> LeafScales:
-    """Turns the factor each layer's output needs into the logarithm of one scale a leaf.
-
-    A leaf of degree d takes ``factor ** (1 / d)``; one that serves several layers, or several
-    iterations of a loop, takes the geometric mean of what they need.
+def log_mean(power: Any) -> tuple[Any, Any]:
+    """Averages the logarithm of an RMS over keys.
 
     Args:
-        layers: The layers.
-        log_factors: By the layer's index, the logarithm of its factor and a weight that is 0
-            where the layer put out nothing.
-        count: The number of leaves.
+        power: Mean squares of shape (keys, statistics).
 
     Returns:
-        The logarithms; 0 for a leaf that no layer rescales.
+        The logarithm of the geometric mean of the RMS over the keys on which there was one, and
+        a weight: 0 where there was none.
     """
-    mean = _Mean(count)
-    for index, (log_factor, weight) in log_factors.items():
-        for leaf, degree in layers[index].scaled:
-            mean.add(leaf, log_factor / (degree.degree or 1.0), weight, degree.loops)
-    return mean.result()
+    xp = namespace(power)
+    live = (power > 0) & xp.isfinite(power)
+    logs = 0.5 * xp.log(xp.where(live, power, 1.0))
+    number = live.sum(0).astype(logs.dtype)
+    return logs.sum(0) / xp.maximum(number, 1), xp.minimum(number, 1)
 
 
-def shared_factors(layers: Sequence[Layer], scales: LeafScales) -> dict[tuple[int, ...], jax.Array]:
-    """Returns the factor that its shared carrier's scale gives a layer's output, by tail."""
-    factors = {}
-    for layer in layers:
-        if layer.shared and layer.carrier is not None:
-            degree = dict(layer.leaves)[layer.carrier]
-            factor = scales[layer.carrier] ** (degree.degree or 1.0)
-            factors[layer.tail] = _onto_layer(factor, degree.loops, layer.lengths)
-    return factors
-
-
-def multipliers(
-    layers: Sequence[Layer], updates: Mapping[int, jax.Array], count: int
-) -> LeafScales:
-    """Returns the learning-rate multipliers that make every layer's update O(1).
-
-    A layer's multiplier is ``1 / rms(dy)``, dy being the change in its output along the unit
-    steps of all its parameters; they share it, as they share the layer's scale. A leaf that
-    serves several layers takes the root of their mean square.
+class Solver:
+    """What the statistics of layers mean for the slots of their leaves.
 
     Args:
-        layers: The layers.
-        updates: By the layer's index, the mean square of dy.
-        count: The number of leaves.
+        layout: Where they stand.
+        frozen: The slots that are left as they are.
 
-    Returns:
-        The multipliers; 1 for a leaf whose step changes nothing, or so little beside that of
-        other layers that it is rounding: a gradient that vanishes in exact arithmetic.
+    Attributes:
+        scaled: Which slots take the scale of which statistics.
+        moved: Which slots' steps change which statistics' outputs.
+        carried: Which slot carries which statistic.
+        tuned: Of every statistic whether its layer is rescaled.
+        shared: Of every statistic whether the leaf that carries it serves other uses as well.
     """
-    mean = _Mean(count)
-    finite = [jnp.where(jnp.isfinite(update), update, 0.0) for update in updates.values()]
-    sizes = [jnp.zeros((), jnp.float32), *(jnp.max(update, initial=0.0) for update in finite)]
-    largest = jnp.max(jnp.stack(sizes))
-    for index, update in updates.items():
-        moves = (update > jnp.maximum(_TINY, _ROUNDING * largest)) & jnp.isfinite(update)
-        layer = layers[index]
-        for leaf, degree in (*layer.leaves, *layer.bias):
-            values = jnp.where(moves, update, 0.0)
-            mean.add(leaf, values, moves.astype(jnp.float32), degree.loops)
-    return [
-        jnp.where(value > _TINY, jax.lax.rsqrt(jnp.maximum(value, _TINY)), 1.0)
-        for value in mean.result()
-    ]
+
+    def __init__(self, layout: Layout, frozen: np.ndarray) -> None:
+        self.layout, self.frozen = layout, frozen
+        indexed = list(enumerate(layout.layers))
+        self.scaled = layout.uses((i, leaf, d) for i, la in indexed for leaf, d in la.scaled)
+        self.moved = layout.uses(
+            (i, leaf, d) for i, la in indexed for leaf, d in (*la.leaves, *la.bias)
+        )
+        self.carried = layout.uses((i, *la.scaled[0]) for i, la in indexed if la.scaled)
+        self.tuned = np.zeros(layout.size, bool)
+        self.tuned[self.scaled.statistic] = True
+        self.tuned[self.scaled.statistic[frozen[self.scaled.slot]]] = False
+        flags = [np.full(layer.lengths, layer.shared).ravel() for layer in layout.layers]
+        self.shared = np.concatenate([np.zeros(0, bool), *flags]) & self.tuned
+
+    def _mean(self, uses: Uses, values: Any, weights: Any) -> Any:
+        weights = weights[uses.statistic]
+        total = segment_sum(values * weights, uses.slot, self.layout.slots)
+        weight = segment_sum(weights, uses.slot, self.layout.slots)
+        return total / namespace(weight).maximum(weight, _TINY)
+
+    def scales(self, log_factors: Any, weights: Any) -> Any:
+        """Turns the factor that each layer's output needs into one scale a slot.
+
+        A leaf of degree d takes ``factor ** (1 / d)``; one that serves several layers, or several
+        iterations of a loop, takes the geometric mean of what they need.
+
+        Args:
+            log_factors: The logarithms of the factors, one a statistic.
+            weights: 0 where a layer put out nothing.
+
+        Returns:
+            The logarithms of the scales; 0 for a leaf that no layer rescales.
+        """
+        uses = self.scaled
+        values = log_factors[uses.statistic] / uses.degree
+        return self._mean(uses, values, weights * self.tuned.astype(np.float32))
+
+    def factors(self, log_scales: Any) -> Any:
+        """Returns the factor that the carriers' scales give every layer's output."""
+        uses, xp = self.carried, namespace(log_scales)
+        logs = segment_sum(log_scales[uses.slot] * uses.degree, uses.statistic, self.layout.size)
+        number = np.bincount(uses.statistic, minlength=self.layout.size)
+        return xp.exp(logs / np.maximum(number, 1).astype(np.float32))
+
+    def multipliers(self, updates: Any) -> Any:
+        """Returns the learning-rate multipliers that make every layer's update O(1).
+
+        A layer's multiplier is ``1 / rms(dy)``, dy being the change in its output along the unit
+        steps of all its parameters; they share it, as they share the layer's scale. A leaf that
+        serves several layers takes the root of their mean square.
+
+        Args:
+            updates: The mean square of dy, one a statistic.
+
+        Returns:
+            One a slot; 1 for a leaf whose step changes nothing, or so little beside that of
+            other layers that it is rounding: a gradient that vanishes in exact arithmetic.
+        """
+        xp = namespace(updates)
+        finite = xp.isfinite(updates)
+        largest = xp.max(xp.where(finite, updates, 0.0), initial=0.0)
+        moves = finite & (updates > xp.maximum(_TINY, _ROUNDING * largest))
+        values = xp.where(moves, updates, 0.0)[self.moved.statistic]
+        mean = self._mean(self.moved, values, moves.astype(updates.dtype))
+        usable = (mean > _TINY) & ~self.frozen
+        return xp.where(usable, xp.where(usable, mean, 1.0) ** -0.5, 1.0)

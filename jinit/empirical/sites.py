@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from jinit.empirical.degrees import Degree, Degrees, combine, degrees_of
+from jinit.empirical.shapes import ProductShape, shape_of_product
 from jinit.tracing import Frame, Path, TracedFunction, aval_of, propagate, sub_jaxprs
 
 __all__ = ["Layer", "Survey", "survey"]
@@ -53,6 +54,7 @@ class _Site:
     operands: tuple[int, ...]
     differentiable: bool
     frames: tuple[Frame, ...]
+    shape: ProductShape
     adds_to: Path | None = None
 
 
@@ -70,6 +72,7 @@ class Layer:
         operands: Which operands of the head hold parameters.
         differentiable: Whether the head's input is a float, so that it has a gradient.
         lengths: The lengths of the enclosing scans.
+        shape: Its fans, and the axis of its output along which the units lie.
         carrier: The leaf that is rescaled, or None.
         reason: Why none is.
         shared: Whether the carrier serves several uses, or iterations of a loop, at once.
@@ -82,6 +85,7 @@ class Layer:
     operands: tuple[int, ...]
     differentiable: bool
     lengths: tuple[int, ...]
+    shape: ProductShape = ProductShape(1, 1, -1)
     bias: tuple[tuple[int, Degree], ...] = ()
     carrier: int | None = None
     reason: str = ""
@@ -197,7 +201,8 @@ def _site(
     differentiable = any(
         tag.data and _is_float(atom) for tag, atom in zip(tags, equation.invars, strict=True)
     )
-    return _Site(path, kind, leaves, operands, differentiable, frames, adds_to)
+    shape = shape_of_product(equation, operands[0])
+    return _Site(path, kind, leaves, operands, differentiable, frames, shape, adds_to)
 
 
 def _kind(
@@ -276,6 +281,7 @@ def _layer(site: _Site, bias: _Site | None) -> Layer:
         operands=site.operands,
         differentiable=site.differentiable,
         lengths=tuple(frame.length for frame in site.frames if frame.kind == "scan"),
+        shape=site.shape,
         bias=() if bias is None else tuple(bias.leaves.items()),
     )
 

@@ -1,7 +1,5 @@
 """Some leaves of a tree drawn anew, chosen by their paths."""
 
-import difflib
-import fnmatch
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -10,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jinit._patterns import check_patterns, fits
 from jinit.initializers.base import Initializer, Sharding
 from jinit.initializers.compose import AnyInitializer, as_initializer
 
@@ -70,7 +69,7 @@ def reinit(key: jax.Array, params: T, initializers: Mapping[str, AnyInitializer]
         if _is_box(node)
     }
     paths = [_join(path[:-1] if path[:-1] in boxes else path) for path, _ in paths_and_values]
-    _check_patterns(patterns, paths)
+    check_patterns(patterns, paths)
     leaves = [
         _Leaf(path, value, _last_match(path, patterns))
         for path, (_, value) in zip(paths, paths_and_values, strict=True)
@@ -90,27 +89,9 @@ def _join(path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
-def _fits(path: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(path, pattern)
-
-
 def _last_match(path: str, patterns: Mapping[str, Initializer]) -> Initializer | None:
-    fitting = [init for pattern, init in patterns.items() if _fits(path, pattern)]
+    fitting = [init for pattern, init in patterns.items() if fits(path, pattern)]
     return fitting[-1] if fitting else None
-
-
-def _check_patterns(patterns: Iterable[str], paths: Sequence[str]) -> None:
-    idle = [
-        f"{pattern!r}, nearest: {', '.join(_nearest(pattern, paths)) or 'the tree is empty'}"
-        for pattern in patterns
-        if not any(_fits(path, pattern) for path in paths)
-    ]
-    if idle:
-        raise ValueError("patterns that fit no leaf:\n  " + "\n  ".join(idle))
-
-
-def _nearest(pattern: str, paths: Sequence[str]) -> list[str]:
-    return difflib.get_close_matches(pattern, paths, n=3, cutoff=0.0)
 
 
 def _check_leaves(key: Any, leaves: Iterable[_Leaf]) -> None:

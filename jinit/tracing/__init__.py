@@ -5,9 +5,10 @@
 through jit, remat, scan, while, cond and custom derivatives.
 """
 
-from jinit.tracing._jax import aval_of, sub_jaxprs
+from jinit.tracing._jax import aval_of, sub_jaxprs, trace_context
 from jinit.tracing.dataflow import DataflowRules, Frame, propagate
 from jinit.tracing.evaluate import EquationView, Rule, evaluate
+from jinit.tracing.roll import Rolled, roll
 from jinit.tracing.structure import Path
 from jinit.tracing.trace import TracedFunction, trace
 
@@ -16,11 +17,14 @@ __all__ = [
     "EquationView",
     "Frame",
     "Path",
+    "Rolled",
     "Rule",
     "TracedFunction",
     "aval_of",
     "evaluate",
     "propagate",
+    "roll",
     "sub_jaxprs",
     "trace",
+    "trace_context",
 ]

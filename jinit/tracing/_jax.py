@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jax._src import source_info_util
+from jax._src import config, source_info_util
 from jax._src.named_sharding import UNSPECIFIED
 from jax.extend import core as jex
 
@@ -21,6 +21,7 @@ __all__ = [
     "pad_jit_params",
     "scan_sizes",
     "sub_jaxprs",
+    "trace_context",
 ]
 
 
@@ -87,3 +88,8 @@ def pad_jit_params(
         "out_shardings": params["out_shardings"] + (UNSPECIFIED,) * extra_outputs,
         "out_layouts": params["out_layouts"] + (None,) * extra_outputs,
     }
+
+
+def trace_context() -> Any:
+    """Returns the settings a trace depends on (64-bit mode, precision, ...), as a cache's key."""
+    return config.trace_context()

@@ -1,0 +1,86 @@
+"""What ``calibrate`` returns."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from jinit.empirical.explicit import NormedApply
+from jinit.empirical.report import Report, build_report
+from jinit.empirical.run import Findings
+from jinit.empirical.transform import scale_by_multipliers
+
+if TYPE_CHECKING:
+    import optax
+
+__all__ = ["Calibration"]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "multipliers", "scales", "findings"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Calibration:
+    """What ``calibrate`` measured; a pytree, so that it may be returned from a jitted function.
+
+    Attributes:
+        params: The tree with the structure, dtypes and shardings of the one given: rescaled, or
+            in explicit mode such that ``apply_fn`` rescales it. Flax variables hold in explicit
+            mode the scales as well, in the collection ``normed``.
+        multipliers: A tree of the structure given that holds each leaf's float32 learning-rate
+            multiplier: of shape (), or with a leading axis for every scan over the leaf's layers.
+            In explicit mode all are 1.
+        scales: In fold mode a tree of the same shapes: what each leaf was multiplied by. In
+            explicit mode what ``apply_fn`` applies, nested by the leaves' paths: of every leaf
+            ``a`` (what it is multiplied by) and ``gy`` (what its gradient is multiplied by
+            besides), and of every layer, at the leaf that carries it, ``gx`` (the gradient that
+            leaves the layer through its input is multiplied by ``gx * gy``).
+        findings: The statistics behind the report.
+    """
+
+    params: Any
+    multipliers: Any
+    scales: Any
+    findings: Findings
+
+    @property
+    def apply_fn(self) -> Callable[..., Any]:
+        """The function to train: the one given, or in explicit mode one that applies the scales.
+
+        It takes the arguments of the one given; ``params`` of this result belong to it.
+        """
+        job = self.findings.plan.job
+        if job.mode == "fold":
+            return job.apply_fn.fn
+        return NormedApply(job.apply_fn.fn, None if job.collection == "params" else self.scales)
+
+    @property
+    def report(self) -> Report:
+        """The RMS of activation, gradient and update of every layer, before and after."""
+        return build_report(self.findings)
+
+    def transform(self) -> "optax.GradientTransformation":
+        """Returns the optax transformation that multiplies every update by its multiplier.
+
+        It stands after Adam or momentum and before weight decay and the learning rate. The
+        multipliers are its state, so they are saved with the optimizer.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, jinit, optax
+            >>> params = {"w": jnp.eye(4)}
+            >>> result = jinit.calibrate(params, lambda p, x: x @ p["w"], jnp.ones((2, 4)), jnp.sum)
+            >>> tx = optax.chain(
+            ...     optax.scale_by_adam(), result.transform(), optax.scale_by_learning_rate(1e-2)
+            ... )
+            >>> updates, state = tx.update({"w": jnp.ones((4, 4))}, tx.init(params))
+            >>> bool(jnp.allclose(updates["w"], -1e-2 * result.multipliers["w"]))
+            True
+        """
+        return scale_by_multipliers(self.multipliers)
+
+    def __repr__(self) -> str:
+        return f"Calibration of {len(self.findings.plan.naming.paths)} leaves\n{self.report}"

@@ -1,0 +1,60 @@
+"""What a finished calibration is checked for, before anything is returned."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from jinit.empirical.run import Findings
+
+__all__ = ["check_findings"]
+
+_QUANTITIES = {
+    "activation": "output",
+    "gradient": "gradient at the input",
+    "update": "change along the optimizer's step",
+}
+
+
+def check_findings(findings: Findings) -> None:
+    """Raises ValueError where a calibration cannot be used; traced values pass.
+
+    The first layer at which something was not finite is named.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(findings)):
+        return
+    solved = jax.device_get(findings.solved)
+    for quantity, described in _QUANTITIES.items():
+        _check_quantity(findings, getattr(solved, quantity), described)
+    _check_degrees(findings)
+
+
+def _check_quantity(findings: Findings, values: Any, described: str) -> None:
+    finite = np.isfinite(values).all(axis=0)
+    bad = [named for named in findings.plan.naming.ordered if not finite[named.statistic]]
+    if "gradient" in described:
+        bad = bad[::-1]  # the backward pass meets the last layer first
+    if bad:
+        raise ValueError(
+            f"the {described} of {bad[0].label} is not finite, the first of {len(bad)} such "
+            "layers; params are unchanged. Look for a division by zero, a logarithm or a square "
+            "root of 0 at it, or for values beyond the range of its dtype"
+        )
+
+
+def _check_degrees(findings: Findings) -> None:
+    """Raises ValueError for an optimizer that explicit mode cannot follow."""
+    degrees = np.asarray(findings.degrees)
+    if not degrees.size:
+        return
+    known = np.isfinite(degrees)
+    means = np.where(known, degrees, 0).sum(0) / np.maximum(known.sum(0), 1)
+    by_gradient, by_parameters = means
+    odd = np.minimum(abs(by_gradient), abs(by_gradient - 1)) > 0.05
+    if odd.any() or (abs(by_parameters) > 0.05).any():
+        raise ValueError(
+            f"mode='explicit' cannot follow optimizer={findings.plan.job.optimizer!r}: its first step must be as "
+            "large as the gradient (SGD) or independent of its size (Adam), and must not depend on "
+            "the parameters; pass it without weight decay or trust ratio, or use mode='fold'"
+        )

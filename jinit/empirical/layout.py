@@ -1,0 +1,153 @@
+"""Where the numbers of every layer and of every leaf stand in two flat vectors.
+
+A *statistic* belongs to a layer, one for each iteration of the scans around it; a *slot* to a
+leaf, one for each slice of it that a scan hands in. What is computed from statistics or slots is
+computed on the whole vector at once, so that the program does not grow with the number of layers.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jinit.empirical.degrees import Degree
+from jinit.empirical.numbers import namespace
+from jinit.empirical.sites import Layer
+
+__all__ = ["Layout", "Uses"]
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Which slots which statistics concern: three arrays of one length.
+
+    Attributes:
+        slot: The slot.
+        statistic: The statistic.
+        degree: The degree of the layer's output in the leaf.
+    """
+
+    slot: np.ndarray
+    statistic: np.ndarray
+    degree: np.ndarray
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of both vectors.
+
+    Attributes:
+        layers: The layers whose statistics are kept.
+        count: The number of leaves.
+    """
+
+    layers: tuple[Layer, ...]
+    count: int
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where the statistics of each layer begin; the last entry is their number."""
+        sizes = [math.prod(layer.lengths) for layer in self.layers]
+        return np.cumsum([0, *sizes])
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of every leaf's slots: its leading axes that some scan slices."""
+        shapes: list[tuple[int, ...]] = [()] * self.count
+        for layer in self.layers:
+            for leaf, degree in (*layer.leaves, *layer.bias):
+                shape = tuple(layer.lengths[level] for level in degree.loops)
+                shapes[leaf] = max(shapes[leaf], shape, key=len)
+        return tuple(shapes)
+
+    @cached_property
+    def slot_starts(self) -> np.ndarray:
+        """Where the slots of each leaf begin; the last entry is their number."""
+        return np.cumsum([0, *(math.prod(shape) for shape in self.shapes)])
+
+    @property
+    def size(self) -> int:
+        """The number of statistics."""
+        return int(self.starts[-1])
+
+    @property
+    def slots(self) -> int:
+        """The number of slots."""
+        return int(self.slot_starts[-1])
+
+    def pack(self, values: Mapping[Any, jax.Array], keys: Sequence[Any]) -> jax.Array:
+        """Joins the statistics of all layers, one key a layer; a missing one counts as 0."""
+        parts = [
+            jnp.ravel(values[key]).astype(jnp.float32)
+            if key in values
+            else jnp.zeros(math.prod(layer.lengths), jnp.float32)
+            for layer, key in zip(self.layers, keys, strict=True)
+        ]
+        return jnp.concatenate([jnp.zeros(0, jnp.float32), *parts])
+
+    def unpack(self, vector: Any, index: int) -> Any:
+        """Returns one layer's statistics, with an axis for every scan around it."""
+        part = vector[self.starts[index] : self.starts[index + 1]]
+        return part.reshape(self.layers[index].lengths)
+
+    def over_free_loops(self, vector: Any) -> Any:
+        """Averages statistics over the loops that do not slice the leaf that carries a layer."""
+        xp, parts = namespace(vector), []
+        for index, layer in enumerate(self.layers):
+            part = self.unpack(vector, index)
+            owned = () if layer.carrier is None else dict(layer.leaves)[layer.carrier].loops
+            free = tuple(i for i in range(part.ndim) if i not in owned)
+            mean = part.mean(free, keepdims=True) if free else part
+            parts.append(xp.broadcast_to(mean, part.shape).ravel())
+        return xp.concatenate([np.zeros(0, np.float32), *parts])
+
+    def leaf(self, vector: Any, leaf: int) -> Any:
+        """Returns one leaf's slots, with an axis for each of its leading axes."""
+        part = vector[self.slot_starts[leaf] : self.slot_starts[leaf + 1]]
+        return part.reshape(self.shapes[leaf])
+
+    def leaves(self, vector: Any) -> list[Any]:
+        """Returns the slots of every leaf."""
+        return [self.leaf(vector, leaf) for leaf in range(self.count)]
+
+    def uses(self, leaves: Iterable[tuple[int, int, Degree]]) -> Uses:
+        """Lists the pairs of slot and statistic of layers and the leaves they use.
+
+        Args:
+            leaves: A layer's index, a leaf, and the layer's degree in it.
+
+        Returns:
+            A pair for every iteration of the layer and every slot of the slice it was handed.
+        """
+        pairs = [self._pairs(*use) for use in leaves]
+        slots = [slot for slot, _, _ in pairs]
+        statistics = [statistic for _, statistic, _ in pairs]
+        degrees = [np.full(len(slot), degree, np.float32) for slot, _, degree in pairs]
+        none = np.zeros(0, np.int64)
+        return Uses(
+            np.concatenate([none, *slots]),
+            np.concatenate([none, *statistics]),
+            np.concatenate([np.zeros(0, np.float32), *degrees]),
+        )
+
+    def _pairs(self, index: int, leaf: int, degree: Degree) -> tuple[np.ndarray, np.ndarray, float]:
+        lengths, shape = self.layers[index].lengths, self.shapes[leaf]
+        statistics = np.arange(math.prod(lengths)).reshape(lengths)
+        slots = np.arange(math.prod(shape)).reshape(shape)
+        grid = np.unravel_index(statistics.ravel(), lengths or (1,))
+        # a use of the whole leaf concerns all its slices
+        chosen = slots[tuple(grid[level] for level in degree.loops)] if degree.loops else slots
+        chosen = np.broadcast_to(chosen.reshape(-1, *shape[len(degree.loops) :]),
+                                 (statistics.size, *shape[len(degree.loops) :]))
+        chosen = chosen.reshape(statistics.size, -1)
+        repeated = np.repeat(statistics.ravel(), chosen.shape[1])
+        return (
+            self.slot_starts[leaf] + chosen.ravel(),
+            self.starts[index] + repeated,
+            degree.degree or 1.0,
+        )

@@ -1,0 +1,151 @@
+"""What layers and leaves are called, once equal layers have been stacked into one loop."""
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jinit.empirical.layout import Layout
+from jinit.empirical.sites import Layer
+from jinit.empirical.targets import Site
+from jinit.tracing import Path
+
+__all__ = ["Named", "Naming"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """One layer, or one iteration of a layer that stands in a loop.
+
+    Attributes:
+        layer: The layer.
+        statistic: Where its numbers stand.
+        path: The path of the leaf that carries its scale, or of its first one.
+        index: Its iteration of the loops that the model has.
+        iteration: Its iteration of the loop that equal layers were joined to.
+    """
+
+    layer: Layer
+    statistic: int
+    path: str
+    index: tuple[int, ...]
+    iteration: int
+
+    @property
+    def label(self) -> str:
+        """Its name in a report: the path, and the iterations in brackets."""
+        return self.path + "".join(f"[{i}]" for i in self.index)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The names of a model's layers and leaves.
+
+    Attributes:
+        paths: The path of every leaf of the variables.
+        groups: By stacked leaf the leaves that were stacked in it.
+        loops: The loops that equal layers were joined to.
+        layout: Where the numbers stand.
+    """
+
+    paths: tuple[str, ...]
+    groups: tuple[tuple[int, ...], ...]
+    loops: frozenset[Path]
+    layout: Layout
+
+    def slots_of(self, flags: Sequence[bool]) -> np.ndarray:
+        """Spreads a flag a leaf over its slots."""
+        spread = [
+            np.repeat([flags[leaf] for leaf in group], slots // len(group))
+            if slots >= len(group)
+            else np.array([any(flags[leaf] for leaf in group)])
+            for group, slots in zip(self.groups, np.diff(self.layout.slot_starts), strict=True)
+        ]
+        return np.concatenate([np.zeros(0, bool), *spread]).astype(bool)
+
+    def layer_path(self, layer: Layer, iteration: int = 0) -> str:
+        """Returns the path of the leaf that carries a layer's scale, or of its first one."""
+        leaf = layer.carrier if layer.carrier is not None else layer.leaves[0][0]
+        return self.paths[self._member(leaf, iteration)] or "."
+
+    def _member(self, leaf: int, iteration: int) -> int:
+        group = self.groups[leaf]
+        return group[iteration if len(group) > 1 else 0]
+
+    def leaf_at(self, leaf: int, named: "Named") -> int:
+        """Returns the leaf of the variables that a layer has in the place of a stacked one."""
+        return self._member(leaf, named.iteration)
+
+    @functools.cached_property
+    def ordered(self) -> tuple[Named, ...]:
+        """Every layer and iteration, in the order of evaluation."""
+        numbered = enumerate(self.layout.layers)
+        joined = itertools.groupby(numbered, lambda pair: self._loop(pair[1]))
+        return tuple(
+            named for loop, layers in joined for named in self._block(loop, list(layers))
+        )
+
+    @property
+    def used(self) -> list[int]:
+        """The leaves of the variables that take part in a layer."""
+        stacked = {leaf for la in self.layout.layers for leaf, _ in (*la.leaves, *la.bias)}
+        return sorted(leaf for number in stacked for leaf in self.groups[number])
+
+    def carried(self, vector: Any) -> Iterator[tuple[int, Any]]:
+        """Divides statistics among the leaves that carry layers, use by use in order.
+
+        Yields:
+            A leaf of the variables, and the entry of one of its uses for each of its slots: of
+            the loops that do not slice the leaf, the first iteration's.
+        """
+        for named in self.ordered:
+            layer = named.layer
+            if layer.carrier is None or any(named.index):
+                continue
+            loops = dict(layer.leaves)[layer.carrier].loops
+            number = self.layout.layers.index(layer)
+            start, end = self.layout.starts[number : number + 2]
+            values = vector[start:end].reshape(layer.lengths)
+            place = np.unravel_index(named.statistic - start, layer.lengths)
+            inner = range(len(layer.lengths) - len(named.index), len(layer.lengths))
+            index = [slice(None) if i in inner and i in loops else place[i] for i in range(len(place))]
+            yield self._member(layer.carrier, named.iteration), values[tuple(index)]
+
+    def _loop(self, layer: Layer) -> Path | None:
+        return next((p for n in range(1, len(layer.head)) if (p := layer.head[:n]) in self.loops), None)
+
+    def _block(self, loop: Path | None, layers: list[tuple[int, Layer]]) -> Iterator[Named]:
+        if loop is None:
+            for number, layer in layers:
+                for index in np.ndindex(*layer.lengths):
+                    yield self._named(number, layer, index, index)
+            return
+        for iteration in range(layers[0][1].lengths[0]):
+            for number, layer in layers:
+                for rest in np.ndindex(*layer.lengths[1:]):
+                    yield self._named(number, layer, (iteration, *rest), rest)
+
+    def _named(
+        self, number: int, layer: Layer, index: tuple[int, ...], shown: tuple[int, ...]
+    ) -> Named:
+        place = int(np.ravel_multi_index(index, layer.lengths)) if index else 0
+        statistic = int(self.layout.starts[number]) + place
+        iteration = index[0] if len(shown) < len(index) else 0
+        path = self.layer_path(layer, iteration)
+        return Named(layer, statistic, path, shown, iteration)
+
+    def sites(self, tuned: np.ndarray) -> Iterator[tuple[Site, int]]:
+        """Describes every layer that is tuned, with the place of its statistic."""
+        chosen = [named for named in self.ordered if tuned[named.statistic]]
+        for number, named in enumerate(chosen):
+            layer = named.layer
+            yield (
+                Site(
+                    named.path, layer.kind, layer.shape.fan_in, layer.shape.fan_out, named.index,
+                    number, len(chosen),
+                ),
+                named.statistic,
+            )  # fmt: skip

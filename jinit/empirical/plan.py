@@ -1,0 +1,140 @@
+"""A traced model: its layers, what they are called, and how each is measured and scaled."""
+
+import functools
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jinit.empirical.inputs import call_loss, describe_call, leaf_paths
+from jinit.empirical.job import Job
+from jinit.empirical.layout import Layout
+from jinit.empirical.measure import Meter
+from jinit.empirical.names import Naming
+from jinit.empirical.scales import Solver
+from jinit.empirical.sites import Survey, survey
+from jinit.empirical.steps import first_step
+from jinit.empirical.targets import target_of
+from jinit.tracing import Rolled, roll, trace, trace_context
+
+__all__ = ["Plan", "plan_of"]
+
+_KEPT = 64  # plans; the least recently used is dropped
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A traced model. It is compared by identity, and kept: programs are compiled for it.
+
+    Attributes:
+        job: What it was traced for.
+        tree: The structure of its variables.
+        rolled: The traced function, equal layers as one loop.
+        found: Its layers.
+        naming: What they and their leaves are called.
+    """
+
+    job: Job
+    tree: Any
+    rolled: Rolled
+    found: Survey
+    naming: Naming
+
+    @property
+    def layout(self) -> Layout:
+        """Where the numbers of layers and leaves stand."""
+        return self.naming.layout
+
+    @functools.cached_property
+    def solver(self) -> Solver:
+        """What statistics mean for leaves."""
+        return Solver(self.layout, self.naming.slots_of(self.job.frozen))
+
+    @functools.cached_property
+    def targets(self) -> np.ndarray:
+        """The RMS of every output; one a statistic."""
+        targets = np.ones(self.layout.size, np.float32)
+        for site, statistic in self.naming.sites(self.solver.tuned):
+            targets[statistic] = target_of(self.job.target, site)
+        return targets
+
+    def meter(self, consts: Sequence[Any]) -> Meter:
+        """Returns what measures the layers, given the arrays that the model closed over."""
+        zeros = {i for i, group in enumerate(self.rolled.groups) if {*group} & {*self.job.zeros}}
+        traced = replace(self.rolled.traced, consts=consts)
+        balanced = self.job.mode == "explicit"
+        return Meter(traced, self.found, self.layout, self.targets, frozenset(zeros), balanced)
+
+    def data(self, inputs: Any, key: jax.Array) -> list[Any]:
+        """Draws the other inputs of the traced function."""
+        return jax.tree.leaves(self.job.draw(inputs, key))
+
+    def step(self, gradients: Sequence[Any], leaves: Sequence[Any]) -> list[Any]:
+        """Returns the optimizer's first step from stacked leaves; zero for all but parameters."""
+        return first_step(self.job, self.rolled, self.tree, gradients, leaves)
+
+    def by_leaf(self, vector: Any) -> list[Any]:
+        """Returns the slots of every leaf of the variables."""
+        parts = []
+        for part, group in zip(self.layout.leaves(vector), self.rolled.groups, strict=True):
+            whole = len(group) > 1 and np.ndim(part) == 0
+            parts.append([part] * len(group) if whole else part)
+        return self.rolled.unstack(parts)
+
+
+_plans: OrderedDict[Any, tuple[Plan, Sequence[Any]]] = OrderedDict()
+
+
+def plan_of(job: Job, params: Any, inputs: Any, key: jax.Array) -> tuple[Plan, Sequence[Any]]:
+    """Traces a model and finds its layers, or remembers them.
+
+    Returns:
+        The plan, and the arrays that the model closed over.
+
+    Raises:
+        ValueError: No layer was found, or the loss is not a real scalar that depends on them.
+    """
+    leaves, tree = jax.tree.flatten((params, inputs, key))
+    known = (job, tree, tuple(jax.typeof(leaf) for leaf in leaves), trace_context())
+    if known in _plans:
+        _plans.move_to_end(known)
+        return _plans[known]
+    made = _plan(job, params, inputs, key)
+    if not any(isinstance(const, Tracer) for const in made[1]):
+        _plans[known] = made
+        if len(_plans) > _KEPT:
+            _plans.popitem(last=False)
+    return made
+
+
+def _plan(job: Job, params: Any, inputs: Any, key: jax.Array) -> tuple[Plan, Sequence[Any]]:
+    drawn, rngs = jax.eval_shape(lambda key: job.draw(inputs, key), key)
+    traced = trace(job.run, params, drawn, rngs)
+    output = traced.unflatten(traced.out_avals)
+    jax.eval_shape(lambda out, key: call_loss(job.dummy_loss, out, key), output, key)
+    rolled = roll(traced, len(job.trainable), job.trainable)
+    trainable = [job.trainable[group[0]] for group in rolled.groups]
+    found = survey(rolled.traced, trainable)
+    _check_found(found, job)
+    layout = Layout(tuple(la for la in found.layers if la.measured), len(rolled.groups))
+    naming = Naming(tuple(leaf_paths(params)), rolled.groups, rolled.loops, layout)
+    return Plan(job, jax.tree.structure(params), rolled, found, naming), rolled.traced.consts
+
+
+def _check_found(found: Survey, job: Job) -> None:
+    name = describe_call(job.apply_fn)
+    if not found.reached:
+        raise ValueError(
+            f"the output of {name} depends on no parameter; "
+            "apply_fn must compute it from its first argument"
+        )
+    if not found.layers:
+        raise ValueError(
+            f"{name} never combines a parameter with an input; pass the inputs as arguments "
+            "instead of closing over them"
+        )

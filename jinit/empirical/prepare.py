@@ -1,0 +1,151 @@
+"""Checks what the user passed, and divides it into what is compiled for and what is run on."""
+
+import numbers
+ 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jinit._patterns import check_patterns, fits
+from jinit.empirical.cachekey import CachedFunction
+from jinit.empirical.inputs import check_params, collection_of, leaf_paths, trainable_leaves
+from jinit.empirical.job import Job, Mode
+from jinit.empirical.numbers import is_float
+from jinit.empirical.steps import check_optimizer
+from jinit.empirical.targets import check_target
+
+__all__ = ["Patterns", "prepare"]
+
+Patterns = str | Sequence[str] | None
+"""One pattern over the leaves' paths or several; ``*`` is any text, ``/`` included."""
+
+
+def prepare(
+    params: Any,
+    apply_fn: Callable[..., Any],
+    dummy_input: Any,
+    dummy_loss: Callable[..., Any],
+    key: jax.Array | None,
+    *,
+    collection: str | None,
+    include: Patterns,
+    exclude: Patterns,
+    rngs: str | Sequence[str],
+    target: Any,
+    **options: Any,
+) -> tuple[Job, Any, jax.Array]:
+    """Returns the job, the example inputs (None where they are drawn) and the key.
+
+    Raises:
+        ValueError: An argument is not what it should be.
+    """
+    leaves, paths = jax.tree.leaves(params), leaf_paths(params)
+    check_params(leaves, paths)
+    _check_options(options)
+    collection = _check_collection(params, collection)
+    if not callable(target):
+        check_target(target)
+    drawn, trainable = callable(dummy_input), trainable_leaves(paths, collection)
+    if not drawn:
+        _check_inputs(dummy_input)
+    job = Job(
+        apply_fn=CachedFunction(apply_fn),
+        dummy_input=CachedFunction(dummy_input) if drawn else None,
+        dummy_loss=CachedFunction(dummy_loss),
+        trainable=trainable,
+        frozen=_frozen(paths, _listed(include), _listed(exclude)),
+        zeros=_zeros(leaves, paths, trainable),
+        collection=collection,
+        target=CachedFunction(target) if callable(target) else float(target),
+        rngs=_listed(rngs) or (),
+        **options,
+    )
+    key = jax.random.key(0) if key is None else key
+    return job, None if drawn else dummy_input, key
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in ("samples", "batch_size"):
+        value = options[name]
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive integer")
+    if "optimizer" in options:
+        check_optimizer(options["optimizer"])
+    if options.get("mode", "fold") not in get_args(Mode):
+        raise ValueError(f"mode={options['mode']!r} is not known; pass 'fold' or 'explicit'")
+
+
+def _check_collection(params: Any, collection: str | None) -> str | None:
+    if collection is None:
+        return collection_of(params)
+    if not isinstance(params, Mapping) or collection not in params:
+        found = ", ".join(map(repr, params)) if isinstance(params, Mapping) else type(params)
+        raise ValueError(
+            f"collection={collection!r} is no top-level entry of params, which has {found}"
+        )
+    return collection
+
+
+def _listed(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if value is None or isinstance(value, str):
+        return None if value is None else (value,)
+    return tuple(value)
+
+
+def _frozen(
+    paths: Sequence[str], include: Sequence[str] | None, exclude: Sequence[str] | None
+) -> tuple[bool, ...]:
+    """Tells of every leaf whether the patterns leave it out."""
+    check_patterns([*(include or ()), *(exclude or ())], paths)
+    wanted = [include is None or any(fits(path, p) for p in include) for path in paths]
+    left_out = [any(fits(path, p) for p in exclude or ()) for path in paths]
+    return tuple(out or not want for want, out in zip(wanted, left_out, strict=True))
+
+
+def _zeros(leaves: Sequence[Any], paths: Sequence[str], trainable: Sequence[bool]) -> tuple[int, ...]:
+    """Lists the leaves that hold nothing but zeros; traced values are not looked at.
+
+    Raises:
+        ValueError: A parameter is not finite. A mask among the constants need not be.
+    """
+    known = {
+        number: leaf
+        for number, leaf in enumerate(leaves)
+        if is_float(leaf) and np.size(leaf) and not isinstance(leaf, Tracer)
+    }
+    look = _look if all(_on_host(leaf) for leaf in known.values()) else jax.jit(_look)
+    seen = jax.device_get(look(known))
+    bad = [paths[n] for n, (finite, _) in seen.items() if trainable[n] and not finite]
+    if bad:
+        raise ValueError(
+            f"params holds values that are not finite at {', '.join(bad)}; "
+            "draw these parameters again before they are measured"
+        )
+    return tuple(number for number, (_, nonzero) in seen.items() if not nonzero)
+
+
+def _check_inputs(inputs: Any) -> None:
+    known = [x for x in jax.tree.leaves(inputs) if is_float(x) and not isinstance(x, Tracer)]
+    if not all(bool(jnp.isfinite(x).all()) for x in known):
+        raise ValueError("dummy_input holds values that are not finite; pass inputs without them")
+
+
+def _on_host(leaf: Any) -> bool:
+    """Tells whether NumPy can look at a leaf without a copy from another device."""
+    if not isinstance(leaf, jax.Array):
+        return True
+    return leaf.is_fully_addressable and all(d.platform == "cpu" for d in leaf.devices())
+
+
+def _look(leaves: dict[int, Any]) -> dict[int, tuple[Any, Any]]:
+    """Tells of every leaf whether all of it is finite, and whether any of it is not zero."""
+    found = {}
+    for number, leaf in leaves.items():
+        xp = jnp if isinstance(leaf, Tracer) else np
+        array = xp.asarray(leaf)
+        found[number] = xp.isfinite(array).all(), (array != 0).any()
+    return found

@@ -1,0 +1,48 @@
+"""Looking past a parameter that is zero: a head or a gate that starts shut.
+
+Nothing flows backward through a weight of zeros, so every layer before it would have no gradient
+to be measured. A probe keeps the output as it is, and lets the gradient through random numbers in
+the weight's place, scaled to an output of RMS 1.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jinit.empirical.numbers import inverse_rms, is_float, mean_square, multiply
+from jinit.tracing import EquationView
+
+__all__ = ["bind_probed"]
+
+
+def bind_probed(view: EquationView, values: Sequence[Any], parameter: int) -> list[Any]:
+    """Applies a product whose weight may be zero, with the gradient of a probe if it is.
+
+    Args:
+        view: The product.
+        values: Its operands.
+        parameter: Which operand is the weight.
+
+    Returns:
+        The results, whose values and whose gradients for the weight are the product's own, and
+        whose gradient for the other operands passes through the probe where the weight is zero.
+    """
+    weight = values[parameter]
+    shut = jnp.all(weight == 0)
+    drawn = _draw(view.path, weight) if view.equation.primitive.name != "mul" else weight + 1
+    probe = lax.stop_gradient(jnp.where(shut, drawn.astype(weight.dtype), weight))
+    held = [lax.stop_gradient(v) if is_float(v) else v for v in values]
+    held[parameter] = weight
+    (output,) = view.bind(held)
+    (through,) = view.bind([probe if i == parameter else v for i, v in enumerate(values)])
+    size = jnp.where(shut, inverse_rms(mean_square(lax.stop_gradient(through))), 1.0)
+    through = multiply(through, size)
+    return [output + (through - lax.stop_gradient(through))]
+
+
+def _draw(path: Sequence[int], weight: jax.Array) -> jax.Array:
+    key = jax.random.key(sum((index + 7) * 1009**depth for depth, index in enumerate(path)))
+    return jax.random.normal(key, weight.shape)

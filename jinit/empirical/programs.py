@@ -1,0 +1,158 @@
+"""The compiled programs: one measurement on one key, and the scaling of all leaves."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jinit.empirical.inputs import call_loss
+from jinit.empirical.numbers import apply_scale, mean_square
+from jinit.empirical.plan import Plan
+
+__all__ = ["Stage", "Statistics", "forward", "measure", "rescale", "stack"]
+
+
+class Statistics(NamedTuple):
+    """What is measured, one number a statistic, or of shape (keys, statistics).
+
+    Attributes:
+        activation: The mean square of every layer's output.
+        gradient: That of the gradient at its input.
+        update: That of the change in its output along the optimizer's step.
+        dead: The fraction of its units that no gradient reaches.
+    """
+
+    activation: Any
+    gradient: Any
+    update: Any
+    dead: Any
+
+
+class Stage(NamedTuple):
+    """How a measurement is made.
+
+    Attributes:
+        given: By layer, the factor of its output; 0 for the layer's own.
+        balance: By layer, the factor of the gradient at its input; 0 for its own.
+        gauge: By stacked leaf, what the optimizer sees it multiplied by; 0 for what the layers'
+            own factors say.
+        weight: By stacked leaf, what its gradient is multiplied by besides.
+        rate: By stacked leaf, what its step is multiplied by.
+    """
+
+    given: Sequence[Any]
+    balance: Sequence[Any]
+    gauge: Sequence[Any]
+    weight: Sequence[Any]
+    rate: Sequence[Any]
+
+
+def _keys(key: jax.Array, number: Any, count: int) -> jax.Array:
+    """Derives ``count`` keys from a number, by one call of the generator."""
+    numbers = count * number + jnp.arange(count)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers.astype(jnp.uint32))
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def forward(
+    plan: Plan, consts: Any, leaves: Any, inputs: Any, key: Any, number: Any, given: Sequence[Any]
+) -> jax.Array:
+    """Runs forward once, and returns the mean square of every output before its factor."""
+    (sample,) = _keys(key, number, 1)
+    return plan.meter(consts).forward([*leaves, *plan.data(inputs, sample)], given)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def measure(
+    plan: Plan, consts: Any, leaves: Any, inputs: Any, key: Any, number: Any, stage: Stage
+) -> tuple[Statistics, jax.Array]:
+    """Runs forward, backward, and forward with derivatives, on one key.
+
+    Returns:
+        The statistics, and how the optimizer's step scales, by stacked leaf.
+    """
+    sample, loss_key = _keys(key, number, 2)
+    data, meter = plan.data(inputs, sample), plan.meter(consts)
+    loss = functools.partial(_loss, plan, loss_key)
+    back = meter.backward(loss, leaves, data, stage.given, stage.balance)
+    gauge = [
+        jnp.where(g > 0, g, own) for g, own in zip(stage.gauge, _own(plan, back.factors), strict=True)
+    ]
+    step, degrees = _step(plan, leaves, back.gradients, gauge, stage)
+    update = meter.updates(leaves, step, data, stage.given)
+    return Statistics(back.activations, back.slopes, update, back.dead), degrees
+
+
+def _loss(plan: Plan, key: jax.Array, output: Any) -> jax.Array:
+    return call_loss(plan.job.dummy_loss, output, key)
+
+
+def _own(plan: Plan, factors: Sequence[jax.Array]) -> list[jax.Array]:
+    """Returns the scale that each leaf takes from the layer it carries, or is a bias of."""
+    own: list[Any] = [jnp.ones(shape, jnp.float32) for shape in plan.layout.shapes]
+    for layer, factor in zip(plan.layout.layers, factors, strict=True):
+        for leaf, degree in layer.scaled:
+            if not layer.shared:
+                own[leaf] = factor if degree.degree == 1 else factor ** (1 / (degree.degree or 1))
+    return own
+
+
+def _step(
+    plan: Plan, leaves: Sequence[Any], gradients: Sequence[Any], gauge: Sequence[Any], stage: Stage
+) -> tuple[list[Any], jax.Array]:
+    """Returns the change of every leaf, and how the optimizer's step scales.
+
+    The optimizer sees a leaf times its gauge c, hence a gradient divided by c, and its step is
+    divided by c on the way back.
+    """
+    back = [rate / c for rate, c in zip(stage.rate, gauge, strict=True)]
+    inward = [weight / c for weight, c in zip(stage.weight, gauge, strict=True)]
+    if plan.job.optimizer == "adam":  # indifferent to the gradient's size
+        return _scaled(plan.step(gradients, leaves), back), _NONE
+    if plan.job.optimizer == "sgd":
+        both = [first * second for first, second in zip(inward, back, strict=True)]
+        return _scaled(plan.step(gradients, leaves), both), _NONE
+    slopes, seen = _scaled(gradients, inward), _scaled(leaves, gauge)
+    step = plan.step(slopes, seen)
+    degrees = _degrees(plan, slopes, seen, step) if plan.job.mode == "explicit" else _NONE
+    return _scaled(step, back), degrees
+
+
+_NONE = np.zeros((2, 0), np.float32)
+
+
+def _scaled(leaves: Sequence[Any], factors: Sequence[Any]) -> list[Any]:
+    return [apply_scale(leaf, factor) for leaf, factor in zip(leaves, factors, strict=True)]
+
+
+def _degrees(plan: Plan, slopes: list[Any], seen: list[Any], step: list[Any]) -> jax.Array:
+    """Measures how an optimizer's step scales with the gradient, and with the parameters."""
+    double = [jnp.float32(2.0)] * len(seen)
+    others = plan.step(_scaled(slopes, double), seen), plan.step(slopes, _scaled(seen, double))
+
+    def powers(steps: list[Any]) -> jax.Array:
+        return jnp.stack([mean_square(u) for u in steps])
+
+    base = powers(step)
+    ratios = [jnp.where(base > 0, powers(other) / base, jnp.nan) for other in others]
+    return 0.5 * jnp.log2(jnp.stack(ratios))
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def stack(plan: Plan, leaves: Sequence[Any], scales: Sequence[Any]) -> list[Any]:
+    """Multiplies every leaf by its scale, and stacks those of equal layers."""
+    return plan.rolled.stack(_scaled(leaves, scales))
+
+
+@functools.partial(jax.jit, static_argnames="shardings")
+def rescale(
+    leaves: Sequence[Any], scales: Sequence[Any], shardings: tuple[Any, ...]
+) -> list[jax.Array]:
+    """Multiplies every leaf by its scale, on the devices it was on."""
+    return [
+        leaf if sharding is None else jax.lax.with_sharding_constraint(leaf, sharding)
+        for leaf, sharding in zip(_scaled(leaves, scales), shardings, strict=True)
+    ]

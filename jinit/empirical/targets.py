@@ -1,0 +1,52 @@
+"""The RMS that each layer's output is brought to."""
+
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Site", "check_target", "target_of"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer, as a ``target`` function sees it.
+
+    Attributes:
+        path: The path of the leaf that carries its scale, such as ``params/Dense_0/kernel``.
+        kind: ``linear`` or ``embedding``.
+        fan_in: The number of inputs that one output sums over; 1 for an embedding.
+        fan_out: The number of outputs that one input feeds.
+        index: Its iteration of each loop around it; ``()`` outside loops.
+        number: Its place in the order of evaluation, from 0.
+        count: The number of layers that are tuned.
+    """
+
+    path: str
+    kind: str
+    fan_in: int
+    fan_out: int
+    index: tuple[int, ...]
+    number: int
+    count: int
+
+
+def check_target(value: Any, where: str = "") -> float:
+    """Returns a target as a number.
+
+    Raises:
+        ValueError: It is not a positive finite number.
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not (math.isfinite(value) and value > 0):
+        raise ValueError(
+            f"target must be a positive number, but is {value!r}{where}; "
+            "it is the RMS that a layer's output is brought to"
+        )
+    return float(value)
+
+
+def target_of(target: float | Callable[[Site], float], site: Site) -> float:
+    """Returns the RMS that a layer is to have."""
+    return check_target(target(site), f" for {site.path}") if callable(target) else target
