@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jinit import amp, defaults, initializers, reproducibility
     from jinit.defaults import global_keras_initializers, keras_defaults, torch_defaults
     from jinit.empirical import Calibration, calibrate, empirical_init
+    from jinit.empirical.normed import Normed, get_wrapped_submodules, wrap_all_leaf_modules
     from jinit.inspect import describe
     from jinit.reproducibility import (
         MAX_SEED,
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MAX_SEED",
     "Calibration",
+    "Normed",
     "__version__",
     "amp",
     "calibrate",
@@ -44,6 +46,7 @@ __all__ = [
     "fold_in_process",
     "get_random_seed",
     "get_rng_state",
+    "get_wrapped_submodules",
     "global_keras_initializers",
     "initializers",
     "keras_defaults",
@@ -56,11 +59,13 @@ __all__ = [
     "startup",
     "startup_report",
     "torch_defaults",
+    "wrap_all_leaf_modules",
 ]
 
 _NAMES = {
     "jinit.defaults": ("global_keras_initializers", "keras_defaults", "torch_defaults"),
     "jinit.empirical": ("Calibration", "calibrate", "empirical_init"),
+    "jinit.empirical.normed": ("Normed", "get_wrapped_submodules", "wrap_all_leaf_modules"),
     "jinit.inspect": ("describe",),
     "jinit.reproducibility": (
         *("MAX_SEED", "configure_deterministic_mode", "fold_in_process", "get_random_seed"),

@@ -13,8 +13,10 @@ from jinit.empirical.checks import check_findings
 from jinit.empirical.explicit import COLLECTION, explicit_scales
 from jinit.empirical.job import Mode
 from jinit.empirical.prepare import Patterns, prepare
+from jinit.empirical.progress import progress
 from jinit.empirical.programs import rescale
 from jinit.empirical.run import Findings, calibrated, scaled
+from jinit.empirical.wrapped import filled, restricted, unscaled
 
 __all__ = ["calibrate", "empirical_init"]
 
@@ -34,6 +36,7 @@ def empirical_init(
     collection: str | None = None,
     rngs: str | Sequence[str] = (),
     has_aux: bool = False,
+    verbose: bool = False,
 ) -> Any:
     """Rescales parameters until every layer puts out values of RMS 1.
 
@@ -67,6 +70,7 @@ def empirical_init(
         rngs: The names of the random keys that ``apply_fn`` is given as ``rngs={name: key}``.
         has_aux: Whether ``apply_fn`` returns ``(output, anything)``, as Flax does with
             ``mutable``; the loss sees the output.
+        verbose: Whether to show the progress, on standard error.
 
     Returns:
         The rescaled tree, with the structure, dtypes and shardings of ``params``.
@@ -93,7 +97,8 @@ def empirical_init(
         target=target, include=include, exclude=exclude, collection=collection, rngs=rngs,
         has_aux=has_aux,
     )  # fmt: skip
-    return _rescaled(params, scaled(job, params, inputs, key))
+    with progress(verbose) as bar:
+        return _rescaled(params, scaled(job, params, inputs, key, bar))
 
 
 def calibrate(
@@ -113,6 +118,7 @@ def calibrate(
     collection: str | None = None,
     rngs: str | Sequence[str] = (),
     has_aux: bool = False,
+    verbose: bool = False,
 ) -> Calibration:
     """Rescales parameters, and measures what brings every layer's update to O(1) as well.
 
@@ -153,6 +159,8 @@ def calibrate(
         collection: As in ``empirical_init``.
         rngs: As in ``empirical_init``.
         has_aux: As in ``empirical_init``.
+        verbose: Whether to show the progress, to measure the means of outputs and the gradients
+            of parameters as well, and to print the report.
 
     Returns:
         The rescaled tree, the multipliers or scales, and the report.
@@ -183,10 +191,18 @@ def calibrate(
         params, apply_fn, dummy_input, dummy_loss, key, optimizer=optimizer, mode=mode,
         samples=samples, batch_size=batch_size, target=target, include=include, exclude=exclude,
         collection=collection, rngs=rngs, has_aux=has_aux,
+        detailed=verbose,
     )  # fmt: skip
-    findings = calibrated(job, params, inputs, key)
+    if mode == "explicit":
+        params = unscaled(params)
+        job = restricted(job, params, inputs, key)
+    with progress(verbose) as bar:
+        findings = calibrated(job, params, inputs, key, bar)
     check_findings(findings)
-    return (_explicit if mode == "explicit" else _folded)(params, findings)
+    result = (_explicit if mode == "explicit" else _folded)(params, findings)
+    if verbose and not isinstance(findings.before.activation, Tracer):
+        print(result.report)
+    return result
 
 
 def _folded(params: Any, findings: Findings) -> Calibration:
@@ -201,17 +217,18 @@ def _folded(params: Any, findings: Findings) -> Calibration:
 
 
 def _explicit(params: Any, findings: Findings) -> Calibration:
-    pillars, collection = findings.pillars, findings.plan.job.collection
+    pillars, job = findings.pillars, findings.plan.job
     kept = _rescaled(params, _leaves(findings, pillars.scale / pillars.forward))
-    scales = explicit_scales(
-        findings.plan.naming,
-        {name: _leaves(findings, getattr(pillars, name)) for name in ("forward", "weight")},
-        pillars.backward,
-        collection,
-    )
+    leaves = {name: _leaves(findings, getattr(pillars, name)) for name in ("forward", "weight")}
+    if job.modules:
+        kept = filled(kept, findings, leaves)
+        scales = kept[COLLECTION]
+    else:
+        scales = explicit_scales(findings.plan.naming, leaves, pillars.backward, job.collection)
+        kept = {**kept, COLLECTION: scales} if job.collection == "params" else kept
     ones = _leaves(findings, np.ones(findings.plan.layout.slots))
     return Calibration(
-        params={**kept, COLLECTION: scales} if collection == "params" else kept,
+        params=kept,
         multipliers=jax.tree.unflatten(jax.tree.structure(params), ones),
         scales=scales,
         findings=findings,
@@ -222,13 +239,6 @@ def _leaves(findings: Findings, vector: Any) -> list[jax.Array]:
     return [jnp.asarray(part, jnp.float32) for part in findings.plan.by_leaf(vector)]
 
 
-def _rescaled(params: Any, scales: list[jax.Array]) -> Any:
+def _rescaled(params: Any, scales: list[Any]) -> Any:
     leaves, tree = jax.tree.flatten(params)
-    shardings = tuple(_sharding(leaf) for leaf in leaves)
-    return jax.tree.unflatten(tree, rescale(leaves, scales, shardings))
-
-
-def _sharding(leaf: Any) -> Any:
-    """Returns a sharding over several devices; what is on one stays free to move."""
-    sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
-    return sharding if sharding is not None and len(sharding.device_set) > 1 else None
+    return jax.tree.unflatten(tree, rescale(leaves, scales))

@@ -54,7 +54,7 @@ class Calibration:
         It takes the arguments of the one given; ``params`` of this result belong to it.
         """
         job = self.findings.plan.job
-        if job.mode == "fold":
+        if job.mode == "fold" or job.modules:
             return job.apply_fn.fn
         return NormedApply(job.apply_fn.fn, None if job.collection == "params" else self.scales)
 

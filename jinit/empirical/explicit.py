@@ -15,10 +15,20 @@ from jinit.empirical.numbers import apply_scale, is_float, multiply
 from jinit.empirical.sites import Layer, survey
 from jinit.tracing import EquationView, Path, evaluate, trace
 
-__all__ = ["COLLECTION", "NormedApply", "explicit_scales"]
+__all__ = [
+    "COLLECTION",
+    "NAMES",
+    "NormedApply",
+    "explicit_scales",
+    "scale_gradient",
+    "wrapped_modules",
+]
 
 COLLECTION = "normed"
 """The collection of Flax variables that holds the scales."""
+
+NAMES = ("a", "gx", "gy")
+"""The scales of a wrapped module."""
 
 Scales = Mapping[str, Any]
 """Nested by the leaves' paths. Every leaf that takes part in a layer has ``a`` and ``gy``, of
@@ -44,12 +54,12 @@ _scale_leaf.defvjp(
 
 
 @jax.custom_vjp
-def _scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
+def scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
     """Returns x, whose gradient is multiplied by ``factor``."""
     return x
 
 
-_scale_gradient.defvjp(
+scale_gradient.defvjp(
     lambda x, factor: (x, factor),
     lambda factor, ct: (multiply(ct, factor), jnp.zeros_like(factor)),
 )
@@ -99,7 +109,7 @@ class NormedApply:
                 return None
             own = heads[view.path].operands
             return view.bind([
-                value if i in own or not is_float(value) else _scale_gradient(value, view.planted)
+                value if i in own or not is_float(value) else scale_gradient(value, view.planted)
                 for i, value in enumerate(values)
             ])  # fmt: skip
 
@@ -213,3 +223,20 @@ def _put(tree: dict[str, Any], name: tuple[str, ...], entries: dict[str, Any]) -
     for part in name:
         tree = tree.setdefault(part, {})
     tree.update(entries)
+
+
+def wrapped_modules(variables: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the path and the scales of every wrapped module among variables."""
+    if isinstance(variables, Mapping) and COLLECTION in variables:
+        parameters = variables.get("params", {})
+        yield from _below(variables[COLLECTION], parameters, ())
+
+
+def _below(scales: Any, parameters: Any, path: tuple[str, ...]) -> Iterator[Any]:
+    """A module has a subtree of parameters; in plain explicit mode a leaf has the scales."""
+    if set(scales) == {*NAMES} and isinstance(parameters, Mapping):
+        yield "/".join(path), dict(scales)
+        return
+    for name, inner in scales.items():
+        if isinstance(inner, Mapping) and isinstance(parameters, Mapping):
+            yield from _below(inner, parameters.get(name, {}), (*path, name))

@@ -32,6 +32,8 @@ class Job:
         target: The RMS of every output, or a function of its site.
         rngs: The names of the random keys that the model is given by keyword.
         has_aux: Whether the model returns a pair whose first part is the output.
+        detailed: Whether the means of outputs and the gradients of leaves are measured as well.
+        modules: The paths of the modules that hold their scales themselves.
     """
 
     apply_fn: CachedFunction
@@ -48,6 +50,8 @@ class Job:
     target: Any = 1.0
     rngs: tuple[str, ...] = ()
     has_aux: bool = False
+    detailed: bool = False
+    modules: tuple[str, ...] = ()
 
     def run(self, params: Any, inputs: tuple[Any, ...], rngs: Any) -> Any:
         """Applies the model and returns its output."""

@@ -31,13 +31,15 @@ class Backward(NamedTuple):
     Attributes:
         gradients: Those of the float leaves; zeros for others.
         activations: The mean square of every layer's output, before its factor.
-        factors: Those factors, by layer.
+        means: The mean of every output in units of its RMS; zeros unless ``detailed``.
+        factors: The factors, by layer.
         slopes: The mean square of the gradient at every layer's input, before its factor.
         dead: The fraction of every layer's units that no gradient reaches.
     """
 
     gradients: list[jax.Array]
     activations: jax.Array
+    means: jax.Array
     factors: list[jax.Array]
     slopes: jax.Array
     dead: jax.Array
@@ -113,6 +115,7 @@ class Meter:
         targets: The RMS that every output is to have; one a statistic.
         probed: The leaves that hold zeros and are looked past.
         balanced: Whether gradients are scaled as well.
+        detailed: Whether means are measured.
     """
 
     traced: TracedFunction
@@ -121,6 +124,7 @@ class Meter:
     targets: np.ndarray
     probed: frozenset[int] = frozenset()
     balanced: bool = False
+    detailed: bool = False
 
     @functools.cached_property
     def _heads(self) -> dict[Path, Layer]:
@@ -187,6 +191,7 @@ class Meter:
         return Backward(
             _merge(zeros, slopes, moving),
             self._pack(reaped, "tail", "power"),
+            self._pack(reaped, "tail", "mean"),
             [reaped[layer.tail]["factor"] for layer in layers],
             self._pack(powers, "head", "head"),
             self._pack(powers, "tail", "tail"),
@@ -251,7 +256,11 @@ class Meter:
         if tail is None:
             return outputs
         power = mean_square(lax.stop_gradient(outputs[0]))
-        view.reap({"power": power, "factor": self._factor(view, power)})
+        mean = jnp.float32(0)
+        if self.detailed:
+            mean = jnp.mean(jnp.real(lax.stop_gradient(outputs[0])), dtype=jnp.float32)
+            mean *= inverse_rms(power)
+        view.reap({"power": power, "mean": mean, "factor": self._factor(view, power)})
         output = self._scaled(view, outputs[0], power)
         return [_unit_tap(output, view.planted["tail"], tail.shape.units)]
 

@@ -68,7 +68,10 @@ class Plan:
         zeros = {i for i, group in enumerate(self.rolled.groups) if {*group} & {*self.job.zeros}}
         traced = replace(self.rolled.traced, consts=consts)
         balanced = self.job.mode == "explicit"
-        return Meter(traced, self.found, self.layout, self.targets, frozenset(zeros), balanced)
+        return Meter(
+            traced, self.found, self.layout, self.targets, frozenset(zeros), balanced,
+            self.job.detailed,
+        )  # fmt: skip
 
     def data(self, inputs: Any, key: jax.Array) -> list[Any]:
         """Draws the other inputs of the traced function."""

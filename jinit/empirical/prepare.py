@@ -130,7 +130,7 @@ def _zeros(leaves: Sequence[Any], paths: Sequence[str], trainable: Sequence[bool
 
 def _check_inputs(inputs: Any) -> None:
     known = [x for x in jax.tree.leaves(inputs) if is_float(x) and not isinstance(x, Tracer)]
-    if not all(bool(jnp.isfinite(x).all()) for x in known):
+    if not all(np.isfinite(np.asarray(x)).all() for x in known):
         raise ValueError("dummy_input holds values that are not finite; pass inputs without them")
 
 

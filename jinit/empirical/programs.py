@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jinit.empirical.inputs import call_loss
-from jinit.empirical.numbers import apply_scale, mean_square
+from jinit.empirical.numbers import apply_scale, is_float, mean_square
 from jinit.empirical.plan import Plan
 
 __all__ = ["Stage", "Statistics", "forward", "measure", "rescale", "stack"]
@@ -23,12 +24,16 @@ class Statistics(NamedTuple):
         gradient: That of the gradient at its input.
         update: That of the change in its output along the optimizer's step.
         dead: The fraction of its units that no gradient reaches.
+        mean: If the job is detailed, the mean of the output in units of its RMS.
+        leaf: If so, the mean square of the gradient of every stacked leaf.
     """
 
     activation: Any
     gradient: Any
     update: Any
     dead: Any
+    mean: Any
+    leaf: Any
 
 
 class Stage(NamedTuple):
@@ -81,9 +86,14 @@ def measure(
     gauge = [
         jnp.where(g > 0, g, own) for g, own in zip(stage.gauge, _own(plan, back.factors), strict=True)
     ]
-    step, degrees = _step(plan, leaves, back.gradients, gauge, stage)
+    inward = [weight / c for weight, c in zip(stage.weight, gauge, strict=True)]
+    outward = [rate / c for rate, c in zip(stage.rate, gauge, strict=True)]
+    seen = _Seen(leaves, back.gradients, gauge, inward)
+    step, degrees = _step(plan, seen, outward)
     update = meter.updates(leaves, step, data, stage.given)
-    return Statistics(back.activations, back.slopes, update, back.dead), degrees
+    leaf = seen.powers(plan) if plan.job.detailed else jnp.zeros(0, jnp.float32)
+    found = Statistics(back.activations, back.slopes, update, back.dead, back.means, leaf)
+    return found, degrees
 
 
 def _loss(plan: Plan, key: jax.Array, output: Any) -> jax.Array:
@@ -100,25 +110,37 @@ def _own(plan: Plan, factors: Sequence[jax.Array]) -> list[jax.Array]:
     return own
 
 
-def _step(
-    plan: Plan, leaves: Sequence[Any], gradients: Sequence[Any], gauge: Sequence[Any], stage: Stage
-) -> tuple[list[Any], jax.Array]:
-    """Returns the change of every leaf, and how the optimizer's step scales.
+class _Seen(NamedTuple):
+    """What the optimizer sees: a leaf times its gauge c, hence a gradient divided by c."""
 
-    The optimizer sees a leaf times its gauge c, hence a gradient divided by c, and its step is
-    divided by c on the way back.
-    """
-    back = [rate / c for rate, c in zip(stage.rate, gauge, strict=True)]
-    inward = [weight / c for weight, c in zip(stage.weight, gauge, strict=True)]
+    leaves: Sequence[Any]
+    gradients: Sequence[Any]
+    gauge: Sequence[Any]
+    inward: Sequence[Any]
+
+    def powers(self, plan: Plan) -> jax.Array:
+        """Returns the mean square of the gradient of every slot."""
+        parts = []
+        for slope, factor, shape in zip(
+            self.gradients, self.inward, plan.layout.shapes, strict=True
+        ):
+            sizes = jnp.abs(slope).astype(jnp.float32) if is_float(slope) else jnp.zeros(shape)
+            power = jnp.mean(sizes.reshape(*shape, -1) ** 2, -1)
+            parts.append(jnp.ravel(power * factor**2))
+        return jnp.concatenate(parts)
+
+
+def _step(plan: Plan, seen: _Seen, outward: Sequence[Any]) -> tuple[list[Any], jax.Array]:
+    """Returns the change of every leaf, and how the optimizer's step scales."""
     if plan.job.optimizer == "adam":  # indifferent to the gradient's size
-        return _scaled(plan.step(gradients, leaves), back), _NONE
+        return _scaled(plan.step(seen.gradients, seen.leaves), outward), _NONE
     if plan.job.optimizer == "sgd":
-        both = [first * second for first, second in zip(inward, back, strict=True)]
-        return _scaled(plan.step(gradients, leaves), both), _NONE
-    slopes, seen = _scaled(gradients, inward), _scaled(leaves, gauge)
-    step = plan.step(slopes, seen)
-    degrees = _degrees(plan, slopes, seen, step) if plan.job.mode == "explicit" else _NONE
-    return _scaled(step, back), degrees
+        both = [first * second for first, second in zip(seen.inward, outward, strict=True)]
+        return _scaled(plan.step(seen.gradients, seen.leaves), both), _NONE
+    slopes, leaves = _scaled(seen.gradients, seen.inward), _scaled(seen.leaves, seen.gauge)
+    step = plan.step(slopes, leaves)
+    degrees = _degrees(plan, slopes, leaves, step) if plan.job.mode == "explicit" else _NONE
+    return _scaled(step, outward), degrees
 
 
 _NONE = np.zeros((2, 0), np.float32)
@@ -142,17 +164,27 @@ def _degrees(plan: Plan, slopes: list[Any], seen: list[Any], step: list[Any]) ->
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def stack(plan: Plan, leaves: Sequence[Any], scales: Sequence[Any]) -> list[Any]:
-    """Multiplies every leaf by its scale, and stacks those of equal layers."""
-    return plan.rolled.stack(_scaled(leaves, scales))
+def stack(plan: Plan, leaves: Sequence[Any]) -> list[Any]:
+    """Stacks the leaves of equal layers."""
+    return plan.rolled.stack(leaves)
+
+
+def rescale(leaves: Sequence[Any], scales: Sequence[Any]) -> list[jax.Array]:
+    """Multiplies every leaf by its scale, on the devices it was on."""
+    return _rescale(leaves, scales, tuple(_sharding(leaf) for leaf in leaves))
 
 
 @functools.partial(jax.jit, static_argnames="shardings")
-def rescale(
+def _rescale(
     leaves: Sequence[Any], scales: Sequence[Any], shardings: tuple[Any, ...]
 ) -> list[jax.Array]:
-    """Multiplies every leaf by its scale, on the devices it was on."""
     return [
         leaf if sharding is None else jax.lax.with_sharding_constraint(leaf, sharding)
         for leaf, sharding in zip(_scaled(leaves, scales), shardings, strict=True)
     ]
+
+
+def _sharding(leaf: Any) -> Any:
+    """Returns a sharding over several devices; what is on one stays free to move."""
+    sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
+    return sharding if sharding is not None and len(sharding.device_set) > 1 else None

@@ -39,6 +39,7 @@ class LayerRow:
         update_before: RMS of the output's change along the optimizer's unit step.
         update_after: The same after rescaling, the step multiplied by the multipliers.
         dead: The fraction of units that no gradient reaches, after rescaling.
+        mean: The output's mean in units of its RMS, after rescaling; None unless ``verbose``.
         note: Why the layer was not rescaled, or what is special about it.
     """
 
@@ -51,6 +52,7 @@ class LayerRow:
     update_before: float
     update_after: float
     dead: float = 0.0
+    mean: float | None = None
     note: str = ""
 
 
@@ -69,6 +71,8 @@ class Report:
         dead: By path, the fraction of a layer's units that no gradient reaches, where it is not 0.
         zero: The leaves that hold nothing but zeros; where one is a weight, gradients were
             measured as if it were random.
+        leaf_gradients: By path, the RMS of the gradient of a leaf, as the optimizer sees it after
+            rescaling; empty unless ``verbose``.
     """
 
     rows: tuple[LayerRow, ...]
@@ -78,6 +82,7 @@ class Report:
     null: tuple[str, ...]
     dead: dict[str, float]
     zero: tuple[str, ...]
+    leaf_gradients: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as plain data."""
@@ -99,6 +104,8 @@ class Report:
             "layer", "kind", ">activation", ">→", ">gradient", ">→", ">update", ">→", "note",
         ]  # fmt: skip
         lines = [format_table(columns, [_cells(row) for row in self.rows], width=200)]
+        if self.leaf_gradients:
+            lines.append(self._details())
         shown = {row.path.partition("[")[0] for row in self.rows}
         hidden = [f"{path} ({why})" for path, why in self.not_tuned.items() if path not in shown]
         uses = [f"{path} (up to {ratio:.3g}x off)" for path, ratio in self.shared.items()]
@@ -112,6 +119,15 @@ class Report:
         }
         lines += [f"{title}: {', '.join(items)}" for title, items in lists.items() if items]
         return "\n".join(lines)
+
+    def _details(self) -> str:
+        """Tables what ``verbose`` measures besides."""
+        means = [[row.path, f"{row.mean:+.1%}"] for row in self.rows if row.mean is not None]
+        slopes = [[path, format_number(size)] for path, size in self.leaf_gradients.items()]
+        return "\n".join((
+            format_table(["layer", ">mean / RMS of the output"], means),
+            format_table(["parameter", ">gradient"], slopes),
+        ))
 
     __repr__ = __str__
 
@@ -136,7 +152,7 @@ def build_report(findings: Findings) -> Report:
     before, after = (_sizes(jax.device_get(s)) for s in (findings.before, findings.after))
     notes = [_note(named, plan) for named in naming.ordered]
     rows = tuple(
-        _row(named, before, after, note)
+        _row(named, before, after, note, detailed=plan.job.detailed)
         for named, note in zip(naming.ordered, notes, strict=True)
     )
     opaque = [layer for layer in plan.found.layers if not layer.measured]
@@ -157,16 +173,27 @@ def build_report(findings: Findings) -> Report:
         null=tuple(row.path for row in rows if _is_null(row)),
         dead={row.path: row.dead for row in rows if 0 < row.dead < 1},
         zero=tuple(naming.paths[leaf] for leaf in plan.job.zeros if plan.job.trainable[leaf]),
+        leaf_gradients=_leaf_gradients(plan, after["leaf"]) if plan.job.detailed else {},
     )
 
 
 def _sizes(statistics: Statistics) -> dict[str, np.ndarray]:
     """Averages over the keys on which a layer was reached: in a branch not taken all is 0."""
     powers = {name: np.asarray(v, np.float64) for name, v in statistics._asdict().items()}
-    reached = np.maximum((powers["activation"] != 0).sum(0), 1)
-    means = {name: power.sum(0) / reached for name, power in powers.items()}
-    sizes = {name: np.sqrt(mean) for name, mean in means.items() if name != "dead"}
-    return {**sizes, "dead": np.min(powers["dead"], 0)}
+    means = {
+        name: power.sum(0) / np.maximum((power != 0).sum(0), 1) for name, power in powers.items()
+    }
+    sizes = {name: np.sqrt(abs(mean)) for name, mean in means.items()}
+    return {**sizes, "dead": powers["dead"].min(0), "mean": powers["mean"].mean(0)}
+
+
+def _leaf_gradients(plan: Plan, sizes: np.ndarray) -> dict[str, float]:
+    """Names the gradients; a leaf with several slices has their RMS."""
+    paths, parts = plan.naming.paths, plan.by_leaf(sizes)
+    return {
+        paths[leaf] or ".": float(np.sqrt(np.mean(np.square(parts[leaf]))))
+        for leaf in plan.naming.used
+    }
 
 
 def _note(named: Named, plan: Plan) -> str:
@@ -180,14 +207,15 @@ def _note(named: Named, plan: Plan) -> str:
     return "shared" if layer.shared else ""
 
 
-def _row(named: Named, before: Any, after: Any, note: str) -> LayerRow:
+def _row(named: Named, before: Any, after: Any, note: str, *, detailed: bool) -> LayerRow:
     numbers: dict[str, float | None] = {}
     for name in ("activation", "gradient", "update"):
         known = name != "gradient" or named.layer.differentiable
         for when, sizes in (("before", before), ("after", after)):
             numbers[f"{name}_{when}"] = float(sizes[name][named.statistic]) if known else None
     dead = float(after["dead"][named.statistic])
-    return LayerRow(named.label, named.layer.kind, dead=dead, note=note, **numbers)
+    mean = float(after["mean"][named.statistic]) if detailed else None
+    return LayerRow(named.label, named.layer.kind, dead=dead, mean=mean, note=note, **numbers)
 
 
 def _is_null(row: LayerRow) -> bool:

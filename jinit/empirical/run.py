@@ -14,12 +14,15 @@ from jinit.empirical.job import Job
 from jinit.empirical.names import Naming
 from jinit.empirical.numbers import namespace
 from jinit.empirical.plan import Plan, plan_of
-from jinit.empirical.programs import Stage, Statistics, forward, measure, stack
+from jinit.empirical.programs import Stage, Statistics, forward, measure, rescale, stack
+from jinit.empirical.progress import Progress
 from jinit.empirical.scales import log_mean
 from jinit.empirical.search import find_scales
 from jinit.empirical.sites import Survey
 
 __all__ = ["Findings", "Pillars", "calibrated", "scaled"]
+
+_STAGES = {1: "measuring as given", 2: "measuring the pillars", 3: "measuring the result"}
 
 
 class Pillars(NamedTuple):
@@ -71,29 +74,40 @@ class Findings:
 class _Run:
     """One calibration under way."""
 
-    def __init__(self, job: Job, params: Any, inputs: Any, key: jax.Array) -> None:
+    def __init__(
+        self, job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progress
+    ) -> None:
         self.plan, self.consts = plan_of(job, params, inputs, key)
-        self.inputs, self.key = inputs, key
+        self.inputs, self.key, self.progress = inputs, key, progress
         self.given = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
         self.traced = any(
             isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, inputs, key, self.consts))
         )
 
     def leaves(self, scale: Any) -> list[Any]:
-        """Returns the stacked leaves, each slot multiplied by its scale."""
-        return stack(self.plan, self.given, self.plan.by_leaf(_single(scale)))
+        """Returns the stacked leaves, each slot multiplied by its scale; None leaves them be."""
+        leaves = self.given
+        if scale is not None:
+            leaves = rescale(leaves, self.plan.by_leaf(_single(scale)))
+        return stack(self.plan, leaves) if self.plan.rolled.loops else list(leaves)
 
-    def over_keys(self, one: Any, first: int) -> Any:
+    def over_keys(self, what: str, one: Any, first: int) -> Any:
         """Runs a program once a key, one after the other, and stacks what it returns."""
         numbers = range(first, first + self.plan.job.samples)
+        self.progress.begin(what, len(numbers))
         if self.traced:
             return jax.lax.map(one, jnp.arange(numbers.start, numbers.stop))
-        results = [one(np.int32(number)) for number in numbers]
+        results = [self._counted(one, number) for number in numbers]
         return jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(results))
+
+    def _counted(self, one: Any, number: int) -> Any:
+        result = one(np.int32(number))
+        self.progress.advance(result)
+        return result
 
     def search(self) -> Any:
         """Finds the logarithm of every slot's scale, on the same keys in every sweep."""
-        plan, leaves = self.plan, self.leaves(np.ones(self.plan.layout.slots))
+        plan, leaves = self.plan, self.leaves(None)
 
         def sweep(given: Any) -> Any:
             factors = self.by_layer(given)
@@ -103,7 +117,7 @@ class _Run:
                     plan, self.consts, leaves, self.inputs, self.key, number, factors
                 )
 
-            return self.over_keys(one, 0)
+            return self.over_keys("scaling", one, 0)
 
         return find_scales(plan.solver, plan.targets, sweep)
 
@@ -123,7 +137,7 @@ class _Run:
         def one(number: Any) -> Any:
             return measure(plan, self.consts, leaves, self.inputs, self.key, number, stage)
 
-        return self.over_keys(one, number * plan.job.samples)
+        return self.over_keys(_STAGES[number], one, number * plan.job.samples)
 
     def by_layer(self, vector: Any) -> list[Any]:
         """Divides statistics among the layers."""
@@ -135,22 +149,25 @@ def _single(vector: Any) -> Any:
     return vector.astype(np.float32)
 
 
-def scaled(job: Job, params: Any, inputs: Any, key: jax.Array) -> Sequence[Any]:
+def scaled(
+    job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progress
+) -> Sequence[Any]:
     """Returns every leaf's scale."""
-    run = _Run(job, params, inputs, key)
+    run = _Run(job, params, inputs, key, progress)
     found = run.search()
     return run.plan.by_leaf(_single(namespace(found).exp(found)))
 
 
-def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array) -> Findings:
+def calibrated(
+    job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progress
+) -> Findings:
     """Finds the pillars, and measures before, meanwhile and after."""
-    run = _Run(job, params, inputs, key)
+    run = _Run(job, params, inputs, key, progress)
     plan, solver, explicit = run.plan, run.plan.solver, job.mode == "explicit"
-    ones = np.ones(plan.layout.slots)
     searched = solver.shared.any()
     own = np.where(solver.tuned, 0.0, 1.0)
-    before, _ = run.measure(1, ones)
-    scale = ones
+    before, _ = run.measure(1, None)
+    scale = None
     if searched:
         logs = run.search()
         scale = namespace(logs).exp(logs)
