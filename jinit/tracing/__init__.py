@@ -2,12 +2,14 @@
 
 ``trace`` turns a function into its jaxpr, ``propagate`` carries abstract facts through it and
 ``evaluate`` runs it while a rule looks at, and may replace, its equations. All three recurse
-through jit, remat, scan, while, cond and custom derivatives.
+through jit, remat, scan, while, cond and custom derivatives. ``roll`` makes loops of its equal
+blocks, so that none of this grows with depth.
 """
 
 from jinit.tracing._jax import aval_of, sub_jaxprs
 from jinit.tracing.dataflow import DataflowRules, Frame, propagate
 from jinit.tracing.evaluate import EquationView, Rule, evaluate
+from jinit.tracing.roll import Rolled, roll
 from jinit.tracing.structure import Path
 from jinit.tracing.trace import TracedFunction, trace
 
@@ -16,11 +18,13 @@ __all__ = [
     "EquationView",
     "Frame",
     "Path",
+    "Rolled",
     "Rule",
     "TracedFunction",
     "aval_of",
     "evaluate",
     "propagate",
+    "roll",
     "sub_jaxprs",
     "trace",
 ]
