@@ -9,13 +9,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax._src import config, source_info_util
+from jax._src.linear_util import DebugInfo, WrappedFun
 from jax._src.named_sharding import UNSPECIFIED
 from jax.extend import core as jex
+
+_THUNK_MODULES = ("jax._src.interpreters.partial_eval", "jax._src.custom_derivatives")
 
 __all__ = [
     "aval_of",
     "bind",
     "close",
+    "comparable_params",
     "equation_context",
     "has_explicit_sharding",
     "pad_jit_params",
@@ -48,6 +52,49 @@ def scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()  # jax >= 0.12
     return len(consts), len(carry)
+
+
+def comparable_params(equation: jex.JaxprEqn) -> dict[str, Any]:
+    """Returns an equation's parameters, each call's own thunks replaced by what they stand for.
+
+    A custom derivative wraps its rule anew at every call; equal calls share the user's function
+    and what it was wrapped with.
+    """
+    params = {name: _unwrapped(value) for name, value in equation.params.items()}
+    if equation.primitive.name == "custom_vjp_call":
+        del params["out_trees"]  # follows from the rule and the operands
+    return params
+
+
+def _unwrapped(value: Any) -> Any:
+    if not isinstance(value, WrappedFun):
+        return value
+    followed = _followed(value.f)
+    if followed is not None:
+        return _unwrapped(followed)
+    transforms = tuple(
+        (transform, *(_unwrapped(arg) for arg in args if not _is_store(arg)))
+        for transform, args in value.transforms
+    )
+    return value.f, transforms, value.params
+
+
+def _followed(fn: Any) -> Any:
+    """Returns the rule within JAX's own thunk around it, or None."""
+    if getattr(fn, "__module__", None) not in _THUNK_MODULES:
+        return None
+    cells = dict(zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True))
+    if "fn" in cells:  # memoized
+        return _followed(cells["fn"].cell_contents)
+    names = cells.keys() & {"jvp", "fwd", "jvp_jaxpr_fun", "fwd_jaxpr_thunk"}
+    return cells[names.pop()].cell_contents if names else None
+
+
+def _is_store(arg: Any) -> bool:
+    """Tells whether a transformation's argument only receives what it computes."""
+    return getattr(arg, "__qualname__", "").startswith("transformation_with_aux") or isinstance(
+        arg, DebugInfo
+    )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,118 @@
+"""A traced function as one list of equations over numbered values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jax.extend import core as jex
+
+from jinit.tracing._jax import aval_of, has_explicit_sharding
+from jinit.tracing.fingerprint import array_key
+from jinit.tracing.structure import Body, structure_of
+from jinit.tracing.trace import TracedFunction
+
+__all__ = ["FlatEquation", "FlatProgram", "flatten"]
+
+
+@dataclass(frozen=True)
+class FlatEquation:
+    """An equation between numbered values, and the jit equations it was taken out of."""
+
+    equation: jex.JaxprEqn
+    within: tuple[jex.JaxprEqn, ...]
+    operands: tuple[int, ...]
+    results: range
+
+
+@dataclass
+class FlatProgram:
+    """A program of equations over numbered values; the first are the inputs.
+
+    Attributes:
+        avals: Shape and dtype of every value.
+        fixed: The literals and constants by their number.
+        literals: The numbers of those that are literals.
+        equations: The equations that an output or an effect depends on, in order.
+        outputs: The numbers of the outputs.
+    """
+
+    avals: list[Any] = field(default_factory=list)
+    fixed: dict[int, Any] = field(default_factory=dict)
+    literals: set[int] = field(default_factory=set)
+    equations: list[FlatEquation] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+
+
+def flatten(traced: TracedFunction) -> FlatProgram:
+    """Takes the equations out of every jit that pins no sharding, and drops unused ones."""
+    flattening = _Flattening()
+    program = flattening.program
+    body = Body(traced.jaxpr, tuple(traced.consts))
+    inputs = [flattening.new(aval) for aval in traced.in_avals]
+    program.outputs = flattening.inline(body, inputs, ())
+    program.equations = _used(program)
+    return program
+
+
+def _is_inlined(equation: jex.JaxprEqn) -> bool:
+    params = equation.params
+    return "in_shardings" not in params or not has_explicit_sharding(params)
+
+
+class _Flattening:
+    def __init__(self) -> None:
+        self.program = FlatProgram()
+        self.numbers: dict[Any, int] = {}
+
+    def new(self, aval: Any) -> int:
+        self.program.avals.append(aval)
+        return len(self.program.avals) - 1
+
+    def fix(self, key: Any, value: Any, aval: Any) -> int:
+        if key not in self.numbers:
+            self.numbers[key] = self.new(aval)
+            self.program.fixed[self.numbers[key]] = value
+        return self.numbers[key]
+
+    def literal(self, atom: Any) -> int:
+        number = self.fix(("literal", aval_of(atom), array_key(atom.val)), atom.val, aval_of(atom))
+        self.program.literals.add(number)
+        return number
+
+    def inline(
+        self, body: Body, operands: Sequence[int], within: tuple[jex.JaxprEqn, ...]
+    ) -> list[int]:
+        env: dict[Any, int] = dict(zip(body.jaxpr.invars, operands, strict=True))
+        for variable, const in zip(body.jaxpr.constvars, body.consts, strict=True):
+            aval = aval_of(variable)
+            env[variable] = self.fix(("const", aval, array_key(const)), const, aval)
+
+        def read(atom: Any) -> int:
+            return self.literal(atom) if isinstance(atom, jex.Literal) else env[atom]
+
+        for equation in body.jaxpr.eqns:
+            values = tuple(map(read, equation.invars))
+            results = self.equation(equation, values, within)
+            env.update(zip(equation.outvars, results, strict=True))
+        return list(map(read, body.jaxpr.outvars))
+
+    def equation(
+        self, equation: jex.JaxprEqn, operands: tuple[int, ...], within: tuple[jex.JaxprEqn, ...]
+    ) -> Sequence[int]:
+        structure = structure_of(equation)
+        if structure.kind == "jit" and _is_inlined(equation):
+            return self.inline(structure.bodies[0], operands, (*within, equation))
+        first = len(self.program.avals)
+        self.program.avals.extend(map(aval_of, equation.outvars))
+        results = range(first, len(self.program.avals))
+        self.program.equations.append(FlatEquation(equation, within, operands, results))
+        return results
+
+
+def _used(program: FlatProgram) -> list[FlatEquation]:
+    wanted, used = set(program.outputs), []
+    for flat in reversed(program.equations):
+        if flat.equation.effects or not wanted.isdisjoint(flat.results):
+            wanted.update(flat.operands)
+            used.append(flat)
+    return used[::-1]

@@ -1,0 +1,173 @@
+"""Which equations of a flat program run in order, and which only where they are needed."""
+
+from collections.abc import Hashable, Iterable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+
+from jinit.tracing._jax import sub_jaxprs
+from jinit.tracing.fingerprint import Fingerprints
+from jinit.tracing.flat import FlatEquation, FlatProgram
+
+__all__ = ["OUTSIDE", "Order"]
+
+OUTSIDE = -(1 << 40)
+"""The place of a value that no equation of the sequence computes: before all others."""
+
+_TRAINED, _FLOAT, _LOOSE, _DATA = 1, 2, 4, 8  # what a value depends on, as bits
+
+
+class Order:
+    """A program's equations, divided into a sequence and those that are deferred.
+
+    Deferred are the equations on floating-point variables alone, such as a cast of the whole
+    tree ahead of the model, and slices of data, such as the keys of a split: they become part of
+    the block that uses them. All others keep their order.
+
+    Attributes:
+        program: The program.
+        num_variables: The first inputs are variables.
+        trainable: For each variable whether it is a parameter.
+        sequence: The equations that keep their order.
+        labels: A number for each of them, equal where they are the same operation on operands of
+            the same kind.
+        weights: The number of equations in each of them.
+        operands: The operands of the sequence, in one array.
+        results: Likewise their results.
+        operand_at: Where those of each equation start; one entry more than equations.
+        result_at: Likewise for the results.
+        index: For every value its number among the results, or ``OUTSIDE``.
+        ready: The number of the last result that a value needs.
+        uses: How often each value is an operand or an output.
+        made: For every result of a deferred equation the equation.
+        classes: And a number, equal for results that are the same function of their inputs.
+    """
+
+    def __init__(self, program: FlatProgram, trainable: Sequence[bool], num_inputs: int) -> None:
+        self.program = program
+        self.num_variables = len(trainable)
+        self.trainable = tuple(trainable)
+        self.made: dict[int, FlatEquation] = {}
+        self.classes: dict[int, int] = {}
+        self.sequence: list[FlatEquation] = []
+        self._fingerprints = Fingerprints()
+        self._sizes: dict[int, int] = {}
+        self._reach = [0] * len(program.avals)
+        self._loose_literals = {n for n in program.literals if not _is_fixed(program.avals[n])}
+        self.index = np.full(len(program.avals), OUTSIDE)
+        self.ready = np.full(len(program.avals), OUTSIDE)
+        self._num_results = 0
+        self._place_inputs(num_inputs)
+        self._place_equations()
+
+    def is_variable(self, value: int) -> bool:
+        """Tells whether a value is a variable as it was given."""
+        return value < self.num_variables
+
+    def is_trained(self, value: int) -> bool:
+        """Tells whether a value is computed from parameters without data."""
+        return self._reach[value] & (_TRAINED | _DATA) == _TRAINED
+
+    def reads_variables(self, value: int) -> bool:
+        """Tells whether a value is computed from floating-point variables."""
+        return bool(self._reach[value] & _FLOAT)
+
+    def _place_inputs(self, num_inputs: int) -> None:
+        for value in range(num_inputs):
+            if not self.is_variable(value):
+                self._reach[value] = _DATA
+            elif not jnp.issubdtype(self.program.avals[value].dtype, jnp.inexact):
+                self._reach[value] = _LOOSE
+            else:
+                trained = self.trainable[value]
+                self._reach[value] = _FLOAT | (_TRAINED if trained else 0)
+                self.classes[value] = self._fingerprints.number((
+                    "variable", self.program.avals[value], trained,
+                ))  # fmt: skip
+
+    def _place_equations(self) -> None:
+        labels = []
+        for position, flat in enumerate(self.program.equations):
+            reach = 0
+            for operand in flat.operands:
+                reach |= self._reach[operand]
+            for result in flat.results:
+                self._reach[result] = reach
+            label = self._label(flat, position)
+            if _is_deferred(flat.equation, reach):
+                self._defer(flat, label)
+            else:
+                labels.append(label)
+                self._append(flat)
+        self._count(labels)
+
+    def _label(self, flat: FlatEquation, position: int) -> int:
+        if flat.equation.effects:
+            return self._fingerprints.number(("effect", position))
+        results = tuple(self.program.avals[result] for result in flat.results)
+        operands = tuple(map(self._kind, flat.operands))
+        key = (self._fingerprints.equation(flat.equation), operands, results)
+        return self._fingerprints.number(key)
+
+    def _kind(self, value: int) -> Hashable:
+        """Describes an operand by what must not differ between equal equations.
+
+        Whole numbers in the program, such as those folded into a key, may differ.
+        """
+        if value in self.program.literals and value not in self._loose_literals:
+            return "literal", value
+        if self._reach[value] & _FLOAT:
+            known = self.classes.get(value)
+            if known is not None:
+                return "made", known
+        return self.program.avals[value]
+
+    def _defer(self, flat: FlatEquation, label: int) -> None:
+        ready = max((self.ready[operand] for operand in flat.operands), default=OUTSIDE)
+        for number, result in enumerate(flat.results):
+            self.made[result] = flat
+            self.classes[result] = self._fingerprints.number(("made", label, number))
+            self.ready[result] = ready
+
+    def _append(self, flat: FlatEquation) -> None:
+        self.sequence.append(flat)
+        for result in flat.results:
+            self.index[result] = self.ready[result] = self._num_results
+            self._num_results += 1
+
+    def _count(self, labels: Iterable[int]) -> None:
+        self.labels = np.fromiter(labels, int)
+        self.weights = np.array([self._size(flat.equation) for flat in self.sequence], int)
+        self.operand_at = _starts(len(flat.operands) for flat in self.sequence)
+        self.result_at = _starts(len(flat.results) for flat in self.sequence)
+        self.results = np.array([r for flat in self.sequence for r in flat.results], int)
+        self.operands = np.array([o for flat in self.sequence for o in flat.operands], int)
+        everywhere = [o for flat in self.program.equations for o in flat.operands]
+        self.uses = np.bincount(
+            np.array([*everywhere, *self.program.outputs], int), minlength=len(self.index)
+        )
+
+    def _size(self, equation: jex.JaxprEqn) -> int:
+        """Counts an equation and those inside it."""
+        if id(equation) not in self._sizes:
+            inner = [e for jaxpr in sub_jaxprs(equation) for e in jaxpr.eqns]
+            self._sizes[id(equation)] = 1 + sum(map(self._size, inner))
+        return self._sizes[id(equation)]
+
+
+def _is_fixed(aval: object) -> bool:
+    """Tells whether a literal must be the same in all blocks."""
+    return aval.shape != () or jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+def _is_deferred(equation: jex.JaxprEqn, reach: int) -> bool:
+    if equation.effects:
+        return False
+    if reach & _FLOAT:
+        return not reach & (_LOOSE | _DATA)
+    return equation.primitive.name == "slice"
+
+
+def _starts(sizes: Iterable[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(np.fromiter(sizes, int))])

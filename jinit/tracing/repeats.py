@@ -1,0 +1,337 @@
+"""Runs of equal blocks in a program, and how values flow through them."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from jinit.tracing.flat import FlatEquation
+from jinit.tracing.order import Order
+
+__all__ = [
+    "Carried", "Internal", "Loop", "Made", "Outside", "Scanned", "Source", "find_loops", "repeats",
+]  # fmt: skip
+
+_LEAST_BLOCKS = 3
+_LEAST_SAVED = 24
+_TRIES = 12
+_PRODUCTS = frozenset({"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"})
+
+
+@dataclass(frozen=True)
+class Internal:
+    """The ``index``-th result of the block."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The ``slot``-th of the values carried from block to block."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A value that is the same for all blocks."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """The ``slot``-th of the values of which every block has its own."""
+
+    slot: int
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A result of a deferred equation."""
+
+    equation: FlatEquation
+    operands: "tuple[Source, ...]"
+    result: int
+
+
+Source = Internal | Carried | Outside | Scanned | Made
+"""Where an equation in a block gets an operand from."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A run of blocks that one loop can compute.
+
+    Attributes:
+        start: The position of its first equation in the sequence.
+        stop: The position after its last.
+        equations: The equations of the first block.
+        sources: For each of them where its operands come from.
+        carries: For every carried value the result of the block, by index, and the value that
+            the first block gets instead.
+        scanned: The values of each of which every block has its own, block by block.
+        groups: Those among them that are variables, to be stacked outside.
+        results: The values that each block computes: an array of shape (blocks, results).
+        exits: The indices of the results that are used after the loop.
+    """
+
+    start: int
+    stop: int
+    equations: tuple[FlatEquation, ...]
+    sources: tuple[tuple[Source, ...], ...]
+    carries: tuple[tuple[int, int], ...]
+    scanned: tuple[tuple[int, ...], ...]
+    groups: frozenset[tuple[int, ...]]
+    results: np.ndarray
+    exits: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A stretch of labels equal to those ``period`` further on."""
+
+    start: int
+    stop: int
+    period: int
+    saved: int
+
+
+def repeats(labels: np.ndarray, weights: np.ndarray) -> list[_Run]:
+    """Finds where a sequence repeats itself, the largest savings first.
+
+    Args:
+        labels: What stands at each position, shape (n,).
+        weights: What leaving it out saves, shape (n,).
+
+    Returns:
+        Maximal stretches of at least three periods each.
+    """
+    total = np.concatenate([[0], np.cumsum(weights)])
+    runs = []
+    for period in range(1, len(labels) // _LEAST_BLOCKS + 1):
+        same = labels[:-period] == labels[period:]
+        least = (_LEAST_BLOCKS - 1) * period
+        if np.count_nonzero(same) < least:
+            continue
+        edges = np.flatnonzero(np.diff(same, prepend=False, append=False))
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            blocks = (stop - start) // period
+            saved = total[start + blocks * period] - total[start]
+            if stop - start >= least and saved >= _LEAST_SAVED:
+                runs.append(_Run(int(start), int(stop) + period, period, int(saved)))
+    return sorted(runs, key=lambda run: (-run.saved, run.period))
+
+
+def find_loops(order: Order) -> list[Loop]:
+    """Finds disjoint runs of blocks that loops can compute, in order."""
+    return list(_find(order, 0, len(order.sequence)))
+
+
+def _find(order: Order, low: int, high: int) -> Iterator[Loop]:
+    for run in repeats(order.labels[low:high], order.weights[low:high])[:_TRIES]:
+        loop = _first_loop(order, _Run(run.start + low, run.stop + low, run.period, run.saved))
+        if loop is not None:
+            yield from _find(order, low, loop.start)
+            yield loop
+            yield from _find(order, loop.stop, high)
+            return
+
+
+def _first_loop(order: Order, run: _Run) -> Loop | None:
+    for phase in _phases(order, run)[:_TRIES]:
+        start = run.start + phase
+        while (blocks := (run.stop - start) // run.period) >= _LEAST_BLOCKS:
+            loop, valid = _loop(order, start, run.period, blocks)
+            if loop is not None:
+                return loop
+            start += run.period * max(valid, 1)
+    return None
+
+
+def _phases(order: Order, run: _Run) -> list[int]:
+    """Lists where the blocks of a run may start, the most natural first.
+
+    That is where the fewest values pass from block to block, and before a product with a
+    parameter, so that its bias stays in the same block.
+    """
+    start, period = run.start, run.period
+    stop = min(run.stop, start + 3 * period)
+    first, last = order.operand_at[start], order.operand_at[stop]
+    operands = order.operands[first:last]
+    sizes = np.diff(order.operand_at[start : stop + 1])
+    readers = np.repeat(np.arange(stop - start), sizes)
+    indices = order.index[operands] - order.result_at[start]
+    makers = np.searchsorted(order.result_at[start : stop + 1] - order.result_at[start], indices,
+                             side="right") - 1  # fmt: skip
+    near = (indices >= 0) & (readers - makers <= period)
+    last_read = np.zeros(order.result_at[stop] - order.result_at[start], int)
+    np.maximum.at(last_read, indices[near], readers[near])
+    made = np.repeat(np.arange(stop - start), np.diff(order.result_at[start : stop + 1]))
+    alive = np.zeros(stop - start + 2, int)
+    read = last_read > made
+    np.add.at(alive, made[read] + 1, 1)
+    np.add.at(alive, last_read[read] + 1, -1)
+    crossing = np.cumsum(alive)[period : 2 * period]
+    return sorted(range(period), key=lambda p: (crossing[p], not _is_product(order, start + p), p))
+
+
+def _is_product(order: Order, position: int) -> bool:
+    flat = order.sequence[position]
+    return flat.equation.primitive.name in _PRODUCTS and any(
+        operand in order.classes for operand in flat.operands
+    )
+
+
+def _loop(order: Order, start: int, period: int, blocks: int) -> tuple[Loop | None, int]:
+    """Returns the loop over blocks, or None and how many first blocks fit together."""
+    valid = blocks
+    while True:
+        trial = _Trial(order, start, period, valid)
+        if trial.valid == valid:
+            break
+        valid = trial.valid
+        saved = int(order.weights[start : start + period].sum()) * (valid - 1)
+        if valid < _LEAST_BLOCKS or saved < _LEAST_SAVED:
+            return None, valid
+    return trial.loop(), valid
+
+
+class _Trial:
+    """The attempt to see a stretch of the sequence as blocks of one loop.
+
+    A column holds, for one operand of a block, the value that each of the blocks reads.
+
+    Attributes:
+        valid: How many of the first blocks fit together, at least 1.
+    """
+
+    def __init__(self, order: Order, start: int, period: int, blocks: int) -> None:
+        self.order, self.start, self.blocks = order, start, blocks
+        self.stop = start + period * blocks
+        self.equations = tuple(order.sequence[start : start + period])
+        self.operands = _rows(order.operands, order.operand_at, start, self.stop, blocks)
+        self.results = _rows(order.results, order.result_at, start, self.stop, blocks)
+        self.bases = order.result_at[start : self.stop : period]
+        self.sources: dict[bytes, Source] = {}
+        self.uses: Counter[bytes] = Counter()
+        self.deferred: dict[bytes, tuple[Source, ...]] = {}
+        self.read: list[np.ndarray] = [self.operands.ravel()]
+        self.carries: dict[tuple[int, int], int] = {}
+        self.scanned: dict[tuple[int, ...], int] = {}
+        self.groups: set[tuple[int, ...]] = set()
+        self.valid = blocks
+        self._expect(self._fitting(self.operands))
+        if self.valid == blocks:
+            self.columns = [self._source(column) for column in self.operands.T]
+            self._own_variables()
+
+    def _expect(self, fits: np.ndarray) -> None:
+        """Ends the blocks at the first for which something does not hold."""
+        fits = fits.reshape(self.blocks, -1).all(1)
+        if not fits.all():
+            self.valid = min(self.valid, max(1, int(np.argmin(fits))))
+
+    def _relative(self, columns: np.ndarray) -> np.ndarray:
+        """Numbers values as results of the block that reads them; others are negative."""
+        return self.order.index[columns] - self.bases[:, None]
+
+    def _fitting(self, columns: np.ndarray) -> np.ndarray:
+        """Tells for columns of shape (blocks, n) which blocks read what the second one reads."""
+        relative = self._relative(columns)
+        second, early = relative[1], self.order.ready[columns] < self.bases[0]
+        computed = relative == second
+        computed[0] = np.where(second < 0, early[0], computed[0])
+        same = (columns == columns[0]) & early[0]
+        own = self.order.index[columns] < self.bases[0]
+        outside = np.where(columns[1] == columns[0], same, own)
+        return np.where(second >= -self.results.shape[1], computed, outside)
+
+    def _source(self, column: np.ndarray) -> Source:
+        key = column.tobytes()
+        self.uses[key] += 1
+        if key not in self.sources:
+            self._expect(self._fitting(column[:, None]))
+            self.sources[key] = self._new_source(column)
+        return self.sources[key]
+
+    def _new_source(self, column: np.ndarray) -> Source:
+        index, num_results = int(self._relative(column[:, None])[1, 0]), self.results.shape[1]
+        if index >= 0:
+            return Internal(index)
+        if index >= -num_results:
+            carry = (index + num_results, int(column[0]))
+            return Carried(self.carries.setdefault(carry, len(self.carries)))
+        if column[0] == column[1]:
+            return Outside(int(column[0]))
+        values = tuple(column.tolist())
+        makers = [self.order.made.get(value) for value in values]
+        if None not in makers and len({self.order.classes[value] for value in values}) == 1:
+            return self._made(makers, values)
+        return self._own(column, values)
+
+    def _made(self, makers: list[FlatEquation], values: tuple[int, ...]) -> Made:
+        """Computes a deferred equation in the block, from what it reads."""
+        firsts = np.array([flat.results[0] for flat in makers])
+        key = firsts.tobytes()
+        if key not in self.deferred:
+            operands = np.array([flat.operands for flat in makers])
+            self.read.append(operands.ravel())
+            self.deferred[key] = tuple(self._source(column) for column in operands.T)
+        return Made(makers[0], self.deferred[key], values[0] - makers[0].results[0])
+
+    def _own(self, column: np.ndarray, values: tuple[int, ...]) -> Scanned:
+        """Hands every block its own value; of parameters only those as they were given."""
+        if all(map(self.order.is_variable, values)):
+            self.groups.add(values)
+        else:
+            self._expect(self.order.ready[column] < self.bases[0])
+            self._expect(np.array([not self.order.is_trained(value) for value in values]))
+        return Scanned(self.scanned.setdefault(values, len(self.scanned)))
+
+    def _own_variables(self) -> None:
+        """Checks that nothing else reads the variables to be stacked, or a value made of them."""
+        for values in sorted(self.groups):
+            column = np.array(values)
+            owned = self.order.uses[column] == self.uses[column.tobytes()]
+            if any(map(self.order.is_trained, values)):
+                self._expect(owned)
+            elif not owned.all():
+                self.groups.remove(values)
+        for key in self.deferred:
+            firsts = np.frombuffer(key, int)
+            for number in range(len(self.order.made[int(firsts[0])].results)):
+                column = firsts + number
+                if self.order.reads_variables(int(column[0])):
+                    self._expect(self.order.uses[column] == self.uses[column.tobytes()])
+
+    def loop(self) -> Loop:
+        """Returns the loop, if all blocks fit together."""
+        sizes = [len(flat.operands) for flat in self.equations]
+        columns = iter(self.columns)
+        return Loop(
+            start=self.start,
+            stop=self.stop,
+            equations=self.equations,
+            sources=tuple(tuple(islice(columns, size)) for size in sizes),
+            carries=tuple(self.carries),
+            scanned=tuple(self.scanned),
+            groups=frozenset(self.groups),
+            results=self.results,
+            exits=self._exits(),
+        )
+
+    def _exits(self) -> tuple[int, ...]:
+        """Lists the results that are read outside and that the last carry does not hold."""
+        order, read = self.order, np.concatenate(self.read)
+        inside = np.bincount(read, minlength=len(order.uses))
+        leaving = order.uses[self.results] > inside[self.results]
+        carried = [index for index, _ in self.carries]
+        leaving[-1, carried] = False
+        return tuple(np.flatnonzero(leaving.any(0)).tolist())
+
+
+def _rows(flat: np.ndarray, starts: np.ndarray, start: int, stop: int, blocks: int) -> np.ndarray:
+    return flat[starts[start] : starts[stop]].reshape(blocks, -1)
