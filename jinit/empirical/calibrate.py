@@ -13,8 +13,8 @@ from jinit.empirical.checks import check_findings
 from jinit.empirical.explicit import COLLECTION, explicit_scales
 from jinit.empirical.job import Mode
 from jinit.empirical.prepare import Patterns, prepare
-from jinit.empirical.progress import progress
 from jinit.empirical.programs import rescale
+from jinit.empirical.progress import progress
 from jinit.empirical.run import Findings, calibrated, scaled
 from jinit.empirical.wrapped import filled, restricted, unscaled
 

@@ -54,7 +54,8 @@ def _check_degrees(findings: Findings) -> None:
     odd = np.minimum(abs(by_gradient), abs(by_gradient - 1)) > 0.05
     if odd.any() or (abs(by_parameters) > 0.05).any():
         raise ValueError(
-            f"mode='explicit' cannot follow optimizer={findings.plan.job.optimizer!r}: its first step must be as "
-            "large as the gradient (SGD) or independent of its size (Adam), and must not depend on "
-            "the parameters; pass it without weight decay or trust ratio, or use mode='fold'"
+            f"mode='explicit' cannot follow optimizer={findings.plan.job.optimizer!r}: its first "
+            "step must be as large as the gradient (SGD) or independent of its size (Adam), and "
+            "must not depend on the parameters; pass it without weight decay or trust ratio, or "
+            "use mode='fold'"
         )

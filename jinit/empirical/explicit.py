@@ -115,9 +115,7 @@ class NormedApply:
 
         args = [*leaves, *jax.tree.leaves((inputs, arrays))]
         enter = found.enter
-        outputs, _ = evaluate(
-            traced.jaxpr, traced.consts, args, rule, planted=factors, enter=enter
-        )
+        outputs, _ = evaluate(traced.jaxpr, traced.consts, args, rule, planted=factors, enter=enter)
         return traced.unflatten(outputs)
 
 

@@ -11,9 +11,9 @@ __all__ = [
     "all_finite",
     "call_loss",
     "check_params",
+    "collection_of",
     "describe_call",
     "draw_inputs",
-    "collection_of",
     "leaf_paths",
     "trainable_leaves",
 ]

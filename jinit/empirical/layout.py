@@ -142,8 +142,10 @@ class Layout:
         grid = np.unravel_index(statistics.ravel(), lengths or (1,))
         # a use of the whole leaf concerns all its slices
         chosen = slots[tuple(grid[level] for level in degree.loops)] if degree.loops else slots
-        chosen = np.broadcast_to(chosen.reshape(-1, *shape[len(degree.loops) :]),
-                                 (statistics.size, *shape[len(degree.loops) :]))
+        chosen = np.broadcast_to(
+            chosen.reshape(-1, *shape[len(degree.loops) :]),
+            (statistics.size, *shape[len(degree.loops) :]),
+        )
         chosen = chosen.reshape(statistics.size, -1)
         repeated = np.repeat(statistics.ravel(), chosen.shape[1])
         return (

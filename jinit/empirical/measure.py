@@ -186,8 +186,10 @@ class Meter:
         differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
         (slopes, powers), reaped = differentiate(floats, self._taps(balance))
         layers = self.layout.layers
-        zeros = [leaf if flag else jnp.zeros_like(leaf)
-                 for leaf, flag in zip(leaves, moving, strict=True)]
+        zeros = [
+            leaf if flag else jnp.zeros_like(leaf)
+            for leaf, flag in zip(leaves, moving, strict=True)
+        ]
         return Backward(
             _merge(zeros, slopes, moving),
             self._pack(reaped, "tail", "power"),
@@ -268,7 +270,9 @@ class Meter:
         """Applies a layer's head with the gradient at its input tapped."""
         tap = _scaling_tap if self.balanced and layer.carrier is not None else _tap
         values = [
-            tap(value, view.planted["head"]) if i not in layer.operands and is_float(value) else value
+            tap(value, view.planted["head"])
+            if i not in layer.operands and is_float(value)
+            else value
             for i, value in enumerate(values)
         ]
         if self._is_shut(layer):

@@ -84,9 +84,7 @@ class Naming:
         """Every layer and iteration, in the order of evaluation."""
         numbered = enumerate(self.layout.layers)
         joined = itertools.groupby(numbered, lambda pair: self._loop(pair[1]))
-        return tuple(
-            named for loop, layers in joined for named in self._block(loop, list(layers))
-        )
+        return tuple(named for loop, layers in joined for named in self._block(loop, list(layers)))
 
     @property
     def used(self) -> list[int]:
@@ -111,11 +109,15 @@ class Naming:
             values = vector[start:end].reshape(layer.lengths)
             place = np.unravel_index(named.statistic - start, layer.lengths)
             inner = range(len(layer.lengths) - len(named.index), len(layer.lengths))
-            index = [slice(None) if i in inner and i in loops else place[i] for i in range(len(place))]
+            index = [
+                slice(None) if i in inner and i in loops else place[i] for i in range(len(place))
+            ]
             yield self._member(layer.carrier, named.iteration), values[tuple(index)]
 
     def _loop(self, layer: Layer) -> Path | None:
-        return next((p for n in range(1, len(layer.head)) if (p := layer.head[:n]) in self.loops), None)
+        return next(
+            (p for n in range(1, len(layer.head)) if (p := layer.head[:n]) in self.loops), None
+        )
 
     def _block(self, loop: Path | None, layers: list[tuple[int, Layer]]) -> Iterator[Named]:
         if loop is None:

@@ -13,6 +13,7 @@ from jinit.empirical.numbers import is_float
 
 __all__ = ["Normed", "WrappedModel", "get_wrapped_submodules", "wrap_all_leaf_modules"]
 
+
 def _applied(
     call: Callable[..., Any], inputs: Sequence[Any], options: Mapping[str, Any], scales: Any
 ) -> Any:

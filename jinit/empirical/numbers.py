@@ -1,11 +1,13 @@
 """The arithmetic of statistics and scales, in float32 or wider."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 __all__ = [
     "apply_scale",
@@ -14,6 +16,7 @@ __all__ = [
     "mean_square",
     "multiply",
     "namespace",
+    "on_cpu",
     "segment_sum",
     "wider",
 ]
@@ -53,6 +56,18 @@ def apply_scale(leaf: jax.Array, scale: jax.Array) -> jax.Array:
     if not is_float(leaf):
         return leaf
     return multiply(leaf, scale.reshape(scale.shape + (1,) * (leaf.ndim - scale.ndim)))
+
+
+def on_cpu(leaves: Iterable[Any]) -> bool:
+    """Tells whether all arrays are values in the memory of this process."""
+    arrays = [leaf for leaf in leaves if not isinstance(leaf, np.ndarray | np.generic)]
+    return all(
+        isinstance(array, jax.Array)
+        and not isinstance(array, Tracer)
+        and array.is_fully_addressable
+        and all(device.platform == "cpu" for device in array.devices())
+        for array in arrays
+    )
 
 
 def namespace(*arrays: Any) -> Any:

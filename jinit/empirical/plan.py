@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -120,7 +119,7 @@ def _plan(job: Job, params: Any, inputs: Any, key: jax.Array) -> tuple[Plan, Seq
     traced = trace(job.run, params, drawn, rngs)
     output = traced.unflatten(traced.out_avals)
     jax.eval_shape(lambda out, key: call_loss(job.dummy_loss, out, key), output, key)
-    rolled = roll(traced, len(job.trainable), job.trainable)
+    rolled = roll(traced, job.trainable)
     trainable = [job.trainable[group[0]] for group in rolled.groups]
     found = survey(rolled.traced, trainable)
     _check_found(found, job)

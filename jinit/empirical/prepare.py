@@ -1,7 +1,6 @@
 """Checks what the user passed, and divides it into what is compiled for and what is run on."""
 
 import numbers
- 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -14,7 +13,7 @@ from jinit._patterns import check_patterns, fits
 from jinit.empirical.cachekey import CachedFunction
 from jinit.empirical.inputs import check_params, collection_of, leaf_paths, trainable_leaves
 from jinit.empirical.job import Job, Mode
-from jinit.empirical.numbers import is_float
+from jinit.empirical.numbers import is_float, on_cpu
 from jinit.empirical.steps import check_optimizer
 from jinit.empirical.targets import check_target
 
@@ -106,7 +105,9 @@ def _frozen(
     return tuple(out or not want for want, out in zip(wanted, left_out, strict=True))
 
 
-def _zeros(leaves: Sequence[Any], paths: Sequence[str], trainable: Sequence[bool]) -> tuple[int, ...]:
+def _zeros(
+    leaves: Sequence[Any], paths: Sequence[str], trainable: Sequence[bool]
+) -> tuple[int, ...]:
     """Lists the leaves that hold nothing but zeros; traced values are not looked at.
 
     Raises:
@@ -117,7 +118,7 @@ def _zeros(leaves: Sequence[Any], paths: Sequence[str], trainable: Sequence[bool
         for number, leaf in enumerate(leaves)
         if is_float(leaf) and np.size(leaf) and not isinstance(leaf, Tracer)
     }
-    look = _look if all(_on_host(leaf) for leaf in known.values()) else jax.jit(_look)
+    look = _look if on_cpu(known.values()) else jax.jit(_look)
     seen = jax.device_get(look(known))
     bad = [paths[n] for n, (finite, _) in seen.items() if trainable[n] and not finite]
     if bad:
@@ -132,13 +133,6 @@ def _check_inputs(inputs: Any) -> None:
     known = [x for x in jax.tree.leaves(inputs) if is_float(x) and not isinstance(x, Tracer)]
     if not all(np.isfinite(np.asarray(x)).all() for x in known):
         raise ValueError("dummy_input holds values that are not finite; pass inputs without them")
-
-
-def _on_host(leaf: Any) -> bool:
-    """Tells whether NumPy can look at a leaf without a copy from another device."""
-    if not isinstance(leaf, jax.Array):
-        return True
-    return leaf.is_fully_addressable and all(d.platform == "cpu" for d in leaf.devices())
 
 
 def _look(leaves: dict[int, Any]) -> dict[int, tuple[Any, Any]]:

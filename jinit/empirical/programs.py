@@ -10,10 +10,10 @@ import numpy as np
 from jax.core import Tracer
 
 from jinit.empirical.inputs import call_loss
-from jinit.empirical.numbers import apply_scale, is_float, mean_square
+from jinit.empirical.numbers import apply_scale, is_float, mean_square, on_cpu
 from jinit.empirical.plan import Plan
 
-__all__ = ["Stage", "Statistics", "forward", "measure", "rescale", "stack"]
+__all__ = ["Programs", "Stage", "Statistics", "programs", "rescale", "stack"]
 
 
 class Statistics(NamedTuple):
@@ -61,8 +61,7 @@ def _keys(key: jax.Array, number: Any, count: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers.astype(jnp.uint32))
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def forward(
+def _forward(
     plan: Plan, consts: Any, leaves: Any, inputs: Any, key: Any, number: Any, given: Sequence[Any]
 ) -> jax.Array:
     """Runs forward once, and returns the mean square of every output before its factor."""
@@ -70,8 +69,7 @@ def forward(
     return plan.meter(consts).forward([*leaves, *plan.data(inputs, sample)], given)
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def measure(
+def _measure(
     plan: Plan, consts: Any, leaves: Any, inputs: Any, key: Any, number: Any, stage: Stage
 ) -> tuple[Statistics, jax.Array]:
     """Runs forward, backward, and forward with derivatives, on one key.
@@ -84,7 +82,8 @@ def measure(
     loss = functools.partial(_loss, plan, loss_key)
     back = meter.backward(loss, leaves, data, stage.given, stage.balance)
     gauge = [
-        jnp.where(g > 0, g, own) for g, own in zip(stage.gauge, _own(plan, back.factors), strict=True)
+        jnp.where(g > 0, g, own)
+        for g, own in zip(stage.gauge, _own(plan, back.factors), strict=True)
     ]
     inward = [weight / c for weight, c in zip(stage.weight, gauge, strict=True)]
     outward = [rate / c for rate, c in zip(stage.rate, gauge, strict=True)]
@@ -108,6 +107,57 @@ def _own(plan: Plan, factors: Sequence[jax.Array]) -> list[jax.Array]:
             if not layer.shared:
                 own[leaf] = factor if degree.degree == 1 else factor ** (1 / (degree.degree or 1))
     return own
+
+
+# On a CPU, the compilation of a program that runs a few dozen times takes longer than its runs:
+# these take a fifth to two fifths off it, and leave the speed as it is. Which are known depends on
+# the version of jaxlib.
+_CHEAP: Sequence[dict[str, Any]] = (
+    {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1},
+    {"xla_backend_optimization_level": 1},
+)
+
+
+class Programs(NamedTuple):
+    """The two programs that measure.
+
+    Attributes:
+        forward: Runs forward once, and returns the mean square of every output.
+        measure: Runs forward, backward, and forward with derivatives.
+    """
+
+    forward: Any
+    measure: Any
+
+
+def _programs(**options: Any) -> Programs:
+    jit = functools.partial(jax.jit, static_argnames="plan", **options)
+    return Programs(jit(_forward), jit(_measure))
+
+
+_plain = _programs()
+
+
+@functools.cache
+def _on_cpu() -> Programs:
+    for options in _CHEAP:
+        try:
+            with jax.default_device(jax.devices("cpu")[0]):
+                jax.jit(lambda: 0, compiler_options=options)()
+        except jax.errors.JaxRuntimeError:
+            continue
+        return _programs(compiler_options=options)
+    return _plain
+
+
+def programs(leaves: Sequence[Any], *, traced: bool) -> Programs:
+    """Returns the programs that measure, for the devices that the leaves are on.
+
+    Args:
+        leaves: The leaves.
+        traced: Whether the programs become part of another one, which has options of its own.
+    """
+    return _on_cpu() if on_cpu(leaves) and not traced else _plain
 
 
 class _Seen(NamedTuple):
@@ -170,18 +220,20 @@ def stack(plan: Plan, leaves: Sequence[Any]) -> list[Any]:
 
 
 def rescale(leaves: Sequence[Any], scales: Sequence[Any]) -> list[jax.Array]:
-    """Multiplies every leaf by its scale, on the devices it was on."""
-    return _rescale(leaves, scales, tuple(_sharding(leaf) for leaf in leaves))
+    """Multiplies every leaf by its scale, on the devices it was on.
 
-
-@functools.partial(jax.jit, static_argnames="shardings")
-def _rescale(
-    leaves: Sequence[Any], scales: Sequence[Any], shardings: tuple[Any, ...]
-) -> list[jax.Array]:
+    One small program a shape compiles faster than one that holds all leaves.
+    """
     return [
-        leaf if sharding is None else jax.lax.with_sharding_constraint(leaf, sharding)
-        for leaf, sharding in zip(_scaled(leaves, scales), shardings, strict=True)
+        _rescale(leaf, scale, sharding=_sharding(leaf))
+        for leaf, scale in zip(leaves, scales, strict=True)
     ]
+
+
+@functools.partial(jax.jit, static_argnames="sharding")
+def _rescale(leaf: Any, scale: Any, *, sharding: Any) -> jax.Array:
+    moved = apply_scale(leaf, jnp.asarray(scale, jnp.float32))
+    return moved if sharding is None else jax.lax.with_sharding_constraint(moved, sharding)
 
 
 def _sharding(leaf: Any) -> Any:

@@ -124,10 +124,12 @@ class Report:
         """Tables what ``verbose`` measures besides."""
         means = [[row.path, f"{row.mean:+.1%}"] for row in self.rows if row.mean is not None]
         slopes = [[path, format_number(size)] for path, size in self.leaf_gradients.items()]
-        return "\n".join((
-            format_table(["layer", ">mean / RMS of the output"], means),
-            format_table(["parameter", ">gradient"], slopes),
-        ))
+        return "\n".join(
+            (
+                format_table(["layer", ">mean / RMS of the output"], means),
+                format_table(["parameter", ">gradient"], slopes),
+            )
+        )
 
     __repr__ = __str__
 
@@ -208,7 +210,7 @@ def _note(named: Named, plan: Plan) -> str:
 
 
 def _row(named: Named, before: Any, after: Any, note: str, *, detailed: bool) -> LayerRow:
-    numbers: dict[str, float | None] = {}
+    numbers: dict[str, Any] = {}
     for name in ("activation", "gradient", "update"):
         known = name != "gradient" or named.layer.differentiable
         for when, sizes in (("before", before), ("after", after)):

@@ -8,17 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jinit.empirical.job import Job
-from jinit.empirical.names import Naming
 from jinit.empirical.numbers import namespace
 from jinit.empirical.plan import Plan, plan_of
-from jinit.empirical.programs import Stage, Statistics, forward, measure, rescale, stack
+from jinit.empirical.programs import Stage, Statistics, programs, rescale, stack
 from jinit.empirical.progress import Progress
 from jinit.empirical.scales import log_mean
 from jinit.empirical.search import find_scales
-from jinit.empirical.sites import Survey
+from jinit.tracing import is_tracing
 
 __all__ = ["Findings", "Pillars", "calibrated", "scaled"]
 
@@ -79,17 +77,16 @@ class _Run:
     ) -> None:
         self.plan, self.consts = plan_of(job, params, inputs, key)
         self.inputs, self.key, self.progress = inputs, key, progress
-        self.given = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
-        self.traced = any(
-            isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, inputs, key, self.consts))
-        )
+        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
+        self.stacked = stack(self.plan, leaves) if self.plan.rolled.loops else leaves
+        self.traced = is_tracing()
+        self.programs = programs(leaves, traced=self.traced)
 
     def leaves(self, scale: Any) -> list[Any]:
         """Returns the stacked leaves, each slot multiplied by its scale; None leaves them be."""
-        leaves = self.given
-        if scale is not None:
-            leaves = rescale(leaves, self.plan.by_leaf(_single(scale)))
-        return stack(self.plan, leaves) if self.plan.rolled.loops else list(leaves)
+        if scale is None:
+            return self.stacked
+        return rescale(self.stacked, self.plan.layout.leaves(_single(scale)))
 
     def over_keys(self, what: str, one: Any, first: int) -> Any:
         """Runs a program once a key, one after the other, and stacks what it returns."""
@@ -113,7 +110,7 @@ class _Run:
             factors = self.by_layer(given)
 
             def one(number: Any) -> Any:
-                return forward(
+                return self.programs.forward(
                     plan, self.consts, leaves, self.inputs, self.key, number, factors
                 )
 
@@ -125,17 +122,22 @@ class _Run:
         """Measures once a key; ``options`` are those of ``Stage`` that are not 1 throughout."""
         plan, leaves = self.plan, self.leaves(scale)
         ones = np.ones(plan.layout.slots), np.ones(plan.layout.size)
-        filled = {name: options.get(name, ones[name in ("given", "balance")])
-                  for name in Stage._fields}
-        stage = Stage(**{
-            name: self.by_layer(vector)
-            if name in ("given", "balance")
-            else plan.layout.leaves(_single(vector))
-            for name, vector in filled.items()
-        })
+        filled = {
+            name: options.get(name, ones[name in ("given", "balance")]) for name in Stage._fields
+        }
+        stage = Stage(
+            **{
+                name: self.by_layer(vector)
+                if name in ("given", "balance")
+                else plan.layout.leaves(_single(vector))
+                for name, vector in filled.items()
+            }
+        )
 
         def one(number: Any) -> Any:
-            return measure(plan, self.consts, leaves, self.inputs, self.key, number, stage)
+            return self.programs.measure(
+                plan, self.consts, leaves, self.inputs, self.key, number, stage
+            )
 
         return self.over_keys(_STAGES[number], one, number * plan.job.samples)
 
@@ -149,18 +151,14 @@ def _single(vector: Any) -> Any:
     return vector.astype(np.float32)
 
 
-def scaled(
-    job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progress
-) -> Sequence[Any]:
+def scaled(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progress) -> Sequence[Any]:
     """Returns every leaf's scale."""
     run = _Run(job, params, inputs, key, progress)
     found = run.search()
     return run.plan.by_leaf(_single(namespace(found).exp(found)))
 
 
-def calibrated(
-    job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progress
-) -> Findings:
+def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progress) -> Findings:
     """Finds the pillars, and measures before, meanwhile and after."""
     run = _Run(job, params, inputs, key, progress)
     plan, solver, explicit = run.plan, run.plan.solver, job.mode == "explicit"
@@ -183,8 +181,11 @@ def calibrated(
         scale = namespace(logs).exp(logs)
     pillars = _pillars(plan, scale, solved, degrees)
     if explicit:
-        options = {"balance": pillars.backward, "weight": pillars.weight,
-                   "gauge": 1.0 / pillars.forward}
+        options = {
+            "balance": pillars.backward,
+            "weight": pillars.weight,
+            "gauge": 1.0 / pillars.forward,
+        }
     else:
         options = {"rate": pillars.multiplier}
     after, _ = run.measure(3, scale, **options)

@@ -85,7 +85,7 @@ class Layer:
     operands: tuple[int, ...]
     differentiable: bool
     lengths: tuple[int, ...]
-    shape: ProductShape = ProductShape(1, 1, -1)
+    shape: ProductShape
     bias: tuple[tuple[int, Degree], ...] = ()
     carrier: int | None = None
     reason: str = ""

@@ -39,12 +39,13 @@ def check_target(value: Any, where: str = "") -> float:
         ValueError: It is not a positive finite number.
     """
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not (math.isfinite(value) and value > 0):
+    size = float(value) if real else math.nan
+    if not (math.isfinite(size) and size > 0):
         raise ValueError(
             f"target must be a positive number, but is {value!r}{where}; "
             "it is the RMS that a layer's output is brought to"
         )
-    return float(value)
+    return size
 
 
 def target_of(target: float | Callable[[Site], float], site: Site) -> float:

@@ -50,9 +50,10 @@ def _layers(plan: Plan, module: str) -> list[Named]:
         if named.layer.carrier is not None and named.path.startswith(f"params/{module}/")
     ]
     if len(inside) > 1:
+        names = ", ".join(named.label for named in inside)
         raise ValueError(
-            f"the wrapped module {module} holds several layers, {', '.join(n.label for n in inside)}"
-            ", which one scale cannot bring to 1; wrap its leaf modules instead"
+            f"the wrapped module {module} holds several layers, {names}, which one scale cannot "
+            "bring to 1; wrap its leaf modules instead"
         )
     return inside
 

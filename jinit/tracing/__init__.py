@@ -6,7 +6,7 @@ through jit, remat, scan, while, cond and custom derivatives. ``roll`` makes loo
 blocks, so that none of this grows with depth.
 """
 
-from jinit.tracing._jax import aval_of, sub_jaxprs, trace_context
+from jinit.tracing._jax import aval_of, is_tracing, sub_jaxprs, trace_context
 from jinit.tracing.dataflow import DataflowRules, Frame, propagate
 from jinit.tracing.evaluate import EquationView, Rule, evaluate
 from jinit.tracing.roll import Rolled, roll
@@ -23,6 +23,7 @@ __all__ = [
     "TracedFunction",
     "aval_of",
     "evaluate",
+    "is_tracing",
     "propagate",
     "roll",
     "sub_jaxprs",

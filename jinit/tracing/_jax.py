@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jax._src import config, source_info_util
+from jax._src import config, core, source_info_util
 from jax._src.linear_util import DebugInfo, WrappedFun
 from jax._src.named_sharding import UNSPECIFIED
 from jax.extend import core as jex
@@ -22,6 +22,7 @@ __all__ = [
     "comparable_params",
     "equation_context",
     "has_explicit_sharding",
+    "is_tracing",
     "pad_jit_params",
     "scan_sizes",
     "sub_jaxprs",
@@ -140,3 +141,8 @@ def pad_jit_params(
 def trace_context() -> Any:
     """Returns the settings a trace depends on (64-bit mode, precision, ...), as a cache's key."""
     return config.trace_context()
+
+
+def is_tracing() -> bool:
+    """Tells whether what is computed now becomes part of a program that is being traced."""
+    return not core.trace_state_clean()
