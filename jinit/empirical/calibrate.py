@@ -239,6 +239,6 @@ def _leaves(findings: Findings, vector: Any) -> list[jax.Array]:
     return [jnp.asarray(part, jnp.float32) for part in findings.plan.by_leaf(vector)]
 
 
-def _rescaled(params: Any, scales: list[Any]) -> Any:
+def _rescaled(params: Any, scales: Sequence[Any]) -> Any:
     leaves, tree = jax.tree.flatten(params)
     return jax.tree.unflatten(tree, rescale(leaves, scales))

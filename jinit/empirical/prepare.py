@@ -118,9 +118,9 @@ def _zeros(
         for number, leaf in enumerate(leaves)
         if is_float(leaf) and np.size(leaf) and not isinstance(leaf, Tracer)
     }
-    look = _look if on_cpu(known.values()) else jax.jit(_look)
-    seen = jax.device_get(look(known))
-    bad = [paths[n] for n, (finite, _) in seen.items() if trainable[n] and not finite]
+    look = _look if on_cpu(known.values()) else _looked
+    seen: dict[int, Any] = jax.device_get(look(known))
+    bad: list[str] = [paths[n] for n, (finite, _) in seen.items() if trainable[n] and not finite]
     if bad:
         raise ValueError(
             f"params holds values that are not finite at {', '.join(bad)}; "
@@ -143,3 +143,6 @@ def _look(leaves: dict[int, Any]) -> dict[int, tuple[Any, Any]]:
         array = xp.asarray(leaf)
         found[number] = xp.isfinite(array).all(), (array != 0).any()
     return found
+
+
+_looked = jax.jit(_look)
