@@ -137,9 +137,10 @@ def calibrate(
     no longer a gradient.
 
     Each of the ``samples`` keys costs a forward and backward pass and a forward pass with
-    derivatives, at any depth. The report costs two further measurements: of the parameters as
-    given, and of the result on fresh keys. Equal layers are traced and compiled once. Gradients
-    pass weights of nothing but zeros (a head, a gate) as if they were random.
+    derivatives, at any depth. The report is measured apart: a quarter as many passes for the
+    parameters as given, and half as many for the result, on fresh keys. Equal layers are traced
+    and compiled once. Gradients pass weights of nothing but zeros (a head, a gate) as if they were
+    random.
 
     Args:
         params: As in ``empirical_init``.

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.extend import core as jex
 
 from jinit.empirical.inputs import call_loss, describe_call, leaf_paths
 from jinit.empirical.job import Job
@@ -19,7 +20,7 @@ from jinit.empirical.scales import Solver
 from jinit.empirical.sites import Survey, survey
 from jinit.empirical.steps import first_step
 from jinit.empirical.targets import target_of
-from jinit.tracing import Rolled, roll, trace, trace_context
+from jinit.tracing import Rolled, TracedFunction, roll, trace, trace_context
 
 __all__ = ["Plan", "plan_of"]
 
@@ -116,9 +117,8 @@ def plan_of(job: Job, params: Any, inputs: Any, key: jax.Array) -> tuple[Plan, S
 
 def _plan(job: Job, params: Any, inputs: Any, key: jax.Array) -> tuple[Plan, Sequence[Any]]:
     drawn, rngs = jax.eval_shape(lambda key: job.draw(inputs, key), key)
-    traced = trace(job.run, params, drawn, rngs)
-    output = traced.unflatten(traced.out_avals)
-    jax.eval_shape(lambda out, key: call_loss(job.dummy_loss, out, key), output, key)
+    traced = _traced(job, params, drawn, rngs)
+    _check_loss(job, traced.unflatten(traced.out_avals), key)
     rolled = roll(traced, job.trainable)
     trainable = [job.trainable[group[0]] for group in rolled.groups]
     found = survey(rolled.traced, trainable)
@@ -126,6 +126,34 @@ def _plan(job: Job, params: Any, inputs: Any, key: jax.Array) -> tuple[Plan, Seq
     layout = Layout(tuple(la for la in found.layers if la.measured), len(rolled.groups))
     naming = Naming(tuple(leaf_paths(params)), rolled.groups, rolled.loops, layout)
     return Plan(job, jax.tree.structure(params), rolled, found, naming), rolled.traced.consts
+
+
+def _traced(job: Job, params: Any, drawn: Any, rngs: Any) -> TracedFunction:
+    try:
+        return trace(job.run, params, drawn, rngs)
+    except Exception as error:
+        if type(error).__name__ != "InvalidRngError":  # Flax's; it need not be installed
+            raise
+        name = describe_call(job.apply_fn)
+        raise ValueError(
+            f"{name} needs random keys that it was not given ({error}); pass rngs=('dropout',) with "
+            "the names it asks for, or take a key among the inputs and hand it on"
+        ) from error
+
+
+def _check_loss(job: Job, output: Any, key: jax.Array) -> None:
+    """Raises ValueError unless the loss is a real scalar that depends on the output."""
+    loss = trace(lambda out, key: call_loss(job.dummy_loss, out, key), output, key)
+    reached = set(loss.jaxpr.invars[: len(jax.tree.leaves(output))])
+    for equation in loss.jaxpr.eqns:
+        if any(not isinstance(v, jex.Literal) and v in reached for v in equation.invars):
+            reached.update(equation.outvars)
+    (result,) = loss.jaxpr.outvars
+    if isinstance(result, jex.Literal) or result not in reached:
+        raise ValueError(
+            f"dummy_loss does not depend on the output of {describe_call(job.apply_fn)}; "
+            "compute it from its first argument"
+        )
 
 
 def _check_found(found: Survey, job: Job) -> None:

@@ -20,7 +20,12 @@ from jinit.tracing import is_tracing
 
 __all__ = ["Findings", "Pillars", "calibrated", "scaled"]
 
-_STAGES = {1: "measuring as given", 2: "measuring the pillars", 3: "measuring the result"}
+_STAGES = {
+    1: ("measuring as given", 4),
+    2: ("measuring the pillars", 1),
+    3: ("measuring the result", 2),
+}
+"""By its number, what a measurement says that it does, and the part of the keys that it takes."""
 
 
 class Pillars(NamedTuple):
@@ -88,9 +93,9 @@ class _Run:
             return self.stacked
         return rescale(self.stacked, self.plan.layout.leaves(_single(scale)))
 
-    def over_keys(self, what: str, one: Any, first: int) -> Any:
+    def over_keys(self, what: str, one: Any, first: int, count: int) -> Any:
         """Runs a program once a key, one after the other, and stacks what it returns."""
-        numbers = range(first, first + self.plan.job.samples)
+        numbers = range(first, first + count)
         self.progress.begin(what, len(numbers))
         if self.traced:
             return jax.lax.map(one, jnp.arange(numbers.start, numbers.stop))
@@ -114,7 +119,7 @@ class _Run:
                     plan, self.consts, leaves, self.inputs, self.key, number, factors
                 )
 
-            return self.over_keys("scaling", one, 0)
+            return self.over_keys("scaling", one, 0, plan.job.samples)
 
         return find_scales(plan.solver, plan.targets, sweep)
 
@@ -139,7 +144,9 @@ class _Run:
                 plan, self.consts, leaves, self.inputs, self.key, number, stage
             )
 
-        return self.over_keys(_STAGES[number], one, number * plan.job.samples)
+        samples = plan.job.samples
+        what, share = _STAGES[number]
+        return self.over_keys(what, one, number * samples, max(1, samples // share))
 
     def by_layer(self, vector: Any) -> list[Any]:
         """Divides statistics among the layers."""
