@@ -1,7 +1,7 @@
 """What a user may pass as dummy input, dummy loss and optimizer, brought to one form."""
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,14 +14,17 @@ __all__ = [
     "check_finite",
     "check_optimizer",
     "check_params",
+    "collection_of",
     "describe_call",
     "draw_inputs",
     "first_step",
     "leaf_paths",
+    "positional",
+    "trainable_leaves",
 ]
 
 
-def _positional(fn: Callable[..., Any], also: Collection[str]) -> list[str]:
+def positional(fn: Callable[..., Any], also: Collection[str]) -> list[str]:
     """Names the positional parameters that must be given, and those of the names ``also``."""
     try:
         parameters = inspect.signature(fn).parameters.values()
@@ -46,7 +49,7 @@ def draw_inputs(dummy_input: Any, key: jax.Array, batch_size: int) -> tuple[Any,
     if not callable(dummy_input):
         drawn = dummy_input
     else:
-        names = _positional(dummy_input, ("batch_size", "batchsz"))
+        names = positional(dummy_input, ("batch_size", "batchsz"))
         if names[:1] in (["batch_size"], ["batchsz"]):
             drawn = dummy_input(batch_size)
         else:
@@ -60,7 +63,7 @@ def call_loss(dummy_loss: Callable[..., Any], output: Any, key: jax.Array) -> ja
     Raises:
         ValueError: The loss is not a real scalar.
     """
-    takes_key = len(_positional(dummy_loss, ("key", "rng"))) >= 2
+    takes_key = len(positional(dummy_loss, ("key", "rng"))) >= 2
     loss = dummy_loss(output, key) if takes_key else dummy_loss(output)
     leaves = jax.tree.leaves(loss)
     scalar = len(leaves) == 1 and jnp.shape(leaves[0]) == ()
@@ -97,6 +100,16 @@ def leaf_paths(tree: Any) -> list[str]:
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
     ]
+
+
+def collection_of(params: Any) -> str | None:
+    """Names the top-level entry that holds the parameters; None where the whole tree does."""
+    return "params" if isinstance(params, Mapping) and "params" in params else None
+
+
+def trainable_leaves(paths: Sequence[str], collection: str | None) -> tuple[bool, ...]:
+    """Tells of every leaf whether it is a parameter."""
+    return tuple(collection in (None, path.partition("/")[0]) for path in paths)
 
 
 def check_params(leaves: Sequence[Any], paths: Sequence[str]) -> None:
