@@ -42,12 +42,15 @@ def coord_check(
     above 0, and every layer's update is steady; an update that grows bounds the learning rate of
     wide models, one that shrinks leaves the layer as it was.
 
-    The exponents are those of the widths given; narrow ones are far from the limit.
+    The exponents are those of the widths given; narrow ones are far from the limit. Let the
+    learning rate be so small that the loss is not yet fitted at the widest: what is fitted stops
+    changing, and a growing update looks steady.
 
     Args:
         make_model: A function of ``(width)`` or ``(width, key)``. It returns
             ``(params, apply_fn)``, as ``calibrate`` takes them, or ``(params, apply_fn, tx)``
-            with an optimizer of its own.
+            with an optimizer of its own, such as one that holds ``result.transform()``. A seed's
+            key is the same at every width.
         widths: At least two, increasing.
         dummy_input: As in ``calibrate``; drawn once a seed, the same at every width.
         dummy_loss: As in ``calibrate``; its key is the same at every step.

@@ -150,7 +150,7 @@ class CoordCheck:
 
 
 def _signed(exponent: float | None) -> str:
-    return "-" if exponent is None else f"{exponent:+.2f}"
+    return "-" if exponent is None else f"{round(exponent, 2) + 0.0:+.2f}"  # no -0.00
 
 
 def build_check(found: Mapping[int, Powers], tolerance: float) -> CoordCheck:
@@ -177,8 +177,9 @@ def build_check(found: Mapping[int, Powers], tolerance: float) -> CoordCheck:
 def _fit(
     path: str, widths: Sequence[int], activation: np.ndarray, update: np.ndarray, tolerance: float
 ) -> CoordFit:
-    exponents = [_exponent(widths, values) for values in (activation, update)]
-    return CoordFit(path, *exponents, *(_trend(e, tolerance) for e in exponents))
+    of_activation, of_update = _exponent(widths, activation), _exponent(widths, update)
+    trends = _trend(of_activation, tolerance), _trend(of_update, tolerance)
+    return CoordFit(path, of_activation, of_update, *trends)
 
 
 def _exponent(widths: Sequence[int], values: np.ndarray) -> float | None:

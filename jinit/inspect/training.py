@@ -73,6 +73,7 @@ class Program:
     def __call__(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Returns ``fn(*args)``."""
         traced = trace(fn, *args)
+        # addresses tell functions apart that are the same
         text = re.sub(" at 0x[0-9a-f]+", "", str(traced.jaxpr))
         if text != self.text:
             self.text, self.run = text, jax.jit(partial(_training, traced.jaxpr))
@@ -112,8 +113,7 @@ class _Variables:
         """Returns all leaves, those that are trained replaced."""
         new = iter(jax.tree.leaves(trained))
         return [
-            next(new) if flag else leaf
-            for leaf, flag in self._flagged(jax.tree.leaves(self.tree))
+            next(new) if flag else leaf for leaf, flag in self._flagged(jax.tree.leaves(self.tree))
         ]
 
     def _flagged(self, leaves: Sequence[Any]) -> list[tuple[Any, bool]]:
@@ -147,14 +147,14 @@ def train_and_measure(
     """
     variables = _Variables(model.params)
     traced = trace(model.apply_fn, model.params, *inputs)
-    layers = survey(traced, variables.parameters).layers
-    measured = [layer for layer in layers if layer.measured]
+    found = survey(traced, variables.parameters)
+    measured = [layer for layer in found.layers if layer.measured]
     if not measured:
         raise ValueError(
             f"{describe_call(model.apply_fn)} never combines a parameter with an input; pass the "
             "inputs as arguments instead of closing over them"
         )
-    training = _Training(model.tx, traced, tuple(measured), dummy_loss, steps)
+    training = _Training(model.tx, traced, measured, found.enter, dummy_loss, steps)
     state = model.tx.init(variables.trained())
     powers = program(training.run, model.params, state, inputs, key)
     activation, update = (
@@ -163,7 +163,7 @@ def train_and_measure(
     )
     return Powers(
         tuple(_labels(measured, variables.paths)),
-        tuple(_name(layer, variables.paths) for layer in layers if not layer.measured),
+        tuple(_name(layer, variables.paths) for layer in found.layers if not layer.measured),
         activation,
         update,
     )
@@ -173,7 +173,8 @@ def train_and_measure(
 class _Training:
     tx: "optax.GradientTransformation"
     traced: TracedFunction
-    layers: tuple[Layer, ...]
+    layers: Sequence[Layer]
+    enter: frozenset[Path]
     dummy_loss: Callable[..., Any]
     steps: int
 
@@ -191,7 +192,7 @@ class _Training:
             trained, state, first = carry
             gradients, outputs = jax.grad(objective, has_aux=True)(trained)
             first = [jnp.where(number == 0, y, y0) for y, y0 in zip(outputs, first, strict=True)]
-            changes = [_wide(y) - _wide(y0) for y, y0 in zip(outputs, first, strict=True)]
+            changes = [y - y0 for y, y0 in zip(outputs, first, strict=True)]
             # the gradient of a real function of complex numbers is the conjugate of its slope
             slopes = jax.tree.map(jnp.conj, gradients)
             updates, new = self.tx.update(slopes, state, trained)
@@ -209,34 +210,30 @@ class _Training:
         return jax.lax.scan(step, (trained, state, first), jnp.arange(self.steps + 1))[1]
 
     def outputs(self, args: list[Any]) -> tuple[Any, list[jax.Array]]:
-        """Runs forward, and returns the result and every layer's output."""
+        """Runs forward, and returns the result and every layer's output in float32 or wider."""
         tails = {layer.tail for layer in self.layers}
 
         def rule(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
             if view.path not in tails:
                 return None
             results = view.bind(values)
-            view.reap(results[0])
+            view.reap(_wide(results[0]))
             return results
 
-        enter = _enclosing(tails)
-        flat, reaped = evaluate(self.traced.jaxpr, self.traced.consts, args, rule, enter=enter)
-        return self.traced.unflatten(flat), [reaped[layer.tail] for layer in self.layers]
+        traced = self.traced
+        flat, reaped = evaluate(traced.jaxpr, traced.consts, args, rule, enter=self.enter)
+        return traced.unflatten(flat), [reaped[layer.tail] for layer in self.layers]
 
     def mean_squares(self, values: Sequence[jax.Array]) -> list[jax.Array]:
         """Averages over all but the axes of the scans that a layer stands in."""
         return [
-            jnp.mean(jnp.square(jnp.abs(_wide(x))), range(len(layer.lengths), x.ndim))
+            jnp.mean(jnp.square(jnp.abs(x)), range(len(layer.lengths), x.ndim))
             for layer, x in zip(self.layers, values, strict=True)
         ]
 
 
-def _enclosing(paths: set[Path]) -> frozenset[Path]:
-    return frozenset(path[:n] for path in paths for n in range(1, len(path)))
-
-
 def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _cast_like(tree: Any, like: Any) -> Any:
