@@ -42,6 +42,10 @@ def coord_check(
     above 0, and every layer's update is steady; an update that grows bounds the learning rate of
     wide models, one that shrinks leaves the layer as it was.
 
+    A calibrated model whose output starts at an RMS of 1 has one update that grows, the output's,
+    as ``width ** 0.5``: changes aligned with its weights add up. An output that starts at
+    ``width ** -0.5`` is steady.
+
     The exponents are those of the widths given; narrow ones are far from the limit. Let the
     learning rate be so small that the loss is not yet fitted at the widest: what is fitted stops
     changing, and a growing update looks steady.
