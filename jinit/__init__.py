@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jinit.defaults import global_keras_initializers, keras_defaults, torch_defaults
     from jinit.empirical import Calibration, calibrate, empirical_init
     from jinit.empirical.normed import Normed, get_wrapped_submodules, wrap_all_leaf_modules
-    from jinit.inspect import describe
+    from jinit.inspect import CoordCheck, coord_check, describe
     from jinit.reproducibility import (
         MAX_SEED,
         configure_deterministic_mode,
@@ -35,11 +35,13 @@ __version__ = "0.1.0"
 __all__ = [
     "MAX_SEED",
     "Calibration",
+    "CoordCheck",
     "Normed",
     "__version__",
     "amp",
     "calibrate",
     "configure_deterministic_mode",
+    "coord_check",
     "defaults",
     "describe",
     "empirical_init",
@@ -66,7 +68,7 @@ _NAMES = {
     "jinit.defaults": ("global_keras_initializers", "keras_defaults", "torch_defaults"),
     "jinit.empirical": ("Calibration", "calibrate", "empirical_init"),
     "jinit.empirical.normed": ("Normed", "get_wrapped_submodules", "wrap_all_leaf_modules"),
-    "jinit.inspect": ("describe",),
+    "jinit.inspect": ("CoordCheck", "coord_check", "describe"),
     "jinit.reproducibility": (
         *("MAX_SEED", "configure_deterministic_mode", "fold_in_process", "get_random_seed"),
         *("get_rng_state", "load_rng_state", "register_key", "seed_all", "seed_context"),

@@ -5,6 +5,7 @@ import pytest
 from jinit._extras import require
 from jinit.demo import main
 from jinit.empirical import Report
+from jinit.inspect import CoordCheck
 
 
 @pytest.fixture
@@ -17,8 +18,9 @@ def test_what_is_installed_is_no_error():
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(nothing_installed):
-    with pytest.raises(ModuleNotFoundError, match=r"matplotlib not installed: run pip install "):
-        Report((), {}, (), ()).plot()
+    for result in (Report((), {}, (), ()), CoordCheck((), (), 0.25)):
+        with pytest.raises(ModuleNotFoundError, match=r"matplotlib not installed: run pip install"):
+            result.plot()
 
 
 def test_the_demo_says_what_to_install_before_it_starts(nothing_installed, capsys):

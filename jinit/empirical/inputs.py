@@ -15,11 +15,12 @@ __all__ = [
     "describe_call",
     "draw_inputs",
     "leaf_paths",
+    "positional",
     "trainable_leaves",
 ]
 
 
-def _positional(fn: Callable[..., Any], also: Collection[str]) -> list[str]:
+def positional(fn: Callable[..., Any], also: Collection[str]) -> list[str]:
     """Names the positional parameters that must be given, and those of the names ``also``."""
     try:
         parameters = inspect.signature(fn).parameters.values()
@@ -44,7 +45,7 @@ def draw_inputs(dummy_input: Any, key: jax.Array, batch_size: int) -> tuple[Any,
     if not callable(dummy_input):
         drawn = dummy_input
     else:
-        names = _positional(dummy_input, ("batch_size", "batchsz"))
+        names = positional(dummy_input, ("batch_size", "batchsz"))
         if names[:1] in (["batch_size"], ["batchsz"]):
             drawn = dummy_input(batch_size)
         else:
@@ -58,7 +59,7 @@ def call_loss(dummy_loss: Callable[..., Any], output: Any, key: jax.Array) -> ja
     Raises:
         ValueError: The loss is not a real scalar.
     """
-    takes_key = len(_positional(dummy_loss, ("key", "rng"))) >= 2
+    takes_key = len(positional(dummy_loss, ("key", "rng"))) >= 2
     loss = dummy_loss(output, key) if takes_key else dummy_loss(output)
     leaves = jax.tree.leaves(loss)
     scalar = len(leaves) == 1 and jnp.shape(leaves[0]) == ()

@@ -183,13 +183,19 @@ class _Seen(NamedTuple):
 def _step(plan: Plan, seen: _Seen, outward: Sequence[Any]) -> tuple[list[Any], jax.Array]:
     """Returns the change of every leaf, and how the optimizer's step scales."""
     if plan.job.optimizer == "adam":  # indifferent to the gradient's size
-        return _scaled(plan.step(seen.gradients, seen.leaves), outward), jnp.zeros((2, 0), jnp.float32)
+        return _scaled(plan.step(seen.gradients, seen.leaves), outward), jnp.zeros(
+            (2, 0), jnp.float32
+        )
     if plan.job.optimizer == "sgd":
         both = [first * second for first, second in zip(seen.inward, outward, strict=True)]
         return _scaled(plan.step(seen.gradients, seen.leaves), both), jnp.zeros((2, 0), jnp.float32)
     slopes, leaves = _scaled(seen.gradients, seen.inward), _scaled(seen.leaves, seen.gauge)
     step = plan.step(slopes, leaves)
-    degrees = _degrees(plan, slopes, leaves, step) if plan.job.mode == "explicit" else jnp.zeros((2, 0), jnp.float32)
+    degrees = (
+        _degrees(plan, slopes, leaves, step)
+        if plan.job.mode == "explicit"
+        else jnp.zeros((2, 0), jnp.float32)
+    )
     return _scaled(step, outward), degrees
 
 

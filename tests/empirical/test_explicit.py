@@ -206,15 +206,15 @@ def test_on_a_residual_net_what_comes_back_is_no_gradient():
     def plain(p, x):
         return residual(
             [
-                tuple(
-                    w * result.scales[str(i)][str(j)]["a"] for j, w in enumerate(pair)
-                )
+                tuple(w * result.scales[str(i)][str(j)]["a"] for j, w in enumerate(pair))
                 for i, pair in enumerate(p)
             ],
             x,
         )
 
-    np.testing.assert_allclose(result.apply_fn(result.params, x), plain(result.params, x), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        result.apply_fn(result.params, x), plain(result.params, x), rtol=1e-4, atol=1e-4
+    )
     ours, true = gradient(result.apply_fn, result.params), gradient(plain, result.params)
     first, second = ours[0][0].ravel(), true[0][0].ravel()
     cosine = float(first @ second / jnp.linalg.norm(first) / jnp.linalg.norm(second))
@@ -240,7 +240,9 @@ def test_flax_variables_hold_the_scales_in_a_collection():
     kernel = result.params["normed"]["Dense_1"]["kernel"]
     assert set(kernel) == {"a", "gx", "gy"}
     assert set(result.params["normed"]["Dense_1"]["bias"]) == {"a", "gy"}
-    assert rms(result.apply_fn(result.params, vectors(jax.random.key(5)))) == pytest.approx(1, rel=0.1)
+    assert rms(result.apply_fn(result.params, vectors(jax.random.key(5)))) == pytest.approx(
+        1, rel=0.1
+    )
     with pytest.raises(ValueError, match="the variables of apply hold no collection 'normed'"):
         result.apply_fn(variables, vectors(jax.random.key(5)))
 
@@ -251,9 +253,7 @@ def test_the_scales_go_through_a_checkpoint():
     empty = jax.tree.map(jnp.zeros_like, result.params)
     restored = flax.serialization.from_bytes(empty, state)
     x = vectors(jax.random.key(6))
-    np.testing.assert_array_equal(
-        result.apply_fn(restored, x), result.apply_fn(result.params, x)
-    )
+    np.testing.assert_array_equal(result.apply_fn(restored, x), result.apply_fn(result.params, x))
 
 
 def test_it_is_a_function_like_any_other(count_compilations):
@@ -295,7 +295,10 @@ def test_keyword_arguments_are_handed_on():
 
 
 def test_a_scanned_layer_and_a_shared_one():
-    params = {"stack": 0.1 * jax.random.normal(jax.random.key(0), (5, 64, 64)), "tied": 2 * jnp.eye(64)}
+    params = {
+        "stack": 0.1 * jax.random.normal(jax.random.key(0), (5, 64, 64)),
+        "tied": 2 * jnp.eye(64),
+    }
 
     def model(p, x):
         x = jnp.tanh(x @ p["tied"])
@@ -308,9 +311,9 @@ def test_a_scanned_layer_and_a_shared_one():
     x = vectors(jax.random.key(3))
     gradient = jax.grad(lambda p: jnp.sum(result.apply_fn(p, x) ** 2))(result.params)
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradient))
-    assert [row.gradient_after for row in result.report.rows if "stack" in row.path] == pytest.approx(
-        [1] * 5, rel=0.1
-    )
+    assert [
+        row.gradient_after for row in result.report.rows if "stack" in row.path
+    ] == pytest.approx([1] * 5, rel=0.1)
 
 
 def test_scales_of_another_model_are_refused():

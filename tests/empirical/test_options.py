@@ -167,7 +167,9 @@ def test_another_collection_than_params():
     tuned = jinit.empirical_init(variables, model, vectors, random_loss, collection="weights")
     np.testing.assert_array_equal(tuned["constants"]["w"], variables["constants"]["w"])
     assert rms(model(tuned, vectors(jax.random.key(4)))) == pytest.approx(1, rel=0.05)
-    message = "collection='params' is no top-level entry of params, which has 'weights', 'constants'"
+    message = (
+        "collection='params' is no top-level entry of params, which has 'weights', 'constants'"
+    )
     with pytest.raises(ValueError, match=message):
         jinit.empirical_init(variables, model, vectors, random_loss, collection="params")
 
@@ -182,7 +184,9 @@ class Dropped(nn.Module):
 
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_random_keys_and_mutable_collections_by_argument(mode):
-    variables = Dropped().init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, vectors(jax.random.key(2)))
+    variables = Dropped().init(
+        {"params": jax.random.key(0), "dropout": jax.random.key(1)}, vectors(jax.random.key(2))
+    )
     result = jinit.calibrate(
         variables, functools.partial(Dropped().apply, mutable=["batch_stats"]), vectors,
         random_loss, rngs=("dropout",), has_aux=True, mode=mode,
@@ -205,7 +209,9 @@ def test_random_keys_and_mutable_collections_by_argument(mode):
 
 
 def test_a_model_that_needs_random_keys_says_so():
-    variables = Dropped().init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, vectors(jax.random.key(2)))
+    variables = Dropped().init(
+        {"params": jax.random.key(0), "dropout": jax.random.key(1)}, vectors(jax.random.key(2))
+    )
     apply_fn = functools.partial(Dropped().apply, mutable=["batch_stats"])
     message = r"apply needs random keys that it was not given .*pass rngs=\('dropout',\)"
     with pytest.raises(ValueError, match=message):

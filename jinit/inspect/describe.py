@@ -1,4 +1,4 @@
-"""Looks at a model: where its parameters come from."""
+"""``describe``: where the parameters of a model come from."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

@@ -1,0 +1,214 @@
+"""``coord_check``: what the user calls, and what is asked of the arguments."""
+
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jinit.empirical.inputs import check_params, draw_inputs, leaf_paths, positional
+from jinit.inspect.coordinates import CoordCheck, build_check
+from jinit.inspect.training import Model, Powers, Program, train_and_measure
+
+__all__ = ["coord_check"]
+
+_LEARNING_RATE = 1e-4
+
+
+def coord_check(
+    make_model: Callable[..., Any],
+    widths: Iterable[int],
+    dummy_input: Any,
+    dummy_loss: Callable[..., Any],
+    *,
+    optimizer: Any = None,
+    steps: int = 5,
+    seeds: int = 1,
+    batch_size: int = 64,
+    key: jax.Array | None = None,
+    tolerance: float = 0.25,
+) -> CoordCheck:
+    """Trains a model at several widths, and measures how its layers depend on width.
+
+    At every width, and for every seed, the model is trained on one batch. With ``y_t`` a layer's
+    output on that batch after t steps, before the nonlinearity, the check records::
+
+        activation = rms(y_t)        update = rms(y_t - y_0)
+
+    and fits ``c * width ** exponent`` to each over the widths at the last step. Under a
+    parametrization by which hyperparameters carry over from width to width, no exponent is
+    above 0, and every layer's update is steady; an update that grows bounds the learning rate of
+    wide models, one that shrinks leaves the layer as it was.
+
+    A calibrated model whose output starts at an RMS of 1 has one update that grows, the output's,
+    as ``width ** 0.5``: changes aligned with its weights add up. An output that starts at
+    ``width ** -0.5`` is steady.
+
+    The exponents are those of the widths given; narrow ones are far from the limit. Let the
+    learning rate be so small that the loss is not yet fitted at the widest: what is fitted stops
+    changing, and a growing update looks steady.
+
+    Args:
+        make_model: A function of ``(width)`` or ``(width, key)``. It returns
+            ``(params, apply_fn)``, as ``calibrate`` takes them, or ``(params, apply_fn, tx)``
+            with an optimizer of its own, such as one that holds ``result.transform()``. A seed's
+            key is the same at every width.
+        widths: At least two, increasing.
+        dummy_input: As in ``calibrate``; drawn once a seed, the same at every width.
+        dummy_loss: As in ``calibrate``; its key is the same at every step.
+        optimizer: An optax transformation with its learning rate, or a function of width that
+            returns one; ``optax.adam(1e-4)`` where it is None.
+        steps: The number of training steps.
+        seeds: How many models are averaged over; squares are averaged. More than one needs a
+            ``make_model`` that takes a key.
+        batch_size: What is given to a ``dummy_input`` that asks for it.
+        key: A PRNG key, typed or legacy; ``jax.random.key(0)`` where it is None.
+        tolerance: How far from 0 an exponent may be where the layer is called steady. Theory
+            knows multiples of 1/2, and the default lies halfway to the first.
+
+    Returns:
+        The curves and exponents: printed they are a table, ``to_dict()`` makes them plain data,
+        ``plot()`` draws them.
+
+    Raises:
+        ValueError: ``widths``, a count or the optimizer is not as it should be, layers differ
+            between widths, or a layer's output is not finite.
+        TypeError: ``make_model`` returned something else.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jinit, optax
+        >>> def make_model(width, key):
+        ...     shapes = {"first": (16, width), "hidden": (width, width)}
+        ...     params = {n: jax.random.normal(key, s) / s[0] ** 0.5 for n, s in shapes.items()}
+        ...     return params, lambda p, x: jnp.tanh(x @ p["first"]) @ p["hidden"]
+        >>> check = jinit.coord_check(
+        ...     make_model,
+        ...     [64, 128, 256],
+        ...     lambda key, batch_size: jax.random.normal(key, (batch_size, 16)),
+        ...     lambda y: jnp.mean(jnp.square(y - 1)),
+        ... )
+        >>> [f"{fit.path}: {fit.verdict}" for fit in check.fits]
+        ['first: steady', 'hidden: update grows']
+
+    Reference:
+        Yang et al., "Tensor Programs V: Tuning Large Neural Networks via Zero-Shot
+        Hyperparameter Transfer" (2022), appendix D.1.
+    """
+    widths = _check_widths(widths)
+    _check_counts(steps=steps, seeds=seeds, batch_size=batch_size)
+    _check_tolerance(tolerance)
+    takes_key = len(positional(make_model, ("key", "rng"))) >= 2
+    if seeds > 1 and not takes_key:
+        raise ValueError(
+            f"seeds={seeds} models of one width would be equal, since make_model takes no key; "
+            "let it take (width, key)"
+        )
+    key = jax.random.key(0) if key is None else key
+    found: dict[int, Powers] = {}
+    for width in widths:
+        program, powers = Program(), []
+        for seed in range(seeds):
+            model_key, input_key, loss_key = jax.random.split(jax.random.fold_in(key, seed), 3)
+            made = make_model(width, model_key) if takes_key else make_model(width)
+            model = _check_model(made, width, optimizer)
+            inputs = draw_inputs(dummy_input, input_key, batch_size)
+            powers.append(train_and_measure(program, model, inputs, dummy_loss, loss_key, steps))
+        found[width] = _mean(powers)
+        _check_finite(found[width], width)
+        _check_same_layers(found[widths[0]], widths[0], found[width], width)
+    return build_check(found, tolerance)
+
+
+def _check_widths(widths: Iterable[int]) -> tuple[int, ...]:
+    widths = tuple(widths)
+    whole = all(isinstance(w, numbers.Integral) and not isinstance(w, bool) for w in widths)
+    if not whole or len(widths) < 2 or widths[0] < 1 or list(widths) != sorted(set(widths)):
+        raise ValueError(
+            f"widths={list(widths)} must be at least two positive integers, increasing, "
+            "such as [64, 128, 256]"
+        )
+    return tuple(int(width) for width in widths)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive integer")
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not isinstance(tolerance, numbers.Real) or not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance={tolerance!r} must be a finite number that is not negative")
+
+
+def _check_model(made: Any, width: int, optimizer: Any) -> Model:
+    """Brings what ``make_model`` returned to one form."""
+    if not isinstance(made, tuple) or len(made) not in (2, 3) or not callable(made[1]):
+        found = f"a tuple of {_types(made)}" if isinstance(made, tuple) else _types([made])
+        raise TypeError(
+            f"make_model({width}) returned {found}; return (params, apply_fn) or "
+            "(params, apply_fn, tx)"
+        )
+    params, apply_fn, *own = made
+    check_params(jax.tree.leaves(params), leaf_paths(params))
+    return Model(params, apply_fn, _optimizer(own, width, optimizer))
+
+
+def _types(values: Iterable[Any]) -> str:
+    return ", ".join(type(value).__name__ for value in values)
+
+
+def _optimizer(own: list[Any], width: int, optimizer: Any) -> Any:
+    import optax
+
+    if own and optimizer is not None:
+        raise ValueError(
+            "optimizer is given, and make_model returns one as well; leave one of them out"
+        )
+    source = f"make_model({width})[2]" if own else "optimizer"
+    tx = own[0] if own else optimizer
+    if tx is None:
+        return optax.adam(_LEARNING_RATE)
+    if callable(tx) and not own:
+        source, tx = f"optimizer({width})", tx(width)
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise ValueError(
+            f"{source}={tx!r} is no optax transformation; pass one with its learning rate, "
+            "such as optax.adam(1e-3)"
+        )
+    return tx
+
+
+def _mean(powers: list[Powers]) -> Powers:
+    """Averages mean squares over seeds."""
+    activation = np.mean([p.activation for p in powers], axis=0)
+    update = np.mean([p.update for p in powers], axis=0)
+    return Powers(powers[0].labels, powers[0].opaque, activation, update)
+
+
+def _check_finite(powers: Powers, width: int) -> None:
+    bad = np.argwhere(~np.isfinite(powers.activation + powers.update))
+    if len(bad):
+        step, layer = bad[0]
+        raise ValueError(
+            f"the output of layer {powers.labels[layer]} is not finite after {step} steps at "
+            f"width {width}; "
+            + ("lower the learning rate" if step else "check the parameters and the inputs")
+        )
+
+
+def _check_same_layers(first: Powers, narrow: int, other: Powers, wide: int) -> None:
+    if first.labels == other.labels:
+        return
+    lost = [label for label in first.labels if label not in other.labels]
+    gained = [label for label in other.labels if label not in first.labels]
+    raise ValueError(
+        f"the layers differ between widths: only width {narrow} has {_listed(lost)}, only width "
+        f"{wide} has {_listed(gained)}; let width change shapes and nothing else"
+    )
+
+
+def _listed(labels: list[str]) -> str:
+    return ", ".join(labels) or "none"

@@ -1,0 +1,258 @@
+"""A few training steps of a model, in which the output of every layer is measured."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jinit.empirical.inputs import (
+    call_loss,
+    collection_of,
+    describe_call,
+    leaf_paths,
+    trainable_leaves,
+)
+from jinit.empirical.sites import Layer, survey
+from jinit.tracing import EquationView, Path, TracedFunction, evaluate, trace
+
+if TYPE_CHECKING:
+    import optax
+
+__all__ = ["Model", "Powers", "Program", "train_and_measure"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained.
+
+    Attributes:
+        params: The variables, as ``calibrate`` takes them.
+        apply_fn: ``apply_fn(params, *inputs)``.
+        tx: The optimizer, its learning rate included.
+    """
+
+    params: Any
+    apply_fn: Callable[..., Any]
+    tx: "optax.GradientTransformation"
+
+
+@dataclass(frozen=True)
+class Powers:
+    """Mean squares, of shape (steps + 1, layers).
+
+    Attributes:
+        labels: The layers' names.
+        opaque: The layers that could not be measured.
+        activation: Of every layer's output.
+        update: Of the output's change since step 0.
+    """
+
+    labels: tuple[str, ...]
+    opaque: tuple[str, ...]
+    activation: np.ndarray
+    update: np.ndarray
+
+
+class Program:
+    """The compiled training of one width, which serves every seed whose program is the same.
+
+    Seeds may differ in parameters, optimizer state and the arrays that functions close over;
+    where they differ in more than that, another program is compiled.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.run: Any = None
+
+    def __call__(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Returns ``fn(*args)``."""
+        traced = trace(fn, *args)
+        # addresses tell functions apart that are the same
+        text = re.sub(" at 0x[0-9a-f]+", "", str(traced.jaxpr))
+        if text != self.text:
+            self.text, self.run = text, jax.jit(partial(_training, traced.jaxpr))
+        return traced.unflatten(self.run(list(traced.consts), jax.tree.leaves(args)))
+
+
+def _training(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
+    return evaluate(jaxpr, consts, args, lambda view, values: None, enter=())[0]
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+@dataclass(frozen=True)
+class _Variables:
+    """Variables, divided into the leaves that are trained and those that stay."""
+
+    tree: Any
+
+    @cached_property
+    def paths(self) -> list[str]:
+        return leaf_paths(self.tree)
+
+    @cached_property
+    def parameters(self) -> tuple[bool, ...]:
+        return trainable_leaves(self.paths, collection_of(self.tree))
+
+    def trained(self) -> Any:
+        """Returns what the optimizer sees: the parameters, None in place of other leaves."""
+        leaves, tree = jax.tree.flatten(self.tree)
+        kept = [leaf if flag else None for leaf, flag in self._flagged(leaves)]
+        whole, name = jax.tree.unflatten(tree, kept), collection_of(self.tree)
+        return whole if name is None else whole[name]
+
+    def leaves_with(self, trained: Any) -> list[Any]:
+        """Returns all leaves, those that are trained replaced."""
+        new = iter(jax.tree.leaves(trained))
+        return [
+            next(new) if flag else leaf for leaf, flag in self._flagged(jax.tree.leaves(self.tree))
+        ]
+
+    def _flagged(self, leaves: Sequence[Any]) -> list[tuple[Any, bool]]:
+        flags = zip(leaves, self.parameters, strict=True)
+        return [(leaf, flag and _is_float(leaf)) for leaf, flag in flags]
+
+
+def train_and_measure(
+    program: Program,
+    model: Model,
+    inputs: tuple[Any, ...],
+    dummy_loss: Callable[..., Any],
+    key: jax.Array,
+    steps: int,
+) -> Powers:
+    """Trains on one batch, and measures every layer on it before each step and at the end.
+
+    Args:
+        program: What compiles; one a width.
+        model: The model.
+        inputs: The batch.
+        dummy_loss: Its loss, of ``(output)`` or ``(output, key)``.
+        key: The loss's key, the same at every step.
+        steps: The number of steps.
+
+    Returns:
+        The mean squares.
+
+    Raises:
+        ValueError: No layer was found.
+    """
+    variables = _Variables(model.params)
+    traced = trace(model.apply_fn, model.params, *inputs)
+    found = survey(traced, variables.parameters)
+    measured = [layer for layer in found.layers if layer.measured]
+    if not measured:
+        raise ValueError(
+            f"{describe_call(model.apply_fn)} never combines a parameter with an input; pass the "
+            "inputs as arguments instead of closing over them"
+        )
+    training = _Training(model.tx, traced, measured, found.enter, dummy_loss, steps)
+    state = model.tx.init(variables.trained())
+    powers = program(training.run, model.params, state, inputs, key)
+    activation, update = (
+        np.concatenate([power.reshape(steps + 1, -1) for power in kind], axis=1)
+        for kind in jax.device_get(powers)
+    )
+    return Powers(
+        tuple(_labels(measured, variables.paths)),
+        tuple(_name(layer, variables.paths) for layer in found.layers if not layer.measured),
+        activation,
+        update,
+    )
+
+
+@dataclass(frozen=True)
+class _Training:
+    tx: "optax.GradientTransformation"
+    traced: TracedFunction
+    layers: Sequence[Layer]
+    enter: frozenset[Path]
+    dummy_loss: Callable[..., Any]
+    steps: int
+
+    def run(self, params: Any, state: Any, inputs: Any, key: jax.Array) -> Any:
+        """Returns the mean squares of outputs and of their changes, a list over layers of each."""
+        import optax
+
+        variables, data = _Variables(params), jax.tree.leaves(inputs)
+
+        def objective(trained: Any) -> tuple[jax.Array, list[jax.Array]]:
+            result, outputs = self.outputs([*variables.leaves_with(trained), *data])
+            return call_loss(self.dummy_loss, result, key), outputs
+
+        def step(carry: Any, number: jax.Array) -> Any:
+            trained, state, first = carry
+            gradients, outputs = jax.grad(objective, has_aux=True)(trained)
+            first = [jnp.where(number == 0, y, y0) for y, y0 in zip(outputs, first, strict=True)]
+            changes = [y - y0 for y, y0 in zip(outputs, first, strict=True)]
+            # the gradient of a real function of complex numbers is the conjugate of its slope
+            slopes = jax.tree.map(jnp.conj, gradients)
+            updates, new = self.tx.update(slopes, state, trained)
+            trained = optax.apply_updates(trained, updates)
+            return (trained, _cast_like(new, state), first), (
+                self.mean_squares(outputs),
+                self.mean_squares(changes),
+            )
+
+        trained = jax.tree.map(jnp.asarray, variables.trained())
+        shapes = jax.eval_shape(objective, trained)[1]
+        first = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
+        state = jax.tree.map(jnp.asarray, state)
+        # the last of these steps is measured before it is taken
+        return jax.lax.scan(step, (trained, state, first), jnp.arange(self.steps + 1))[1]
+
+    def outputs(self, args: list[Any]) -> tuple[Any, list[jax.Array]]:
+        """Runs forward, and returns the result and every layer's output in float32 or wider."""
+        tails = {layer.tail for layer in self.layers}
+
+        def rule(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
+            if view.path not in tails:
+                return None
+            results = view.bind(values)
+            view.reap(_wide(results[0]))
+            return results
+
+        traced = self.traced
+        flat, reaped = evaluate(traced.jaxpr, traced.consts, args, rule, enter=self.enter)
+        return traced.unflatten(flat), [reaped[layer.tail] for layer in self.layers]
+
+    def mean_squares(self, values: Sequence[jax.Array]) -> list[jax.Array]:
+        """Averages over all but the axes of the scans that a layer stands in."""
+        return [
+            jnp.mean(jnp.square(jnp.abs(x)), range(len(layer.lengths), x.ndim))
+            for layer, x in zip(self.layers, values, strict=True)
+        ]
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _cast_like(tree: Any, like: Any) -> Any:
+    """Keeps the dtypes of an optimizer's state, which some promote in their first update."""
+    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), tree, like)
+
+
+def _name(layer: Layer, paths: Sequence[str]) -> str:
+    leaf = layer.carrier if layer.carrier is not None else layer.leaves[0][0]
+    return paths[leaf] or "."
+
+
+def _labels(layers: Sequence[Layer], paths: Sequence[str]) -> list[str]:
+    """Names every layer by its leaf; uses after the first, and iterations of scans, by number."""
+    labels, uses = [], Counter[str]()
+    for layer in layers:
+        name = _name(layer, paths)
+        uses[name] += 1
+        use = f" (use {uses[name]})" if uses[name] > 1 else ""
+        for place in np.ndindex(*layer.lengths):
+            labels.append(name + "".join(f"[{i}]" for i in place) + use)
+    return labels
