@@ -1,4 +1,4 @@
-"""What a user may pass as dummy input, dummy loss and optimizer, brought to one form."""
+"""What a user may pass as parameters, dummy input and dummy loss, brought to one form."""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 __all__ = [
-    "all_finite",
     "call_loss",
     "check_params",
     "collection_of",
@@ -99,9 +98,3 @@ def check_params(leaves: Sequence[Any], paths: Sequence[str]) -> None:
         "params has no floating-point leaf to rescale, only "
         f"{', '.join(kinds) or 'an empty tree'}; pass the variables that model.init returned"
     )
-
-
-def all_finite(leaf: Any) -> jax.Array:
-    """Tells whether a leaf holds neither inf nor nan."""
-    inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    return jnp.all(jnp.isfinite(leaf)) if inexact else jnp.array(True)

@@ -136,8 +136,8 @@ def _traced(job: Job, params: Any, drawn: Any, rngs: Any) -> TracedFunction:
             raise
         name = describe_call(job.apply_fn)
         raise ValueError(
-            f"{name} needs random keys that it was not given ({error}); pass rngs=('dropout',) with "
-            "the names it asks for, or take a key among the inputs and hand it on"
+            f"{name} needs random keys that it was not given ({error}); pass rngs=('dropout',) "
+            "with the names it asks for, or take a key among the inputs and hand it on"
         ) from error
 
 

@@ -234,7 +234,7 @@ def flax_model():
 
 
 def test_flax_variables_hold_the_scales_in_a_collection():
-    module, variables, result = flax_model()
+    _, variables, result = flax_model()
     assert set(result.params) == {"params", "normed"}
     assert jax.tree.structure(result.params["params"]) == jax.tree.structure(variables["params"])
     kernel = result.params["normed"]["Dense_1"]["kernel"]
