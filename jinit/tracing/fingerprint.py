@@ -9,6 +9,8 @@ from jax.extend import core as jex
 
 from jinit.tracing._jax import aval_of, close, comparable_params
 
+_PLAIN = frozenset({bool, int, str, type(None)})
+
 __all__ = ["Fingerprints", "array_key"]
 
 
@@ -45,24 +47,31 @@ class Fingerprints:
         return self._known[id(part)][1]
 
     def _equation(self, equation: jex.JaxprEqn) -> Hashable:
-        return equation.primitive, self._key(comparable_params(equation)), equation.ctx
+        params = comparable_params(equation)
+        keys = tuple((name, self._key(params[name])) for name in sorted(params))
+        return equation.primitive, equation.ctx, keys
 
     def _key(self, value: Any) -> Hashable:
-        if isinstance(value, jex.Jaxpr | jex.ClosedJaxpr):
+        kind = type(value)
+        if kind in _PLAIN:
+            return kind, value
+        if kind is tuple and all(type(part) is int for part in value):
+            return value
+        if isinstance(value, (tuple, list)):
+            return kind, *map(self._key, value)
+        if isinstance(value, (jex.Jaxpr, jex.ClosedJaxpr)):
             return "jaxpr", self._once(value, self._jaxpr)
         if isinstance(value, dict):
             return "dict", tuple((name, self._key(value[name])) for name in sorted(value, key=str))
-        if isinstance(value, tuple | list):
-            return type(value), *map(self._key, value)
-        if isinstance(value, np.ndarray | np.generic):
+        if isinstance(value, (np.ndarray, np.generic)):
             return array_key(value)
-        if isinstance(value, float | complex):
-            return type(value), repr(value)  # tells -0.0 from 0.0, and equals itself if nan
+        if isinstance(value, (float, complex)):
+            return kind, repr(value)  # tells -0.0 from 0.0, and equals itself if nan
         try:
             hash(value)
         except TypeError:
             return "identity", id(value)
-        return type(value), value
+        return kind, value
 
     def _jaxpr(self, jaxpr: Any) -> Hashable:
         opened, consts = close(jaxpr)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.extend import core as jex
 
@@ -14,8 +14,7 @@ from jinit.tracing.trace import TracedFunction
 __all__ = ["FlatEquation", "FlatProgram", "flatten"]
 
 
-@dataclass(frozen=True)
-class FlatEquation:
+class FlatEquation(NamedTuple):
     """An equation between numbered values, and the jit equations it was taken out of."""
 
     equation: jex.JaxprEqn
@@ -63,6 +62,7 @@ class _Flattening:
     def __init__(self) -> None:
         self.program = FlatProgram()
         self.numbers: dict[Any, int] = {}
+        self.calls: dict[Any, bool] = {}
 
     def new(self, aval: Any) -> int:
         self.program.avals.append(aval)
@@ -78,6 +78,12 @@ class _Flattening:
         number = self.fix(("literal", aval_of(atom), array_key(atom.val)), atom.val, aval_of(atom))
         self.program.literals.add(number)
         return number
+
+    def is_call(self, equation: jex.JaxprEqn) -> bool:
+        primitive = equation.primitive
+        if primitive not in self.calls:
+            self.calls[primitive] = structure_of(equation).kind == "jit"
+        return self.calls[primitive]
 
     def inline(
         self, body: Body, operands: Sequence[int], within: tuple[jex.JaxprEqn, ...]
@@ -99,9 +105,9 @@ class _Flattening:
     def equation(
         self, equation: jex.JaxprEqn, operands: tuple[int, ...], within: tuple[jex.JaxprEqn, ...]
     ) -> Sequence[int]:
-        structure = structure_of(equation)
-        if structure.kind == "jit" and _is_inlined(equation):
-            return self.inline(structure.bodies[0], operands, (*within, equation))
+        if self.is_call(equation) and _is_inlined(equation):
+            (body,) = structure_of(equation).bodies
+            return self.inline(body, operands, (*within, equation))
         first = len(self.program.avals)
         self.program.avals.extend(map(aval_of, equation.outvars))
         results = range(first, len(self.program.avals))

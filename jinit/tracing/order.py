@@ -1,6 +1,7 @@
 """Which equations of a flat program run in order, and which only where they are needed."""
 
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -150,13 +151,14 @@ class Order:
 
     def _size(self, equation: jex.JaxprEqn) -> int:
         """Counts an equation and those inside it."""
-        if id(equation) not in self._sizes:
+        number = self._fingerprints.equation(equation)
+        if number not in self._sizes:
             inner = [e for jaxpr in sub_jaxprs(equation) for e in jaxpr.eqns]
-            self._sizes[id(equation)] = 1 + sum(map(self._size, inner))
-        return self._sizes[id(equation)]
+            self._sizes[number] = 1 + sum(map(self._size, inner))
+        return self._sizes[number]
 
 
-def _is_fixed(aval: object) -> bool:
+def _is_fixed(aval: Any) -> bool:
     """Tells whether a literal must be the same in all blocks."""
     return aval.shape != () or jnp.issubdtype(aval.dtype, jnp.inexact)
 

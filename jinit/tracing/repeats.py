@@ -163,7 +163,7 @@ def _phases(order: Order, run: _Run) -> list[int]:
     operands = order.operands[first:last]
     sizes = np.diff(order.operand_at[start : stop + 1])
     readers = np.repeat(np.arange(stop - start), sizes)
-    indices = order.index[operands] - order.result_at[start]
+    indices = order.ready[operands] - order.result_at[start]
     makers = np.searchsorted(order.result_at[start : stop + 1] - order.result_at[start], indices,
                              side="right") - 1  # fmt: skip
     near = (indices >= 0) & (readers - makers <= period)
@@ -230,9 +230,9 @@ class _Trial:
 
     def _expect(self, fits: np.ndarray) -> None:
         """Ends the blocks at the first for which something does not hold."""
-        fits = fits.reshape(self.blocks, -1).all(1)
-        if not fits.all():
-            self.valid = min(self.valid, max(1, int(np.argmin(fits))))
+        failing = np.flatnonzero(~fits.reshape(self.blocks, -1).all(axis=1))
+        if failing.size:
+            self.valid = min(self.valid, max(1, int(failing[0])))
 
     def _relative(self, columns: np.ndarray) -> np.ndarray:
         """Numbers values as results of the block that reads them; others are negative."""
@@ -267,9 +267,9 @@ class _Trial:
         if column[0] == column[1]:
             return Outside(int(column[0]))
         values = tuple(column.tolist())
-        makers = [self.order.made.get(value) for value in values]
-        if None not in makers and len({self.order.classes[value] for value in values}) == 1:
-            return self._made(makers, values)
+        made = [self.order.made[value] for value in values if value in self.order.made]
+        if len(made) == len(values) and len({self.order.classes[v] for v in values}) == 1:
+            return self._made(made, values)
         return self._own(column, values)
 
     def _made(self, makers: list[FlatEquation], values: tuple[int, ...]) -> Made:
