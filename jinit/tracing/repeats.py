@@ -62,14 +62,22 @@ Source = Internal | Carried | Outside | Scanned | Made
 
 
 @dataclass(frozen=True)
+class Step:
+    """An equation of a block, where its operands come from, and its first result's index."""
+
+    equation: FlatEquation
+    sources: tuple[Source, ...]
+    first: int
+
+
+@dataclass(frozen=True)
 class Loop:
     """A run of blocks that one loop can compute.
 
     Attributes:
         start: The position of its first equation in the sequence.
         stop: The position after its last.
-        equations: The equations of the first block.
-        sources: For each of them where its operands come from.
+        steps: The equations of the first block that are needed.
         carries: For every carried value the result of the block, by index, and the value that
             the first block gets instead.
         scanned: The values of each of which every block has its own, block by block.
@@ -80,8 +88,7 @@ class Loop:
 
     start: int
     stop: int
-    equations: tuple[FlatEquation, ...]
-    sources: tuple[tuple[Source, ...], ...]
+    steps: tuple[Step, ...]
     carries: tuple[tuple[int, int], ...]
     scanned: tuple[tuple[int, ...], ...]
     groups: frozenset[tuple[int, ...]]
@@ -309,19 +316,30 @@ class _Trial:
 
     def loop(self) -> Loop:
         """Returns the loop, if all blocks fit together."""
-        sizes = [len(flat.operands) for flat in self.equations]
-        columns = iter(self.columns)
+        exits = self._exits()
         return Loop(
             start=self.start,
             stop=self.stop,
-            equations=self.equations,
-            sources=tuple(tuple(islice(columns, size)) for size in sizes),
+            steps=self._steps({*exits, *(index for index, _ in self.carries)}),
             carries=tuple(self.carries),
             scanned=tuple(self.scanned),
             groups=frozenset(self.groups),
             results=self.results,
-            exits=self._exits(),
+            exits=exits,
         )
+
+    def _steps(self, needed: set[int]) -> tuple[Step, ...]:
+        """Lists the equations that results depend on, or effects."""
+        columns, steps, first = iter(self.columns), [], 0
+        for flat in self.equations:
+            steps.append(Step(flat, tuple(islice(columns, len(flat.operands))), first))
+            first += len(flat.results)
+        kept = []
+        for step in reversed(steps):
+            if not needed.isdisjoint(range(step.first, step.first + len(step.equation.results))):
+                needed |= {index for source in step.sources for index in _internal(source)}
+                kept.append(step)
+        return tuple(reversed(kept))
 
     def _exits(self) -> tuple[int, ...]:
         """Lists the results that are read outside and that the last carry does not hold."""
@@ -331,6 +349,15 @@ class _Trial:
         carried = [index for index, _ in self.carries]
         leaving[-1, carried] = False
         return tuple(np.flatnonzero(leaving.any(0)).tolist())
+
+
+def _internal(source: Source) -> Iterator[int]:
+    """Lists the results of the same block that a source reads."""
+    if isinstance(source, Internal):
+        yield source.index
+    elif isinstance(source, Made):
+        for operand in source.operands:
+            yield from _internal(operand)
 
 
 def _rows(flat: np.ndarray, starts: np.ndarray, start: int, stop: int, blocks: int) -> np.ndarray:

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from jinit.tracing._jax import bind, equation_context
 from jinit.tracing.flat import FlatEquation, FlatProgram, flatten
+from jinit.tracing.lift import run_lifted
 from jinit.tracing.order import Order
 from jinit.tracing.repeats import Carried, Internal, Loop, Made, Outside, Source, find_loops
 from jinit.tracing.structure import Path
@@ -37,8 +39,7 @@ class Rolled:
 
     def stack(self, leaves: Sequence[Any]) -> list[Any]:
         """Stacks variables along a new leading axis, group by group."""
-        return [_stack([leaves[i] for i in group]) if len(group) > 1 else leaves[group[0]]
-                for group in self.groups]  # fmt: skip
+        return [_stacked([leaves[index] for index in group]) for group in self.groups]
 
     def unstack(self, values: Sequence[Any]) -> list[Any]:
         """Divides one value a group, with its leading axis, into one a variable."""
@@ -100,6 +101,10 @@ def _stack(values: Sequence[Any]) -> Any:
     return lax.concatenate([lax.expand_dims(value, (0,)) for value in values], 0)
 
 
+def _stacked(values: Sequence[Any]) -> Any:
+    return _stack(values) if len(values) > 1 else values[0]
+
+
 def _retrace(
     traced: TracedFunction,
     program: FlatProgram,
@@ -108,10 +113,7 @@ def _retrace(
     groups: tuple[tuple[int, ...], ...],
 ) -> Rolled:
     avals, rest = traced.in_avals, traced.in_avals[order.num_variables :]
-    stacked = [
-        jax.eval_shape(_stack, [avals[i] for i in group]) if len(group) > 1 else avals[group[0]]
-        for group in groups
-    ]
+    stacked = [jax.eval_shape(_stacked, [avals[index] for index in group]) for group in groups]
     scans: list[bool] = []
 
     def run(*inputs: Any) -> list[Any]:
@@ -133,7 +135,19 @@ def _execute(flat: FlatEquation, values: Sequence[Any]) -> list[Any]:
     with contextlib.ExitStack() as contexts:
         for equation in (*flat.within, flat.equation):
             contexts.enter_context(equation_context(equation))
-        return bind(flat.equation, values, flat.equation.params)
+        count = len(flat.equation.invars)
+        if any(isinstance(number, Tracer) for number in values[count:]):
+            return run_lifted(flat.equation, values[:count], values[count:])
+        return bind(flat.equation, values[:count], flat.equation.params)
+
+
+def _needed(program: FlatProgram) -> set[int]:
+    """Returns the values that an output or an effect depends on."""
+    needed = set(program.outputs)
+    for flat in reversed(program.equations):
+        if flat.equation.effects or not needed.isdisjoint(flat.results):
+            needed.update(flat.operands)
+    return needed
 
 
 class _Emission:
@@ -155,6 +169,7 @@ class _Emission:
         self.stacks: dict[tuple[int, ...], Any] = {}
         self.rows: dict[int, tuple[Any, int]] = {}
         self.scans: list[bool] = []
+        self.needed = _needed(program)
         for group, value in zip(groups, inputs[: len(groups)], strict=True):
             if len(group) == 1:
                 self.env[group[0]] = value
@@ -187,7 +202,8 @@ class _Emission:
 
     def stretch(self, start: int, stop: int) -> None:
         for flat in self.order.sequence[start:stop]:
-            self.run(flat)
+            if flat.equation.effects or not self.needed.isdisjoint(flat.results):
+                self.run(flat)
 
     def stacked(self, values: tuple[int, ...]) -> Any:
         """Returns values stacked: as they came, or as constants, or stacked now."""
@@ -197,7 +213,7 @@ class _Emission:
 
     def new_stack(self, values: tuple[int, ...]) -> Any:
         weak = self.program.avals[values[0]].weak_type
-        if not weak and self.program.literals.issuperset(values):
+        if not weak and all(value in self.program.literals for value in values):
             return np.stack([np.asarray(self.program.fixed[value]) for value in values])
         return _stack([self.read(value) for value in values])
 
@@ -224,12 +240,13 @@ class _Block:
 
     def __init__(self, outside: _Emission, carry: Sequence[Any], slices: Sequence[Any]) -> None:
         self.outside, self.carry, self.slices = outside, carry, slices
-        self.results: list[Any] = []
+        self.results: dict[int, Any] = {}
         self.made: dict[int, list[Any]] = {}
 
-    def run(self, loop: Loop) -> list[Any]:
-        for flat, sources in zip(loop.equations, loop.sources, strict=True):
-            self.results += _execute(flat, [self.read(source) for source in sources])
+    def run(self, loop: Loop) -> dict[int, Any]:
+        for step in loop.steps:
+            results = _execute(step.equation, [self.read(source) for source in step.sources])
+            self.results.update(enumerate(results, step.first))
         return self.results
 
     def read(self, source: Source) -> Any:
