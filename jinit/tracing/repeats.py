@@ -1,8 +1,9 @@
 """Runs of equal blocks in a program, and how values flow through them."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -15,7 +16,6 @@ __all__ = [
 ]  # fmt: skip
 
 _LEAST_BLOCKS = 3
-_LEAST_SAVED = 24
 _TRIES = 12
 _PRODUCTS = frozenset({"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"})
 
@@ -80,6 +80,7 @@ class Loop:
         steps: The equations of the first block that are needed.
         carries: For every carried value the result of the block, by index, and the value that
             the first block gets instead.
+        constants: The values that are the same for all blocks.
         scanned: The values of each of which every block has its own, block by block.
         groups: Those among them that are variables, to be stacked outside.
         results: The values that each block computes: an array of shape (blocks, results).
@@ -90,6 +91,7 @@ class Loop:
     stop: int
     steps: tuple[Step, ...]
     carries: tuple[tuple[int, int], ...]
+    constants: tuple[int, ...]
     scanned: tuple[tuple[int, ...], ...]
     groups: frozenset[tuple[int, ...]]
     results: np.ndarray
@@ -105,13 +107,17 @@ class _Run:
     period: int
     saved: int
 
+    def shifted(self, by: int) -> "_Run":
+        return replace(self, start=self.start + by, stop=self.stop + by)
 
-def repeats(labels: np.ndarray, weights: np.ndarray) -> list[_Run]:
+
+def repeats(labels: np.ndarray, weights: np.ndarray, least_saved: int) -> list[_Run]:
     """Finds where a sequence repeats itself, the largest savings first.
 
     Args:
         labels: What stands at each position, shape (n,).
         weights: What leaving it out saves, shape (n,).
+        least_saved: What one of the stretches must save, all but its first period left out.
 
     Returns:
         Maximal stretches of at least three periods each.
@@ -127,34 +133,37 @@ def repeats(labels: np.ndarray, weights: np.ndarray) -> list[_Run]:
         for start, stop in zip(edges[::2], edges[1::2], strict=True):
             blocks = (stop - start) // period
             saved = total[start + blocks * period] - total[start]
-            if stop - start >= least and saved >= _LEAST_SAVED:
+            if stop - start >= least and saved >= least_saved:
                 runs.append(_Run(int(start), int(stop) + period, period, int(saved)))
     return sorted(runs, key=lambda run: (-run.saved, run.period))
 
 
-def find_loops(order: Order) -> list[Loop]:
+def find_loops(order: Order, least_saved: int) -> list[Loop]:
     """Finds disjoint runs of blocks that loops can compute, in order."""
-    return list(_find(order, 0, len(order.sequence)))
+
+    def find(low: int, high: int) -> Iterator[Loop]:
+        runs = repeats(order.labels[low:high], order.weights[low:high], least_saved)
+        for run in runs[:_TRIES]:
+            loop = _first_loop(order, run.shifted(low), least_saved)
+            if loop is not None:
+                yield from find(low, loop.start)
+                yield loop
+                yield from find(loop.stop, high)
+                return
+
+    return list(find(0, len(order.sequence)))
 
 
-def _find(order: Order, low: int, high: int) -> Iterator[Loop]:
-    for run in repeats(order.labels[low:high], order.weights[low:high])[:_TRIES]:
-        loop = _first_loop(order, _Run(run.start + low, run.stop + low, run.period, run.saved))
-        if loop is not None:
-            yield from _find(order, low, loop.start)
-            yield loop
-            yield from _find(order, loop.stop, high)
-            return
-
-
-def _first_loop(order: Order, run: _Run) -> Loop | None:
+def _first_loop(order: Order, run: _Run, least_saved: int) -> Loop | None:
     for phase in _phases(order, run)[:_TRIES]:
         start = run.start + phase
-        while (blocks := (run.stop - start) // run.period) >= _LEAST_BLOCKS:
-            loop, valid = _loop(order, start, run.period, blocks)
+        weight = int(order.weights[start : start + run.period].sum())
+        least = max(_LEAST_BLOCKS, 1 + math.ceil(least_saved / weight))
+        while (blocks := (run.stop - start) // run.period) >= least:
+            loop, valid = _loop(order, start, run.period, blocks, least)
             if loop is not None:
                 return loop
-            start += run.period * max(valid, 1)
+            start += run.period * valid
     return None
 
 
@@ -192,18 +201,16 @@ def _is_product(order: Order, position: int) -> bool:
     )
 
 
-def _loop(order: Order, start: int, period: int, blocks: int) -> tuple[Loop | None, int]:
-    """Returns the loop over blocks, or None and how many first blocks fit together."""
-    valid = blocks
-    while True:
-        trial = _Trial(order, start, period, valid)
-        if trial.valid == valid:
-            break
-        valid = trial.valid
-        saved = int(order.weights[start : start + period].sum()) * (valid - 1)
-        if valid < _LEAST_BLOCKS or saved < _LEAST_SAVED:
-            return None, valid
-    return trial.loop(), valid
+def _loop(
+    order: Order, start: int, period: int, blocks: int, least: int
+) -> tuple[Loop | None, int]:
+    """Returns a loop over at least some blocks, or None and how many fit together."""
+    while blocks >= least:
+        trial = _Trial(order, start, period, blocks)
+        if trial.valid == blocks:
+            return trial.loop(), blocks
+        blocks = trial.valid
+    return None, blocks
 
 
 class _Trial:
@@ -322,6 +329,7 @@ class _Trial:
             stop=self.stop,
             steps=self._steps({*exits, *(index for index, _ in self.carries)}),
             carries=tuple(self.carries),
+            constants=tuple(s.value for s in self.sources.values() if isinstance(s, Outside)),
             scanned=tuple(self.scanned),
             groups=frozenset(self.groups),
             results=self.results,

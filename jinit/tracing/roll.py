@@ -1,7 +1,7 @@
 """Rolling: equal blocks of a traced function, such as a network's layers, become one loop."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Rolled:
         return [single[index] for index in sorted(single)]
 
 
-def roll(traced: TracedFunction, trainable: Sequence[bool]) -> Rolled:
+def roll(traced: TracedFunction, trainable: Sequence[bool], *, least_saved: int = 24) -> Rolled:
     """Replaces every run of equal blocks by one ``lax.scan`` over the blocks' variables.
 
     Blocks are equal if they run the same equations, in the same order, on operands that each is
@@ -63,6 +63,9 @@ def roll(traced: TracedFunction, trainable: Sequence[bool]) -> Rolled:
         trainable: For each variable whether it is a parameter. Values computed from parameters
             alone are computed inside the loop, from variables that were stacked outside, so that
             what follows parameters through the program can follow them on.
+        least_saved: How many equations a loop must save. Its own cost, in a program that holds
+            the model once, is that of some hundred simple equations; in one that transforms
+            the model several times it is soon won back.
 
     Returns:
         The rolled function, and how its variables are stacked; where no blocks are equal, the
@@ -86,7 +89,7 @@ def roll(traced: TracedFunction, trainable: Sequence[bool]) -> Rolled:
     unchanged = Rolled(traced, single, frozenset())
     program = flatten(traced)
     order = Order(program, trainable, len(traced.in_avals))
-    loops = find_loops(order)
+    loops = find_loops(order, least_saved)
     if not loops:
         return unchanged
     stacked = {group for loop in loops for group in loop.groups}
@@ -141,15 +144,6 @@ def _execute(flat: FlatEquation, values: Sequence[Any]) -> list[Any]:
         return bind(flat.equation, values[:count], flat.equation.params)
 
 
-def _needed(program: FlatProgram) -> set[int]:
-    """Returns the values that an output or an effect depends on."""
-    needed = set(program.outputs)
-    for flat in reversed(program.equations):
-        if flat.equation.effects or not needed.isdisjoint(flat.results):
-            needed.update(flat.operands)
-    return needed
-
-
 class _Emission:
     """Runs a program with its loops, each equation of a block once.
 
@@ -169,7 +163,6 @@ class _Emission:
         self.stacks: dict[tuple[int, ...], Any] = {}
         self.rows: dict[int, tuple[Any, int]] = {}
         self.scans: list[bool] = []
-        self.needed = _needed(program)
         for group, value in zip(groups, inputs[: len(groups)], strict=True):
             if len(group) == 1:
                 self.env[group[0]] = value
@@ -202,8 +195,7 @@ class _Emission:
 
     def stretch(self, start: int, stop: int) -> None:
         for flat in self.order.sequence[start:stop]:
-            if flat.equation.effects or not self.needed.isdisjoint(flat.results):
-                self.run(flat)
+            self.run(flat)
 
     def stacked(self, values: tuple[int, ...]) -> Any:
         """Returns values stacked: as they came, or as constants, or stacked now."""
@@ -220,9 +212,10 @@ class _Emission:
     def loop(self, loop: Loop) -> None:
         first = [self.read(value) for _, value in loop.carries]
         slices = [self.stacked(values) for values in loop.scanned]
+        constants = {value: self.read(value) for value in loop.constants}
 
         def step(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
-            results = _Block(self, carry, slices).run(loop)
+            results = _Block(constants, carry, slices).run(loop)
             return [results[i] for i, _ in loop.carries], [results[i] for i in loop.exits]
 
         self.scans.append(True)
@@ -238,8 +231,10 @@ class _Emission:
 class _Block:
     """One iteration of a loop."""
 
-    def __init__(self, outside: _Emission, carry: Sequence[Any], slices: Sequence[Any]) -> None:
-        self.outside, self.carry, self.slices = outside, carry, slices
+    def __init__(
+        self, constants: Mapping[int, Any], carry: Sequence[Any], slices: Sequence[Any]
+    ) -> None:
+        self.constants, self.carry, self.slices = constants, carry, slices
         self.results: dict[int, Any] = {}
         self.made: dict[int, list[Any]] = {}
 
@@ -256,7 +251,7 @@ class _Block:
             case Carried(slot):
                 return self.carry[slot]
             case Outside(value):
-                return self.outside.read(value)
+                return self.constants[value]
             case Made(equation, operands, result):
                 return self.make(equation, operands)[result]
             case _:
