@@ -61,9 +61,10 @@ def comparable_params(equation: jex.JaxprEqn) -> dict[str, Any]:
     A custom derivative wraps its rule anew at every call; equal calls share the user's function
     and what it was wrapped with.
     """
+    if not equation.primitive.name.startswith("custom_"):
+        return equation.params
     params = {name: _unwrapped(value) for name, value in equation.params.items()}
-    if equation.primitive.name == "custom_vjp_call":
-        del params["out_trees"]  # follows from the rule and the operands
+    params.pop("out_trees", None)  # they follow from the rule and the operands
     return params
 
 

@@ -8,6 +8,9 @@ import numpy as np
 from jax.extend import core as jex
 
 from jinit.tracing._jax import aval_of, close, comparable_params
+from jinit.tracing.lift import called, is_liftable, is_remat
+
+_PLAIN = frozenset({bool, int, str, type(None)})
 
 __all__ = ["Fingerprints", "array_key"]
 
@@ -29,42 +32,57 @@ class Fingerprints:
 
     def __init__(self) -> None:
         self._numbers: dict[Hashable, int] = {}
-        self._known: dict[int, tuple[Any, int]] = {}  # by identity; keeps what it has seen alive
+        self._known: dict[tuple[int, bool], tuple[Any, int]] = {}  # keeps what it has seen alive
 
     def number(self, key: Hashable) -> int:
         """Returns the number of a key, a new one at its first appearance."""
         return self._numbers.setdefault(key, len(self._numbers))
 
-    def equation(self, equation: jex.JaxprEqn) -> int:
-        """Returns the number of an equation's primitive, parameters and context."""
-        return self._once(equation, self._equation)
+    def equation(self, equation: jex.JaxprEqn, lifted: bool = False) -> int:
+        """Returns the number of an equation's primitive, parameters and context.
 
-    def _once(self, part: Any, key: Callable[[Any], Hashable]) -> int:
-        if id(part) not in self._known:
-            self._known[id(part)] = part, self.number(key(part))
-        return self._known[id(part)][1]
+        Args:
+            equation: The equation.
+            lifted: Whether the whole numbers in a call do not matter; in a ``jax.checkpoint``
+                they never do.
+        """
+        lifted = is_remat(equation) or (lifted and called(equation) is not None)
+        return self._once(equation, lifted, self._equation)
 
-    def _equation(self, equation: jex.JaxprEqn) -> Hashable:
-        return equation.primitive, self._key(comparable_params(equation)), equation.ctx
+    def _once(self, part: Any, lifted: bool, key: Callable[[Any, bool], Hashable]) -> int:
+        place = id(part), lifted
+        if place not in self._known:
+            self._known[place] = part, self.number(key(part, lifted))
+        return self._known[place][1]
 
-    def _key(self, value: Any) -> Hashable:
-        if isinstance(value, jex.Jaxpr | jex.ClosedJaxpr):
-            return "jaxpr", self._once(value, self._jaxpr)
+    def _equation(self, equation: jex.JaxprEqn, lifted: bool) -> Hashable:
+        params = comparable_params(equation)
+        keys = tuple((name, self._key(params[name], lifted)) for name in sorted(params))
+        return equation.primitive, equation.ctx, keys
+
+    def _key(self, value: Any, lifted: bool = False) -> Hashable:
+        kind = type(value)
+        if kind in _PLAIN:
+            return kind, value
+        if kind is tuple and all(type(part) is int for part in value):
+            return value
+        if isinstance(value, (tuple, list)):
+            return kind, *map(self._key, value)
+        if isinstance(value, (jex.Jaxpr, jex.ClosedJaxpr)):
+            return "jaxpr", self._once(value, lifted, self._jaxpr)
         if isinstance(value, dict):
             return "dict", tuple((name, self._key(value[name])) for name in sorted(value, key=str))
-        if isinstance(value, tuple | list):
-            return type(value), *map(self._key, value)
-        if isinstance(value, np.ndarray | np.generic):
+        if isinstance(value, (np.ndarray, np.generic)):
             return array_key(value)
-        if isinstance(value, float | complex):
-            return type(value), repr(value)  # tells -0.0 from 0.0, and equals itself if nan
+        if isinstance(value, (float, complex)):
+            return kind, repr(value)  # tells -0.0 from 0.0, and equals itself if nan
         try:
             hash(value)
         except TypeError:
             return "identity", id(value)
-        return type(value), value
+        return kind, value
 
-    def _jaxpr(self, jaxpr: Any) -> Hashable:
+    def _jaxpr(self, jaxpr: Any, lifted: bool) -> Hashable:
         opened, consts = close(jaxpr)
         inputs = [*opened.constvars, *opened.invars]
         index: dict[Any, int] = {}
@@ -76,6 +94,8 @@ class Fingerprints:
             return tuple(map(aval_of, variables))
 
         def read(atom: Any) -> Hashable:
+            if lifted and is_liftable(atom):
+                return "lifted", aval_of(atom)
             if isinstance(atom, jex.Literal):
                 return aval_of(atom), array_key(atom.val)
             return index[atom]
@@ -83,5 +103,5 @@ class Fingerprints:
         rows: list[Hashable] = [tuple(map(array_key, consts)), define(inputs)]
         for equation in opened.eqns:
             operands = tuple(map(read, equation.invars))
-            rows.append((self.equation(equation), operands, define(equation.outvars)))
+            rows.append((self.equation(equation, lifted), operands, define(equation.outvars)))
         return *rows, tuple(map(read, opened.outvars))

@@ -2,21 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.extend import core as jex
 
-from jinit.tracing._jax import aval_of, has_explicit_sharding
+from jinit.tracing._jax import aval_of
 from jinit.tracing.fingerprint import array_key
-from jinit.tracing.structure import Body, structure_of
+from jinit.tracing.lift import called, is_liftable, is_remat, lifted_literals
+from jinit.tracing.structure import Body
 from jinit.tracing.trace import TracedFunction
 
 __all__ = ["FlatEquation", "FlatProgram", "flatten"]
 
 
-@dataclass(frozen=True)
-class FlatEquation:
-    """An equation between numbered values, and the jit equations it was taken out of."""
+class FlatEquation(NamedTuple):
+    """An equation between numbered values.
+
+    Attributes:
+        equation: The equation as it was traced.
+        within: The jit equations it was taken out of.
+        operands: Its operands, and after them the whole numbers inside a ``jax.checkpoint``.
+        results: Its results.
+    """
 
     equation: jex.JaxprEqn
     within: tuple[jex.JaxprEqn, ...]
@@ -31,32 +38,26 @@ class FlatProgram:
     Attributes:
         avals: Shape and dtype of every value.
         fixed: The literals and constants by their number.
-        literals: The numbers of those that are literals.
-        equations: The equations that an output or an effect depends on, in order.
+        literals: For those that are literals, whether they may vary over equal blocks.
+        equations: The equations in order.
         outputs: The numbers of the outputs.
     """
 
     avals: list[Any] = field(default_factory=list)
     fixed: dict[int, Any] = field(default_factory=dict)
-    literals: set[int] = field(default_factory=set)
+    literals: dict[int, bool] = field(default_factory=dict)
     equations: list[FlatEquation] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
 
 
 def flatten(traced: TracedFunction) -> FlatProgram:
-    """Takes the equations out of every jit that pins no sharding, and drops unused ones."""
+    """Takes the equations out of every jit that pins no sharding."""
     flattening = _Flattening()
     program = flattening.program
     body = Body(traced.jaxpr, tuple(traced.consts))
     inputs = [flattening.new(aval) for aval in traced.in_avals]
     program.outputs = flattening.inline(body, inputs, ())
-    program.equations = _used(program)
     return program
-
-
-def _is_inlined(equation: jex.JaxprEqn) -> bool:
-    params = equation.params
-    return "in_shardings" not in params or not has_explicit_sharding(params)
 
 
 class _Flattening:
@@ -76,7 +77,7 @@ class _Flattening:
 
     def literal(self, atom: Any) -> int:
         number = self.fix(("literal", aval_of(atom), array_key(atom.val)), atom.val, aval_of(atom))
-        self.program.literals.add(number)
+        self.program.literals[number] = is_liftable(atom)
         return number
 
     def inline(
@@ -99,20 +100,13 @@ class _Flattening:
     def equation(
         self, equation: jex.JaxprEqn, operands: tuple[int, ...], within: tuple[jex.JaxprEqn, ...]
     ) -> Sequence[int]:
-        structure = structure_of(equation)
-        if structure.kind == "jit" and _is_inlined(equation):
-            return self.inline(structure.bodies[0], operands, (*within, equation))
+        body = called(equation)
+        if body is not None:
+            return self.inline(body, operands, (*within, equation))
+        if is_remat(equation):
+            operands += tuple(map(self.literal, lifted_literals(equation.params["jaxpr"])))
         first = len(self.program.avals)
         self.program.avals.extend(map(aval_of, equation.outvars))
         results = range(first, len(self.program.avals))
         self.program.equations.append(FlatEquation(equation, within, operands, results))
         return results
-
-
-def _used(program: FlatProgram) -> list[FlatEquation]:
-    wanted, used = set(program.outputs), []
-    for flat in reversed(program.equations):
-        if flat.equation.effects or not wanted.isdisjoint(flat.results):
-            wanted.update(flat.operands)
-            used.append(flat)
-    return used[::-1]

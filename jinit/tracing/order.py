@@ -22,8 +22,8 @@ class Order:
     """A program's equations, divided into a sequence and those that are deferred.
 
     Deferred are the equations on floating-point variables alone, such as a cast of the whole
-    tree ahead of the model, and slices of data, such as the keys of a split: they become part of
-    the block that uses them. All others keep their order.
+    tree ahead of the model, and the slices of what is divided among blocks, such as split keys:
+    they become part of the block that uses them. All others keep their order.
 
     Attributes:
         program: The program.
@@ -54,7 +54,6 @@ class Order:
         self._fingerprints = Fingerprints()
         self._sizes: dict[int, int] = {}
         self._reach = [0] * len(program.avals)
-        self._loose_literals = {n for n in program.literals if not _is_fixed(program.avals[n])}
         self.index = np.full(len(program.avals), OUTSIDE)
         self.ready = np.full(len(program.avals), OUTSIDE)
         self._num_results = 0
@@ -87,6 +86,7 @@ class Order:
                 ))  # fmt: skip
 
     def _place_equations(self) -> None:
+        self._parts = self._find_parts()
         labels = []
         for position, flat in enumerate(self.program.equations):
             reach = 0
@@ -95,12 +95,30 @@ class Order:
             for result in flat.results:
                 self._reach[result] = reach
             label = self._label(flat, position)
-            if _is_deferred(flat.equation, reach):
+            if self._is_deferred(flat, reach):
                 self._defer(flat, label)
             else:
                 labels.append(label)
                 self._append(flat)
         self._count(labels)
+
+    def _is_deferred(self, flat: FlatEquation, reach: int) -> bool:
+        if flat.equation.effects:
+            return False
+        if reach & _FLOAT:
+            return not reach & (_LOOSE | _DATA)
+        return flat.equation.primitive.name == "slice" and len(self._parts[flat.operands[0]]) > 1
+
+    def _find_parts(self) -> dict[int, set[int]]:
+        """Lists the different slices of each value that is not a float, such as split keys."""
+        parts: dict[int, set[int]] = {}
+        for flat in self.program.equations:
+            if flat.equation.primitive.name == "slice":
+                (whole,) = flat.operands
+                known = parts.setdefault(whole, set())
+                if not jnp.issubdtype(self.program.avals[whole].dtype, jnp.inexact):
+                    known.add(self._fingerprints.equation(flat.equation))
+        return parts
 
     def _label(self, flat: FlatEquation, position: int) -> int:
         if flat.equation.effects:
@@ -115,7 +133,7 @@ class Order:
 
         Whole numbers in the program, such as those folded into a key, may differ.
         """
-        if value in self.program.literals and value not in self._loose_literals:
+        if value in self.program.literals and not self.program.literals[value]:
             return "literal", value
         if self._reach[value] & _FLOAT:
             known = self.classes.get(value)
@@ -143,30 +161,29 @@ class Order:
         self.result_at = _starts(len(flat.results) for flat in self.sequence)
         self.results = np.array([r for flat in self.sequence for r in flat.results], int)
         self.operands = np.array([o for flat in self.sequence for o in flat.operands], int)
-        everywhere = [o for flat in self.program.equations for o in flat.operands]
-        self.uses = np.bincount(
-            np.array([*everywhere, *self.program.outputs], int), minlength=len(self.index)
-        )
+        self.uses = np.bincount(np.array(self._reads(), int), minlength=len(self.index))
+
+    def _reads(self) -> list[int]:
+        """Lists every value as often as it is read, but for equations that are never needed."""
+        reads = [*self.program.outputs, *self.operands.tolist()]
+        needed = set(reads)
+        for flat in reversed(self.program.equations):
+            if (
+                flat.results
+                and flat.results[0] in self.made
+                and not needed.isdisjoint(flat.results)
+            ):
+                reads += flat.operands
+                needed.update(flat.operands)
+        return reads
 
     def _size(self, equation: jex.JaxprEqn) -> int:
         """Counts an equation and those inside it."""
-        if id(equation) not in self._sizes:
+        number = self._fingerprints.equation(equation)
+        if number not in self._sizes:
             inner = [e for jaxpr in sub_jaxprs(equation) for e in jaxpr.eqns]
-            self._sizes[id(equation)] = 1 + sum(map(self._size, inner))
-        return self._sizes[id(equation)]
-
-
-def _is_fixed(aval: object) -> bool:
-    """Tells whether a literal must be the same in all blocks."""
-    return aval.shape != () or jnp.issubdtype(aval.dtype, jnp.inexact)
-
-
-def _is_deferred(equation: jex.JaxprEqn, reach: int) -> bool:
-    if equation.effects:
-        return False
-    if reach & _FLOAT:
-        return not reach & (_LOOSE | _DATA)
-    return equation.primitive.name == "slice"
+            self._sizes[number] = 1 + sum(map(self._size, inner))
+        return self._sizes[number]
 
 
 def _starts(sizes: Iterable[int]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Runs of equal blocks in a program, and how values flow through them."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -15,7 +16,6 @@ __all__ = [
 ]  # fmt: skip
 
 _LEAST_BLOCKS = 3
-_LEAST_SAVED = 24
 _TRIES = 12
 _PRODUCTS = frozenset({"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"})
 
@@ -62,16 +62,25 @@ Source = Internal | Carried | Outside | Scanned | Made
 
 
 @dataclass(frozen=True)
+class Step:
+    """An equation of a block, where its operands come from, and its first result's index."""
+
+    equation: FlatEquation
+    sources: tuple[Source, ...]
+    first: int
+
+
+@dataclass(frozen=True)
 class Loop:
     """A run of blocks that one loop can compute.
 
     Attributes:
         start: The position of its first equation in the sequence.
         stop: The position after its last.
-        equations: The equations of the first block.
-        sources: For each of them where its operands come from.
+        steps: The equations of the first block that are needed.
         carries: For every carried value the result of the block, by index, and the value that
             the first block gets instead.
+        constants: The values that are the same for all blocks.
         scanned: The values of each of which every block has its own, block by block.
         groups: Those among them that are variables, to be stacked outside.
         results: The values that each block computes: an array of shape (blocks, results).
@@ -80,9 +89,9 @@ class Loop:
 
     start: int
     stop: int
-    equations: tuple[FlatEquation, ...]
-    sources: tuple[tuple[Source, ...], ...]
+    steps: tuple[Step, ...]
     carries: tuple[tuple[int, int], ...]
+    constants: tuple[int, ...]
     scanned: tuple[tuple[int, ...], ...]
     groups: frozenset[tuple[int, ...]]
     results: np.ndarray
@@ -98,13 +107,17 @@ class _Run:
     period: int
     saved: int
 
+    def shifted(self, by: int) -> "_Run":
+        return replace(self, start=self.start + by, stop=self.stop + by)
 
-def repeats(labels: np.ndarray, weights: np.ndarray) -> list[_Run]:
+
+def repeats(labels: np.ndarray, weights: np.ndarray, least_saved: int) -> list[_Run]:
     """Finds where a sequence repeats itself, the largest savings first.
 
     Args:
         labels: What stands at each position, shape (n,).
         weights: What leaving it out saves, shape (n,).
+        least_saved: What one of the stretches must save, all but its first period left out.
 
     Returns:
         Maximal stretches of at least three periods each.
@@ -120,34 +133,37 @@ def repeats(labels: np.ndarray, weights: np.ndarray) -> list[_Run]:
         for start, stop in zip(edges[::2], edges[1::2], strict=True):
             blocks = (stop - start) // period
             saved = total[start + blocks * period] - total[start]
-            if stop - start >= least and saved >= _LEAST_SAVED:
+            if stop - start >= least and saved >= least_saved:
                 runs.append(_Run(int(start), int(stop) + period, period, int(saved)))
     return sorted(runs, key=lambda run: (-run.saved, run.period))
 
 
-def find_loops(order: Order) -> list[Loop]:
+def find_loops(order: Order, least_saved: int) -> list[Loop]:
     """Finds disjoint runs of blocks that loops can compute, in order."""
-    return list(_find(order, 0, len(order.sequence)))
+
+    def find(low: int, high: int) -> Iterator[Loop]:
+        runs = repeats(order.labels[low:high], order.weights[low:high], least_saved)
+        for run in runs[:_TRIES]:
+            loop = _first_loop(order, run.shifted(low), least_saved)
+            if loop is not None:
+                yield from find(low, loop.start)
+                yield loop
+                yield from find(loop.stop, high)
+                return
+
+    return list(find(0, len(order.sequence)))
 
 
-def _find(order: Order, low: int, high: int) -> Iterator[Loop]:
-    for run in repeats(order.labels[low:high], order.weights[low:high])[:_TRIES]:
-        loop = _first_loop(order, _Run(run.start + low, run.stop + low, run.period, run.saved))
-        if loop is not None:
-            yield from _find(order, low, loop.start)
-            yield loop
-            yield from _find(order, loop.stop, high)
-            return
-
-
-def _first_loop(order: Order, run: _Run) -> Loop | None:
+def _first_loop(order: Order, run: _Run, least_saved: int) -> Loop | None:
     for phase in _phases(order, run)[:_TRIES]:
         start = run.start + phase
-        while (blocks := (run.stop - start) // run.period) >= _LEAST_BLOCKS:
-            loop, valid = _loop(order, start, run.period, blocks)
+        weight = int(order.weights[start : start + run.period].sum())
+        least = max(_LEAST_BLOCKS, 1 + math.ceil(least_saved / weight))
+        while (blocks := (run.stop - start) // run.period) >= least:
+            loop, valid = _loop(order, start, run.period, blocks, least)
             if loop is not None:
                 return loop
-            start += run.period * max(valid, 1)
+            start += run.period * valid
     return None
 
 
@@ -163,7 +179,7 @@ def _phases(order: Order, run: _Run) -> list[int]:
     operands = order.operands[first:last]
     sizes = np.diff(order.operand_at[start : stop + 1])
     readers = np.repeat(np.arange(stop - start), sizes)
-    indices = order.index[operands] - order.result_at[start]
+    indices = order.ready[operands] - order.result_at[start]
     makers = np.searchsorted(order.result_at[start : stop + 1] - order.result_at[start], indices,
                              side="right") - 1  # fmt: skip
     near = (indices >= 0) & (readers - makers <= period)
@@ -185,18 +201,16 @@ def _is_product(order: Order, position: int) -> bool:
     )
 
 
-def _loop(order: Order, start: int, period: int, blocks: int) -> tuple[Loop | None, int]:
-    """Returns the loop over blocks, or None and how many first blocks fit together."""
-    valid = blocks
-    while True:
-        trial = _Trial(order, start, period, valid)
-        if trial.valid == valid:
-            break
-        valid = trial.valid
-        saved = int(order.weights[start : start + period].sum()) * (valid - 1)
-        if valid < _LEAST_BLOCKS or saved < _LEAST_SAVED:
-            return None, valid
-    return trial.loop(), valid
+def _loop(
+    order: Order, start: int, period: int, blocks: int, least: int
+) -> tuple[Loop | None, int]:
+    """Returns a loop over at least some blocks, or None and how many fit together."""
+    while blocks >= least:
+        trial = _Trial(order, start, period, blocks)
+        if trial.valid == blocks:
+            return trial.loop(), blocks
+        blocks = trial.valid
+    return None, blocks
 
 
 class _Trial:
@@ -230,9 +244,9 @@ class _Trial:
 
     def _expect(self, fits: np.ndarray) -> None:
         """Ends the blocks at the first for which something does not hold."""
-        fits = fits.reshape(self.blocks, -1).all(1)
-        if not fits.all():
-            self.valid = min(self.valid, max(1, int(np.argmin(fits))))
+        failing = np.flatnonzero(~fits.reshape(self.blocks, -1).all(axis=1))
+        if failing.size:
+            self.valid = min(self.valid, max(1, int(failing[0])))
 
     def _relative(self, columns: np.ndarray) -> np.ndarray:
         """Numbers values as results of the block that reads them; others are negative."""
@@ -267,9 +281,9 @@ class _Trial:
         if column[0] == column[1]:
             return Outside(int(column[0]))
         values = tuple(column.tolist())
-        makers = [self.order.made.get(value) for value in values]
-        if None not in makers and len({self.order.classes[value] for value in values}) == 1:
-            return self._made(makers, values)
+        made = [self.order.made[value] for value in values if value in self.order.made]
+        if len(made) == len(values) and len({self.order.classes[v] for v in values}) == 1:
+            return self._made(made, values)
         return self._own(column, values)
 
     def _made(self, makers: list[FlatEquation], values: tuple[int, ...]) -> Made:
@@ -309,19 +323,31 @@ class _Trial:
 
     def loop(self) -> Loop:
         """Returns the loop, if all blocks fit together."""
-        sizes = [len(flat.operands) for flat in self.equations]
-        columns = iter(self.columns)
+        exits = self._exits()
         return Loop(
             start=self.start,
             stop=self.stop,
-            equations=self.equations,
-            sources=tuple(tuple(islice(columns, size)) for size in sizes),
+            steps=self._steps({*exits, *(index for index, _ in self.carries)}),
             carries=tuple(self.carries),
+            constants=tuple(s.value for s in self.sources.values() if isinstance(s, Outside)),
             scanned=tuple(self.scanned),
             groups=frozenset(self.groups),
             results=self.results,
-            exits=self._exits(),
+            exits=exits,
         )
+
+    def _steps(self, needed: set[int]) -> tuple[Step, ...]:
+        """Lists the equations that results depend on, or effects."""
+        columns, steps, first = iter(self.columns), [], 0
+        for flat in self.equations:
+            steps.append(Step(flat, tuple(islice(columns, len(flat.operands))), first))
+            first += len(flat.results)
+        kept = []
+        for step in reversed(steps):
+            if not needed.isdisjoint(range(step.first, step.first + len(step.equation.results))):
+                needed |= {index for source in step.sources for index in _internal(source)}
+                kept.append(step)
+        return tuple(reversed(kept))
 
     def _exits(self) -> tuple[int, ...]:
         """Lists the results that are read outside and that the last carry does not hold."""
@@ -331,6 +357,15 @@ class _Trial:
         carried = [index for index, _ in self.carries]
         leaving[-1, carried] = False
         return tuple(np.flatnonzero(leaving.any(0)).tolist())
+
+
+def _internal(source: Source) -> Iterator[int]:
+    """Lists the results of the same block that a source reads."""
+    if isinstance(source, Internal):
+        yield source.index
+    elif isinstance(source, Made):
+        for operand in source.operands:
+            yield from _internal(operand)
 
 
 def _rows(flat: np.ndarray, starts: np.ndarray, start: int, stop: int, blocks: int) -> np.ndarray:
