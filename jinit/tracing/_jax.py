@@ -29,7 +29,6 @@ __all__ = [
     "equation_context",
     "hoist_consts",
     "is_pinned",
-    "is_tracer",
     "scan_sizes",
     "shard_map_like",
     "sub_jaxprs",
@@ -77,11 +76,6 @@ def bind(equation: jex.JaxprEqn, values: Sequence[Any], params: dict[str, Any]) 
     return list(out) if primitive.multiple_results else [out]
 
 
-def is_tracer(value: Any) -> bool:
-    """Tells a value of a computation that is being traced from an array."""
-    return isinstance(value, jax.core.Tracer)
-
-
 def is_pinned(params: dict[str, Any]) -> bool:
     """Tells whether a jit equation asks for what inlining it would lose."""
     shardings = (*params["in_shardings"], *params["out_shardings"])
@@ -90,7 +84,6 @@ def is_pinned(params: dict[str, Any]) -> bool:
         any(type(s).__name__ != "UnspecifiedValue" for s in shardings)
         or any(layout is not None for layout in layouts)
         or any(params["donated_invars"])
-        or bool(params["compiler_options_kvs"])
     )
 
 
@@ -194,7 +187,7 @@ def _instantiate(cotangent: Any) -> Any:
 
 
 def define_vjp(
-    function: jax.custom_vjp,
+    function: Any,
     forward: Callable[..., Any],
     backward: Callable[..., tuple[tuple[Any, ...], Any]],
 ) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
+from jax.core import Tracer
 from jax.extend import core as jex
 
 from jinit.tracing._jax import (
@@ -12,7 +13,6 @@ from jinit.tracing._jax import (
     bind_remat,
     hoist_consts,
     is_pinned,
-    is_tracer,
     shard_map_like,
 )
 from jinit.tracing.structure import Body, Path, Structure, below
@@ -28,14 +28,18 @@ class Call:
     """A function evaluated under a rule, to be called.
 
     Attributes:
+        original: Its jaxpr in the program, kept so that no other gets its id.
         jaxpr: Its inputs are the constants, the function's operands and what was planted.
         consts: Arrays the rule closed over.
         tree: The structure of the results and what was reaped.
+        reaped: The paths of that.
     """
 
+    original: jex.Jaxpr
     jaxpr: jex.ClosedJaxpr
     consts: Sequence[Any]
     tree: Any
+    reaped: Sequence[Path]
 
 
 def _call(
@@ -45,7 +49,7 @@ def _call(
         return run.body(body, values, planted, path)
 
     traced, shape = jax.make_jaxpr(inner, return_shape=True)(list(values), planted)
-    return Call(*hoist_consts(traced), jax.tree.structure(shape))
+    return Call(body.jaxpr, *hoist_consts(traced), jax.tree.structure(shape), list(shape[1]))
 
 
 def evaluate_jit(
@@ -64,27 +68,27 @@ def evaluate_jit(
         with jax.named_scope(f"jit({params['name']})"):
             return run.body(body, values, planted, path)
     planted = below(planted, path)
-    call = _shared_call(run, equation, body, values, planted, path)
+    call = _shared_call(run, body, values, planted, path)
     operands = [*values, *jax.tree.leaves(planted)]
     results = bind_jit(equation, call.jaxpr, call.consts, operands)
     return jax.tree.unflatten(call.tree, results)
 
 
 def _shared_call(
-    run: "Run",
-    equation: jex.JaxprEqn,
-    body: Body,
-    values: Sequence[Any],
-    planted: Mapping[Path, Any],
-    path: Path,
+    run: "Run", body: Body, values: Sequence[Any], planted: Mapping[Path, Any], path: Path
 ) -> Call:
     if run.alike is None:
         return _call(run, body, values, planted, path)
-    key = (id(equation.params["jaxpr"]), *map(jax.typeof, values), run.alike(path))
+    key = (id(body.jaxpr), *map(jax.typeof, values), run.alike(path))
     if key in run.calls:
         return run.calls[key]
     call = _call(run, body, values, planted, path)
-    if not any(map(is_tracer, call.consts)):  # which may be of this place only
+    if planted or call.reaped:
+        raise ValueError(
+            f"a rule with `alike` may neither reap nor be planted anything, but it was at "
+            f"{[*planted, *call.reaped]}, below the jit at {path}; leave `alike` out"
+        )
+    if not any(isinstance(const, Tracer) for const in call.consts):  # good here only
         run.calls[key] = call
     return call
 

@@ -30,14 +30,18 @@ def evaluate_custom_jvp(
     planted: Mapping[Path, Any],
     path: Path,
 ) -> tuple[list[Any], dict[Path, Any]]:
-    """Goes into a function with a custom jvp and into its rule."""
+    """Goes into a function with a custom jvp and into its rule.
+
+    What the rule returns has the dtypes that the function comes to, declared or not.
+    """
 
     def original(*args: Any) -> list[Any]:
         return bind(equation, args, equation.params)
 
-    @jax.custom_jvp
-    def primal(*args: Any) -> list[Any]:
+    def entered(*args: Any) -> list[Any]:
         return run.body(structure.bodies[0], args, {}, path)[0]
+
+    primal = jax.custom_jvp(entered)
 
     @primal.defjvp
     def rule(primals: Sequence[Any], directions: Sequence[Any]) -> Any:
@@ -45,8 +49,9 @@ def evaluate_custom_jvp(
         example = [tuple(cast_to_declared(x, equation.invars)) for x in (primals, directions)]
         derivative = jax.make_jaxpr(lambda p, t: jax.jvp(original, p, t))(*example)
         outputs = _evaluate(run, derivative, [*primals, *directions], (*path, -1))
-        results = primal(*primals)
-        return results, cast_back(outputs[len(results) :], dtypes_of(results))
+        dtypes = dtypes_of(jax.eval_shape(entered, *primals))
+        outputs = cast_back(outputs, dtypes * 2)
+        return outputs[: len(dtypes)], outputs[len(dtypes) :]
 
     return primal(*values), {}
 
@@ -113,7 +118,5 @@ class _Dtypes:
     operands: tuple[Any, ...]
 
 
-def _evaluate(
-    run: "Run", traced: jex.ClosedJaxpr, values: Sequence[Any], path: Path
-) -> list[Any]:
+def _evaluate(run: "Run", traced: jex.ClosedJaxpr, values: Sequence[Any], path: Path) -> list[Any]:
     return run.everywhere().body(Body(traced.jaxpr, tuple(traced.consts)), values, {}, path)[0]

@@ -86,7 +86,7 @@ def evaluate(
         alike: For a rule that neither reaps nor is planted anything: what else it knows of the
             equations below the path of a jit. Calls of one function on equal shapes for which
             that is equal are evaluated once, and stay calls. Otherwise a jit is inlined, under
-            its name, unless it pins shardings, donates or has compiler options.
+            its name, unless it pins shardings or layouts, or donates.
 
     Returns:
         The outputs, and what the rule reaped, by path; inside scans it is stacked, and in the

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
+from jinit.tracing._jax import aval_of
 from jinit.tracing.borders import cast_to_declared
 from jinit.tracing.structure import Body, Path, Structure, below
 
@@ -69,7 +70,7 @@ def evaluate_while(
         outputs, _ = run.body(body, [*rest[:num_body], *carry], {}, (*path, 1))
         return cast_to_declared(outputs, body.jaxpr.outvars)
 
-    if condition.jaxpr.outvars[0].aval.ndim == 0:
+    if aval_of(condition.jaxpr.outvars[0]).ndim == 0:
         return lax.while_loop(test, step, rest[num_body:]), {}
 
     # a loop under vmap has a predicate an example, and stops where all have
