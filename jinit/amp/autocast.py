@@ -2,7 +2,9 @@
 
 import functools
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -50,13 +52,15 @@ def autocast(
     The function is traced, and its equations run so: products and convolutions in
     ``half_dtype``; exponentials, logarithms, powers, sums and the like in float32; any other
     operation in the widest dtype among its operands, where neither literals nor parameters
-    count, so that adding a bias leaves a half product half. Loops, branches and calls whose
-    insides are not entered keep the dtypes the function declares, as do its outputs. It goes
-    into jit, remat, scan, while, cond and custom_jvp, and differentiates and batches as ``fn``.
+    count, so that adding a bias leaves a half product half. It goes into jit, remat, scan,
+    while, cond, shard_map, custom_jvp and custom_vjp, and into the user's derivative rules; what
+    loops carry, branches and a custom_vjp return, and what ``fn`` returns keep the dtypes that
+    it declares. It differentiates and batches as ``fn``, and is jitted: a second call with equal
+    shapes traces and compiles nothing.
 
     Args:
-        fn: A function of pytrees of arrays. Arguments that are not arrays, and keyword
-            arguments, are passed on as they are.
+        fn: A function of pytrees of arrays. Leaves of its arguments that are not arrays are
+            passed on as they are; a call in which one cannot be hashed is traced anew.
         half_dtype: float16 or bfloat16.
         params_argnums: Which positional arguments hold parameters; of Flax variables only the
             collection ``params`` counts.
@@ -69,10 +73,9 @@ def autocast(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> fn = autocast(lambda w, x: jnp.exp(x @ w))
-        >>> args = jnp.ones((2, 2)), jnp.ones((2, 2))
-        >>> [str(e.outvars[0].aval.dtype) for e in jax.make_jaxpr(fn)(*args).eqns
-        ...  if e.primitive.name in ("dot_general", "exp")]
-        ['bfloat16', 'float32']
+        >>> program = str(jax.make_jaxpr(fn)(jnp.ones((2, 2)), jnp.ones((2, 2))))
+        >>> "bf16[2,2] = dot_general" in program, "f32[2,2] = exp" in program
+        (True, True)
 
     Reference:
         The lists follow NVIDIA apex's O1. There a function is patched, here it is traced; a cast
@@ -81,36 +84,82 @@ def autocast(
     half = jnp.dtype(half_dtype)
     lists = OpLists(OPS.half, frozenset(), OPS.declared, OPS.separate) if products_only else OPS
 
-    @functools.wraps(fn)
-    def cast(*args: Any, **kwargs: Any) -> Any:
-        leaves, tree = jax.tree.flatten(args)
-        arrays = [i for i, leaf in enumerate(leaves) if isinstance(leaf, _ARRAYS)]
+    @functools.wraps(fn, updated=())
+    def evaluated(static: _Static, values: list[Any]) -> Any:
+        def of_values(values: list[Any]) -> Any:
+            args, kwargs = static.fill(values)
+            return fn(*args, **kwargs)
 
-        def of_arrays(values: list[Any]) -> Any:
-            full = list(leaves)
-            for i, value in zip(arrays, values, strict=True):
-                full[i] = value
-            return fn(*jax.tree.unflatten(tree, full), **kwargs)
-
-        values = [leaves[i] for i in arrays]
-        traced = trace(of_arrays, values)
-        parameters = [
-            n in params_argnums and flag for n, arg in enumerate(args) for flag in param_mask(arg)
-        ]
-        tags = [_PARAMETER if parameters[i] else None for i in arrays]
+        traced = trace(of_values, values)
+        tags = _tags(static.fill(values)[0], params_argnums)
+        tags += [None] * (len(values) - len(tags))
         _, facts = propagate(traced.jaxpr, tags, _Weakness())
         rule = functools.partial(_rule, lists, half, facts)
-        outputs, _ = evaluate(traced.jaxpr, traced.consts, values, rule)
+        alike = functools.partial(_facts_below, facts, sorted(facts))
+        outputs, _ = evaluate(traced.jaxpr, traced.consts, values, rule, alike=alike)
         pairs = zip(outputs, traced.out_avals, strict=True)
         return traced.unflatten([_to(x, a.dtype) if _managed(a, half) else x for x, a in pairs])
+
+    jitted = jax.jit(evaluated, static_argnums=0)
+
+    @functools.wraps(fn)
+    def cast(*args: Any, **kwargs: Any) -> Any:
+        static, values = _partition((args, kwargs))
+        return (jitted if static.hashable else evaluated)(static, values)
 
     return cast
 
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
+
+
+@dataclass(frozen=True)
+class _Static:
+    """A tree of arguments without its arrays.
+
+    Attributes:
+        tree: Its structure.
+        leaves: Every leaf with its type, since 1 and True are equal; None for an array.
+    """
+
+    tree: Any
+    leaves: tuple[tuple[type, Any] | None, ...]
+
+    @property
+    def hashable(self) -> bool:
+        """Whether a jit can tell it from another."""
+        try:
+            hash(self)
+        except TypeError:
+            return False
+        return True
+
+    def fill(self, values: Sequence[Any]) -> Any:
+        """Puts arrays in."""
+        rest = iter(values)
+        leaves = [next(rest) if leaf is None else leaf[1] for leaf in self.leaves]
+        return jax.tree.unflatten(self.tree, leaves)
+
+
+def _partition(tree: Any) -> tuple[_Static, list[Any]]:
+    leaves, structure = jax.tree.flatten(tree)
+    kept = tuple(None if isinstance(leaf, _ARRAYS) else (type(leaf), leaf) for leaf in leaves)
+    return _Static(structure, kept), [leaf for leaf in leaves if isinstance(leaf, _ARRAYS)]
+
+
 _PARAMETER = "parameter"
 _Tag = str | float | None
 """What a value is to promotion: a parameter, a constant of known value, or None: it votes."""
+
+
+def _tags(args: Sequence[Any], params_argnums: Sequence[int]) -> list[_Tag]:
+    """Returns a tag for every array in the arguments."""
+    return [
+        _PARAMETER if n in params_argnums and flag else None
+        for n, arg in enumerate(args)
+        for leaf, flag in zip(jax.tree.leaves(arg), param_mask(arg), strict=True)
+        if isinstance(leaf, _ARRAYS)
+    ]
 
 
 class _Weakness:
@@ -143,6 +192,14 @@ class _Weakness:
 
     def stacked(self, tag: _Tag) -> _Tag:
         return None
+
+
+def _facts_below(
+    facts: Mapping[Path, tuple[_Tag, ...]], paths: Sequence[Path], path: Path
+) -> tuple[tuple[Path, tuple[_Tag, ...]], ...]:
+    """Returns what was found below a path, with the paths from there on."""
+    first, last = (bisect_left(paths, (*path[:-1], path[-1] + after)) for after in (0, 1))
+    return tuple((inner[len(path) :], facts[inner]) for inner in paths[first:last])
 
 
 def _is_number(value: Any) -> bool:

@@ -5,10 +5,15 @@ parameters of its control-flow primitives change between releases. Both are conf
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 from jax._src import config, core, source_info_util
+from jax._src.ad_util import SymbolicZero, Zero
+from jax._src.interpreters.ad import instantiate_zeros
+from jax._src.interpreters.partial_eval import close_jaxpr, convert_constvars_jaxpr
 from jax._src.linear_util import DebugInfo, WrappedFun
 from jax._src.named_sharding import UNSPECIFIED
 from jax.extend import core as jex
@@ -18,13 +23,19 @@ _THUNK_MODULES = ("jax._src.interpreters.partial_eval", "jax._src.custom_derivat
 __all__ = [
     "aval_of",
     "bind",
+    "bind_jit",
+    "bind_remat",
+    "call_backward",
+    "call_forward",
     "close",
     "comparable_params",
+    "define_vjp",
     "equation_context",
-    "has_explicit_sharding",
+    "hoist_consts",
+    "is_pinned",
     "is_tracing",
-    "pad_jit_params",
     "scan_sizes",
+    "shard_map_like",
     "sub_jaxprs",
     "trace_context",
 ]
@@ -115,28 +126,126 @@ def bind(equation: jex.JaxprEqn, values: Sequence[Any], params: dict[str, Any]) 
     return list(out) if primitive.multiple_results else [out]
 
 
-def has_explicit_sharding(params: dict[str, Any]) -> bool:
-    """Tells whether a jit equation pins a sharding or a layout, which inlining would lose."""
+def is_pinned(params: dict[str, Any]) -> bool:
+    """Tells whether a jit equation asks for what inlining it would lose."""
     shardings = (*params["in_shardings"], *params["out_shardings"])
     layouts = (*params["in_layouts"], *params["out_layouts"])
-    return any(type(s).__name__ != "UnspecifiedValue" for s in shardings) or any(
-        layout is not None for layout in layouts
+    return (
+        any(type(s).__name__ != "UnspecifiedValue" for s in shardings)
+        or any(layout is not None for layout in layouts)
+        or any(params["donated_invars"])
     )
 
 
-def pad_jit_params(
-    params: dict[str, Any], jaxpr: jex.ClosedJaxpr, extra_inputs: int, extra_outputs: int
-) -> dict[str, Any]:
-    """Returns a jit equation's parameters for a replaced jaxpr with more operands at the end."""
-    return {
-        **params,
+def hoist_consts(jaxpr: jex.ClosedJaxpr) -> tuple[jex.ClosedJaxpr, Sequence[Any]]:
+    """Turns a jaxpr's constants into its first inputs."""
+    return close_jaxpr(convert_constvars_jaxpr(jaxpr.jaxpr)), jaxpr.consts
+
+
+def bind_jit(
+    equation: jex.JaxprEqn, jaxpr: jex.ClosedJaxpr, consts: Sequence[Any], values: Sequence[Any]
+) -> list[Any]:
+    """Applies a jit equation around another jaxpr, which may have more inputs and outputs."""
+    params, before = equation.params, len(consts)
+    after = len(values) - len(equation.invars)
+    more = len(jaxpr.out_avals) - len(equation.outvars)
+
+    def padded(name: str, filler: Any) -> Any:
+        return (filler,) * before + tuple(params[name]) + (filler,) * after
+
+    changed = {
         "jaxpr": jaxpr,
-        "in_shardings": params["in_shardings"] + (UNSPECIFIED,) * extra_inputs,
-        "in_layouts": params["in_layouts"] + (None,) * extra_inputs,
-        "donated_invars": params["donated_invars"] + (False,) * extra_inputs,
-        "out_shardings": params["out_shardings"] + (UNSPECIFIED,) * extra_outputs,
-        "out_layouts": params["out_layouts"] + (None,) * extra_outputs,
+        "in_shardings": padded("in_shardings", UNSPECIFIED),
+        "in_layouts": padded("in_layouts", None),
+        "donated_invars": padded("donated_invars", False),
+        "out_shardings": params["out_shardings"] + (UNSPECIFIED,) * more,
+        "out_layouts": params["out_layouts"] + (None,) * more,
     }
+    return bind(equation, [*consts, *values], {**params, **changed})
+
+
+def bind_remat(
+    equation: jex.JaxprEqn, jaxpr: jex.ClosedJaxpr, consts: Sequence[Any], values: Sequence[Any]
+) -> list[Any]:
+    """Applies a remat equation around another jaxpr, which may have more inputs and outputs."""
+    prevent_cse = equation.params["prevent_cse"]
+    if isinstance(prevent_cse, tuple):  # one an operand
+        after = len(values) - len(equation.invars)
+        prevent_cse = (False,) * len(consts) + prevent_cse + (False,) * after
+    params = {**equation.params, "jaxpr": jaxpr.jaxpr, "prevent_cse": prevent_cse}
+    return bind(equation, [*consts, *values], params)
+
+
+def shard_map_like(equation: jex.JaxprEqn, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps a function over shards as a shard_map equation maps its jaxpr."""
+    params = equation.params
+    return jax.shard_map(
+        fn,
+        mesh=params["mesh"],
+        in_specs=tuple(params["in_specs"]),
+        out_specs=list(params["out_specs"]),
+        axis_names=params["newly_manual_axes"],
+        check_vma=params["check_vma"],
+    )
+
+
+def call_forward(
+    equation: jex.JaxprEqn, operands: Sequence[Any], perturbed: Sequence[bool]
+) -> tuple[list[Any], list[Any]]:
+    """Calls the forward rule of a custom_vjp equation.
+
+    Args:
+        equation: The equation.
+        operands: Its operands, at the dtypes that it declares.
+        perturbed: Which of them are differentiated.
+
+    Returns:
+        The residuals and the results.
+    """
+    _, forward, _ = equation.primitive.get_bind_params(equation.params)["subfuns"]
+    pairs = zip(operands, perturbed, strict=True)
+    results = iter(forward.call_wrapped(*itertools.chain.from_iterable(pairs)))
+    forwarded = equation.params["out_trees"]()[2]  # the operand that a residual is, or None
+    residuals = [next(results) if i is None else operands[i] for i in forwarded]
+    return residuals, list(results)
+
+
+def call_backward(
+    equation: jex.JaxprEqn, residuals: Sequence[Any], cotangents: Sequence[Any]
+) -> tuple[list[Any], Any]:
+    """Calls the backward rule of a custom_vjp equation after its forward rule.
+
+    Args:
+        equation: The equation.
+        residuals: As ``call_forward`` returned them.
+        cotangents: One a result, of which some may be symbolic zeros.
+
+    Returns:
+        A cotangent an operand, None where it is zero, and what the rule logs (jax >= 0.12).
+    """
+    *_, backward = equation.primitive.get_bind_params(equation.params)["subfuns"]
+    if not equation.params["symbolic_zeros"]:
+        cotangents = [_instantiate(ct) for ct in cotangents]
+    found = backward.call_wrapped(*residuals, *cotangents)
+    found, logs = found if isinstance(found, tuple) else (found, None)
+    return [None if isinstance(ct, Zero | SymbolicZero) else ct for ct in found], logs
+
+
+def _instantiate(cotangent: Any) -> Any:
+    zero = isinstance(cotangent, SymbolicZero)
+    return instantiate_zeros(Zero(cotangent.aval)) if zero else cotangent
+
+
+def define_vjp(
+    function: Any,
+    forward: Callable[..., Any],
+    backward: Callable[..., tuple[tuple[Any, ...], Any]],
+) -> None:
+    """Gives a function rules that know symbolic zeros; the backward one also returns logs."""
+    if hasattr(function, "defvjp_with_logs"):  # jax >= 0.12
+        function.defvjp_with_logs(forward, backward, symbolic_zeros=True)
+    else:
+        function.defvjp(forward, lambda *args: backward(*args)[0], symbolic_zeros=True)
 
 
 def trace_context() -> Any:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from jinit.tracing._jax import aval_of, bind, equation_context, has_explicit_sharding
+from jinit.tracing._jax import aval_of, bind, equation_context, is_pinned
 from jinit.tracing.structure import Body, structure_of
 
 __all__ = ["called", "is_liftable", "is_remat", "lifted_literals", "run_lifted"]
@@ -19,7 +19,7 @@ def called(equation: jex.JaxprEqn) -> Body | None:
     if "jaxpr" not in params and "call_jaxpr" not in params:
         return None
     structure = structure_of(equation)
-    pinned = "in_shardings" in params and has_explicit_sharding(params)
+    pinned = "in_shardings" in params and is_pinned(params)
     return structure.bodies[0] if structure.kind == "jit" and not pinned else None
 
 

@@ -1,5 +1,6 @@
 """What a higher-order equation is made of, whatever primitive and JAX version wrote it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -7,13 +8,22 @@ from jax.extend import core as jex
 
 from jinit.tracing._jax import close, scan_sizes, sub_jaxprs
 
-__all__ = ["Body", "Kind", "Path", "Structure", "structure_of"]
+__all__ = ["Body", "Kind", "Path", "Structure", "below", "structure_of"]
 
 Path = tuple[int, ...]
 """Where an equation stands: its index in each enclosing jaxpr; a branch of a cond adds its own."""
 
 Kind = Literal[
-    "plain", "jit", "remat", "scan", "while", "cond", "custom_jvp", "custom_vjp", "opaque"
+    "plain",
+    "jit",
+    "remat",
+    "scan",
+    "while",
+    "cond",
+    "custom_jvp",
+    "custom_vjp",
+    "shard_map",
+    "opaque",
 ]
 
 
@@ -55,7 +65,13 @@ _CALLS: dict[str, tuple[Kind, str]] = {
     "checkpoint": ("remat", "jaxpr"),
     "custom_jvp_call": ("custom_jvp", "call_jaxpr"),
     "custom_vjp_call": ("custom_vjp", "call_jaxpr"),
+    "shard_map": ("shard_map", "jaxpr"),
 }
+
+
+def below(planted: Mapping[Path, Any], path: Path) -> dict[Path, Any]:
+    """Selects what stands below a path."""
+    return {key: tree for key, tree in planted.items() if key[: len(path)] == path}
 
 
 def _body(jaxpr: Any) -> Body:

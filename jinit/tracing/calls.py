@@ -1,0 +1,125 @@
+"""How calls are evaluated: functions under jit, remat and shard_map."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax.core import Tracer
+from jax.extend import core as jex
+
+from jinit.tracing._jax import (
+    bind_jit,
+    bind_remat,
+    hoist_consts,
+    is_pinned,
+    shard_map_like,
+)
+from jinit.tracing.structure import Body, Path, Structure, below
+
+if TYPE_CHECKING:
+    from jinit.tracing.evaluate import Run
+
+__all__ = ["Call", "evaluate_jit", "evaluate_remat", "evaluate_shard_map"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function evaluated under a rule, to be called.
+
+    Attributes:
+        original: Its jaxpr in the program, kept so that no other gets its id.
+        jaxpr: Its inputs are the constants, the function's operands and what was planted.
+        consts: Arrays the rule closed over.
+        tree: The structure of the results and what was reaped.
+        reaped: The paths of that.
+    """
+
+    original: jex.Jaxpr
+    jaxpr: jex.ClosedJaxpr
+    consts: Sequence[Any]
+    tree: Any
+    reaped: Sequence[Path]
+
+
+def _call(
+    run: "Run", body: Body, values: Sequence[Any], planted: Mapping[Path, Any], path: Path
+) -> Call:
+    def inner(values: Sequence[Any], planted: Mapping[Path, Any]) -> Any:
+        return run.body(body, values, planted, path)
+
+    traced, shape = jax.make_jaxpr(inner, return_shape=True)(list(values), planted)
+    return Call(body.jaxpr, *hoist_consts(traced), jax.tree.structure(shape), list(shape[1]))
+
+
+def evaluate_jit(
+    run: "Run",
+    equation: jex.JaxprEqn,
+    structure: Structure,
+    values: Sequence[Any],
+    planted: Mapping[Path, Any],
+    path: Path,
+) -> tuple[list[Any], dict[Path, Any]]:
+    """Goes into a jit: a call where something is pinned to it or shared, and inlined elsewhere."""
+    (body,), params = structure.bodies, equation.params
+    if "name" not in params:  # a call of another primitive
+        return run.body(body, values, planted, path)
+    if run.alike is None and not is_pinned(params):
+        with jax.named_scope(f"jit({params['name']})"):
+            return run.body(body, values, planted, path)
+    planted = below(planted, path)
+    call = _shared_call(run, body, values, planted, path)
+    operands = [*values, *jax.tree.leaves(planted)]
+    results = bind_jit(equation, call.jaxpr, call.consts, operands)
+    return jax.tree.unflatten(call.tree, results)
+
+
+def _shared_call(
+    run: "Run", body: Body, values: Sequence[Any], planted: Mapping[Path, Any], path: Path
+) -> Call:
+    if run.alike is None:
+        return _call(run, body, values, planted, path)
+    key = (id(body.jaxpr), *map(jax.typeof, values), run.alike(path))
+    if key in run.calls:
+        return run.calls[key]
+    call = _call(run, body, values, planted, path)
+    if planted or call.reaped:
+        raise ValueError(
+            f"a rule with `alike` may neither reap nor be planted anything, but it was at "
+            f"{[*planted, *call.reaped]}, below the jit at {path}; leave `alike` out"
+        )
+    if not any(isinstance(const, Tracer) for const in call.consts):  # good here only
+        run.calls[key] = call
+    return call
+
+
+def evaluate_remat(
+    run: "Run",
+    equation: jex.JaxprEqn,
+    structure: Structure,
+    values: Sequence[Any],
+    planted: Mapping[Path, Any],
+    path: Path,
+) -> tuple[list[Any], dict[Path, Any]]:
+    """Goes into a remat, and keeps its policy."""
+    planted = below(planted, path)
+    call = _call(run, structure.bodies[0], values, planted, path)
+    operands = [*values, *jax.tree.leaves(planted)]
+    results = bind_remat(equation, call.jaxpr, call.consts, operands)
+    return jax.tree.unflatten(call.tree, results)
+
+
+def evaluate_shard_map(
+    run: "Run",
+    equation: jex.JaxprEqn,
+    structure: Structure,
+    values: Sequence[Any],
+    planted: Mapping[Path, Any],
+    path: Path,
+) -> tuple[list[Any], dict[Path, Any]]:
+    """Goes into a shard_map; nothing can be reaped from it, since shards would differ."""
+
+    def shard(*args: Any) -> list[Any]:
+        return run.body(structure.bodies[0], args, {}, path)[0]
+
+    return shard_map_like(equation, shard)(*values), {}

@@ -1,0 +1,120 @@
+"""How scans, while loops and branches are evaluated."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core as jex
+
+from jinit.tracing._jax import aval_of
+from jinit.tracing.borders import cast_to_declared
+from jinit.tracing.structure import Body, Path, Structure, below
+
+if TYPE_CHECKING:
+    from jinit.tracing.evaluate import Run
+
+__all__ = ["evaluate_cond", "evaluate_scan", "evaluate_while"]
+
+
+def evaluate_scan(
+    run: "Run",
+    equation: jex.JaxprEqn,
+    structure: Structure,
+    values: Sequence[Any],
+    planted: Mapping[Path, Any],
+    path: Path,
+) -> tuple[list[Any], dict[Path, Any]]:
+    """Goes into a scan: what is planted is sliced, and what is reaped is stacked."""
+    body, params = structure.bodies[0], equation.params
+    values = cast_to_declared(values, equation.invars)
+    first, second = structure.num_consts, structure.num_consts + structure.num_carry
+    consts, carry, xs = values[:first], values[first:second], values[second:]
+
+    def step(carry: list[Any], sliced: Any) -> Any:
+        xs, planted = sliced
+        outputs, reaped = run.body(body, [*consts, *carry, *xs], planted, path)
+        outputs = cast_to_declared(outputs, body.jaxpr.outvars)
+        return outputs[: len(carry)], (outputs[len(carry) :], reaped)
+
+    carry, (ys, reaped) = lax.scan(
+        step,
+        carry,
+        (xs, below(planted, path)),
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    return [*carry, *ys], reaped
+
+
+def evaluate_while(
+    run: "Run",
+    equation: jex.JaxprEqn,
+    structure: Structure,
+    values: Sequence[Any],
+    planted: Mapping[Path, Any],
+    path: Path,
+) -> tuple[list[Any], dict[Path, Any]]:
+    """Goes into a while loop; nothing can be reaped from it, since its length is unknown."""
+    condition, body = structure.bodies
+    values = cast_to_declared(values, equation.invars)
+    num_body = len(values) - structure.num_consts - structure.num_carry
+    tested, rest = values[: structure.num_consts], values[structure.num_consts :]
+
+    def test(carry: list[Any]) -> jax.Array:
+        return run.body(condition, [*tested, *carry], {}, (*path, 0))[0][0]
+
+    def step(carry: list[Any]) -> list[Any]:
+        outputs, _ = run.body(body, [*rest[:num_body], *carry], {}, (*path, 1))
+        return cast_to_declared(outputs, body.jaxpr.outvars)
+
+    if aval_of(condition.jaxpr.outvars[0]).ndim == 0:
+        return lax.while_loop(test, step, rest[num_body:]), {}
+
+    # a loop under vmap has a predicate an example, and stops where all have
+    def step_where_going(carry: list[Any]) -> list[Any]:
+        return _where(test(carry), step(carry), carry)
+
+    return lax.while_loop(lambda c: jnp.any(test(c)), step_where_going, rest[num_body:]), {}
+
+
+def _where(going: jax.Array, new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+    """Selects example by example along the leading axis."""
+    return [
+        jnp.where(going.reshape(going.shape + (1,) * (n.ndim - going.ndim)), n, o)
+        for n, o in zip(new, old, strict=True)
+    ]
+
+
+def evaluate_cond(
+    run: "Run",
+    equation: jex.JaxprEqn,
+    structure: Structure,
+    values: Sequence[Any],
+    planted: Mapping[Path, Any],
+    path: Path,
+) -> tuple[list[Any], dict[Path, Any]]:
+    """Goes into the branches of a cond; each also puts out zeros for what the others reap."""
+    operands = cast_to_declared(values[1:], equation.invars[1:])
+
+    def branch(index: int, body: Body) -> Any:
+        def taken(operands: list[Any]) -> Any:
+            outputs, reaped = run.body(body, operands, planted, (*path, index))
+            return cast_to_declared(outputs, body.jaxpr.outvars), reaped
+
+        return jax.make_jaxpr(taken, return_shape=True)(operands)
+
+    branches = [branch(index, body) for index, body in enumerate(structure.bodies)]
+    shapes = {key: tree for _, (_, reaped) in branches for key, tree in reaped.items()}
+
+    def padded(traced: jex.ClosedJaxpr, shape: Any) -> Any:
+        def taken(operands: list[Any]) -> Any:
+            leaves = jex.jaxpr_as_fun(traced)(*operands)
+            outputs, reaped = jax.tree.unflatten(jax.tree.structure(shape), leaves)
+            return outputs, {**jax.tree.map(jnp.zeros_like, shapes), **reaped}
+
+        return taken
+
+    return lax.switch(values[0], [padded(*traced) for traced in branches], operands)
