@@ -97,13 +97,14 @@ def _recurrent_layers(layers: int) -> dict[str, jax.Array]:
     }
 
 
-def _nested(net: Any) -> Case:
+def _nested(net: Any, first_step: str) -> Case:
     return Case(
         params=_recurrent_layers(3),
         draw=normal(6, 16, WIDTH),
         scans={"[ih]": 2},
         own={"[ih]": 1},
         shared=("[ih]",),
+        perhaps_null=(first_step,),
         **plain(net),
     )
 
@@ -120,7 +121,7 @@ def layers_then_time() -> Case:
 
         return jax.lax.scan(one_layer, x, params)
 
-    return _nested(net)
+    return _nested(net, r"h\[\d\]\[0\]")
 
 
 @case("scan_over_time_then_layers")
@@ -140,7 +141,7 @@ def time_then_layers() -> Case:
         _, (tops, outputs) = jax.lax.scan(step, jnp.zeros((3, *x.shape[1:])), x)
         return tops, jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), outputs)
 
-    return _nested(net)
+    return _nested(net, r"h\[0\]\[\d\]")
 
 
 @case("fused_recurrence")
@@ -171,6 +172,7 @@ def fused_recurrence() -> Case:
         scans={"[hi]f": 1},
         shared=("[hi][fgio]",),
         perhaps_not_tuned={"[hi][fgio]": MIXED},
+        perhaps_null=(r"hf\[0\]",),
         **plain(net),
     )
 
@@ -190,7 +192,8 @@ def fori_loop() -> Case:
             return jnp.tanh(y), ys.at[i].set(y)
 
         x, ys = jax.lax.fori_loop(0, 5, body, (x, jnp.zeros((5, *x.shape))))
-        return x @ params["head"], {"w": [ys], "head": [x @ params["head"]]}
+        out = x @ params["head"]
+        return out, {"w": [ys], "head": [out]}
 
     params = {"w": weights(0, WIDTH, WIDTH), "head": weights(1, WIDTH, 4)}
     return Case(params=params, draw=normal(64, WIDTH), scans={"w": 1}, shared=("w",), **plain(net))
@@ -306,7 +309,7 @@ def one_hot_experts() -> Case:
         outputs: Outputs = {}
         logits = hand_out("router", outputs, x @ params["router"])
         gates = jax.nn.softmax(logits)
-        chosen = jax.nn.one_hot(jnp.argmax(gates, 1), EXPERTS)
+        chosen = jax.nn.one_hot(jnp.argmax(gates, 1), EXPERTS, dtype=jnp.int32)
         place = jnp.cumsum(chosen, 0) * chosen - 1
         slots = jax.nn.one_hot(place, 24)  # tokens, experts, room
         routed = jnp.einsum("td,tec->ecd", x, slots)
@@ -346,7 +349,7 @@ def low_rank_adapter() -> Case:
     def net(params, x):
         y = x @ (params["w"] + params["a"] @ params["b"])
         out = jnp.tanh(y) @ params["head"]
-        return out, {"w": [y], "head": [out]}
+        return out, {"a": [y], "head": [out]}
 
     params = {
         "w": weights(0, WIDTH, WIDTH),
