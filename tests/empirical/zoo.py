@@ -44,7 +44,9 @@ class Case:
         draw: Takes a key and returns the inputs.
         apply_fn: The model as a user passes it.
         scans: How many leading axes of a captured output count the iterations of scans.
-        own: How many of these slice the leaf; the iterations of the others share it.
+        own: How many of these slice the leaf, the others sharing it. They are the first in what
+            is captured; negative where they are the inner scans of the model, and so the last in
+            the report.
         shared: The leaves that serve several uses or iterations.
         null: The leaves that must be listed as null.
         perhaps_null: Those that may be: what lies before a null gradient.

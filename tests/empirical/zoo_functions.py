@@ -97,12 +97,12 @@ def _recurrent_layers(layers: int) -> dict[str, jax.Array]:
     }
 
 
-def _nested(net: Any, first_step: str) -> Case:
+def _nested(net: Any, own: int, first_step: str) -> Case:
     return Case(
         params=_recurrent_layers(3),
         draw=normal(6, 16, WIDTH),
         scans={"[ih]": 2},
-        own={"[ih]": 1},
+        own={"[ih]": own},
         shared=("[ih]",),
         perhaps_null=(first_step,),
         **plain(net),
@@ -121,7 +121,7 @@ def layers_then_time() -> Case:
 
         return jax.lax.scan(one_layer, x, params)
 
-    return _nested(net, r"h\[\d\]\[0\]")
+    return _nested(net, 1, r"h\[\d\]\[0\]")
 
 
 @case("scan_over_time_then_layers")
@@ -141,7 +141,7 @@ def time_then_layers() -> Case:
         _, (tops, outputs) = jax.lax.scan(step, jnp.zeros((3, *x.shape[1:])), x)
         return tops, jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1), outputs)
 
-    return _nested(net, r"h\[0\]\[\d\]")
+    return _nested(net, -1, r"h\[0\]\[\d\]")
 
 
 @case("fused_recurrence")
