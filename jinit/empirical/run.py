@@ -125,19 +125,7 @@ class _Run:
 
     def measure(self, number: int, scale: Any, **options: Any) -> tuple[Statistics, Any]:
         """Measures once a key; ``options`` are those of ``Stage`` that are not 1 throughout."""
-        plan, leaves = self.plan, self.leaves(scale)
-        ones = np.ones(plan.layout.slots), np.ones(plan.layout.size)
-        filled = {
-            name: options.get(name, ones[name in ("given", "balance")]) for name in Stage._fields
-        }
-        stage = Stage(
-            **{
-                name: self.by_layer(vector)
-                if name in ("given", "balance")
-                else plan.layout.leaves(_single(vector))
-                for name, vector in filled.items()
-            }
-        )
+        plan, leaves, stage = self.plan, self.leaves(scale), self.stage(**options)
 
         def one(number: Any) -> Any:
             return self.programs.measure(
@@ -147,6 +135,16 @@ class _Run:
         samples = plan.job.samples
         what, share = _STAGES[number]
         return self.over_keys(what, one, number * samples, max(1, samples // share))
+
+    def stage(self, **options: Any) -> Stage:
+        """Divides what a measurement is told among the layers and the leaves."""
+        layout = self.plan.layout
+        none, ones = np.ones(layout.size), np.ones(layout.slots)
+        by_layer = {n: self.by_layer(options.get(n, none)) for n in ("given", "balance")}
+        by_leaf = {
+            n: layout.leaves(_single(options.get(n, ones))) for n in ("gauge", "weight", "rate")
+        }
+        return Stage(**by_layer, **by_leaf)
 
     def by_layer(self, vector: Any) -> list[Any]:
         """Divides statistics among the layers."""

@@ -18,10 +18,16 @@ from flax.traverse_util import flatten_dict
 
 from tests.empirical.models import random_loss
 
-MODES = ("fold",)
-"""What is run of "fold" and "explicit"."""
-
 SETTINGS = [("fold", "adam"), ("explicit", "sgd"), ("explicit", "adam")]
+
+BRIEFLY = {
+    ("explicit", "sgd"): {
+        "cnn", "lstm", "mlp_4_relu", "original_test_net", "resnet_with_batch_statistics",
+        "shared_dense", "transformer_scan", "weight_norm", "zero_initialised_head",
+    },
+    ("explicit", "adam"): {"mlp_4_relu", "weight_norm"},
+}  # fmt: skip
+"""Of explicit mode, the cases that every run of the suite takes; the others are marked slow."""
 
 # why a site is left as it was
 GAIN = "a gain"

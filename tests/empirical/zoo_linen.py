@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from tests.empirical.models import MLP, random_loss
-from tests.empirical.zoo import BIAS, GAIN, MIXED, MODES, OTHER, Case, case, linen, normal
+from tests.empirical.zoo import BIAS, GAIN, MIXED, OTHER, Case, case, linen, normal
 
 NORMS = {r".*Norm_\d+/scale": GAIN, r".*Norm_\d+/bias": BIAS}
 
@@ -233,25 +233,22 @@ def dropout_by_lambda() -> Case:
     )
 
 
-if "explicit" in MODES:
+@case("dropout_by_rngs")
+def dropout_by_rngs() -> Case:
+    return linen(Dropped(), normal(64, 32), options={"rngs": ("dropout",)}, keywords=dropout_rngs)
 
-    @case("dropout_by_rngs")
-    def dropout_by_rngs() -> Case:
-        return linen(
-            Dropped(), normal(64, 32), options={"rngs": ("dropout",)}, keywords=dropout_rngs
-        )
 
-    @case("resnet_by_has_aux")
-    def resnet_by_has_aux() -> Case:
-        net = ResNet(((32, 2),))
-        return linen(
-            net,
-            normal(16, 8, 8, 3),
-            mutable=["batch_stats"],
-            apply_fn=functools.partial(net.apply, mutable=["batch_stats"]),
-            not_tuned=NORMS,
-            options={"has_aux": True},
-        )
+@case("resnet_by_has_aux")
+def resnet_by_has_aux() -> Case:
+    net = ResNet(((32, 2),))
+    return linen(
+        net,
+        normal(16, 8, 8, 3),
+        mutable=["batch_stats"],
+        apply_fn=functools.partial(net.apply, mutable=["batch_stats"]),
+        not_tuned=NORMS,
+        options={"has_aux": True},
+    )
 
 
 # -- recurrence and shared layers -------------------------------------------------------------
