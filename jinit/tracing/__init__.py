@@ -2,7 +2,7 @@
 
 ``trace`` turns a function into its jaxpr, ``propagate`` carries abstract facts through it and
 ``evaluate`` runs it while a rule looks at, and may replace, its equations. All three recurse
-through jit, remat, scan, while, cond and custom derivatives.
+through jit, remat, scan, while, cond, shard_map and custom derivatives.
 """
 
 from jinit.tracing._jax import aval_of, sub_jaxprs
