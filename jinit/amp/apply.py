@@ -50,12 +50,19 @@ class MixedPrecisionApply:
         return self.policy.cast_to_output(outputs), updated
 
     def _function_for(self, variables: Any) -> Callable[..., Any]:
-        by_operation = self.policy.patch_functions
-        if not by_operation and not self.policy.keeps_any(variables):
+        if not self.policy.patch_functions and not self.policy.keeps_any(variables):
             return self.apply_fn
+        return self._autocast
+
+    @functools.cached_property
+    def _autocast(self) -> Callable[..., Any]:
         # Behind a parameter that stays float32, products would become float32 as well.
+        products_only = not self.policy.patch_functions
         half = self.policy.half_dtype
-        return autocast(self.apply_fn, half_dtype=half, products_only=not by_operation)
+        return autocast(self.apply_fn, half_dtype=half, products_only=products_only)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.apply_fn, self.policy)  # without what was compiled
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MixedPrecisionApply):

@@ -2,8 +2,8 @@
 
 ``trace`` turns a function into its jaxpr, ``propagate`` carries abstract facts through it and
 ``evaluate`` runs it while a rule looks at, and may replace, its equations. All three recurse
-through jit, remat, scan, while, cond and custom derivatives. ``roll`` makes loops of its equal
-blocks, so that none of this grows with depth.
+through jit, remat, scan, while, cond, shard_map and custom derivatives. ``roll`` makes loops of
+its equal blocks, so that none of this grows with depth.
 """
 
 from jinit.tracing._jax import aval_of, is_tracing, sub_jaxprs, trace_context

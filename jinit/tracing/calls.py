@@ -1,6 +1,6 @@
 """How calls are evaluated: functions under jit, remat and shard_map."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,16 +42,6 @@ class Call:
     reaped: Sequence[Path]
 
 
-def _call(
-    run: "Run", body: Body, values: Sequence[Any], planted: Mapping[Path, Any], path: Path
-) -> Call:
-    def inner(values: Sequence[Any], planted: Mapping[Path, Any]) -> Any:
-        return run.body(body, values, planted, path)
-
-    traced, shape = jax.make_jaxpr(inner, return_shape=True)(list(values), planted)
-    return Call(body.jaxpr, *hoist_consts(traced), jax.tree.structure(shape), list(shape[1]))
-
-
 def evaluate_jit(
     run: "Run",
     equation: jex.JaxprEqn,
@@ -67,30 +57,7 @@ def evaluate_jit(
     if run.alike is None and not is_pinned(params):
         with jax.named_scope(f"jit({params['name']})"):
             return run.body(body, values, planted, path)
-    planted = below(planted, path)
-    call = _shared_call(run, body, values, planted, path)
-    operands = [*values, *jax.tree.leaves(planted)]
-    results = bind_jit(equation, call.jaxpr, call.consts, operands)
-    return jax.tree.unflatten(call.tree, results)
-
-
-def _shared_call(
-    run: "Run", body: Body, values: Sequence[Any], planted: Mapping[Path, Any], path: Path
-) -> Call:
-    if run.alike is None:
-        return _call(run, body, values, planted, path)
-    key = (id(body.jaxpr), *map(jax.typeof, values), run.alike(path))
-    if key in run.calls:
-        return run.calls[key]
-    call = _call(run, body, values, planted, path)
-    if planted or call.reaped:
-        raise ValueError(
-            f"a rule with `alike` may neither reap nor be planted anything, but it was at "
-            f"{[*planted, *call.reaped]}, below the jit at {path}; leave `alike` out"
-        )
-    if not any(isinstance(const, Tracer) for const in call.consts):  # good here only
-        run.calls[key] = call
-    return call
+    return _bound(bind_jit, run, equation, structure, values, planted, path)
 
 
 def evaluate_remat(
@@ -102,11 +69,7 @@ def evaluate_remat(
     path: Path,
 ) -> tuple[list[Any], dict[Path, Any]]:
     """Goes into a remat, and keeps its policy."""
-    planted = below(planted, path)
-    call = _call(run, structure.bodies[0], values, planted, path)
-    operands = [*values, *jax.tree.leaves(planted)]
-    results = bind_remat(equation, call.jaxpr, call.consts, operands)
-    return jax.tree.unflatten(call.tree, results)
+    return _bound(bind_remat, run, equation, structure, values, planted, path)
 
 
 def evaluate_shard_map(
@@ -123,3 +86,49 @@ def evaluate_shard_map(
         return run.body(structure.bodies[0], args, {}, path)[0]
 
     return shard_map_like(equation, shard)(*values), {}
+
+
+def _bound(
+    bind: Callable[..., list[Any]],
+    run: "Run",
+    equation: jex.JaxprEqn,
+    structure: Structure,
+    values: Sequence[Any],
+    planted: Mapping[Path, Any],
+    path: Path,
+) -> tuple[list[Any], dict[Path, Any]]:
+    """Binds an equation again around what its jaxpr becomes."""
+    planted = below(planted, path)
+    call = _call(run, structure.bodies[0], values, planted, path)
+    operands = [*values, *jax.tree.leaves(planted)]
+    results = bind(equation, call.jaxpr, call.consts, operands)
+    return jax.tree.unflatten(call.tree, results)
+
+
+def _call(
+    run: "Run", body: Body, values: Sequence[Any], planted: Mapping[Path, Any], path: Path
+) -> Call:
+    if run.alike is None:
+        return _evaluated(run, body, values, planted, path)
+    key = (id(body.jaxpr), *map(jax.typeof, values), run.alike(path))
+    if key in run.calls:
+        return run.calls[key]
+    call = _evaluated(run, body, values, planted, path)
+    if planted or call.reaped:
+        raise ValueError(
+            f"a rule with `alike` may neither reap nor be planted anything, but it was at "
+            f"{[*planted, *call.reaped]}, below the call at {path}; leave `alike` out"
+        )
+    if not any(isinstance(const, Tracer) for const in call.consts):  # good here only
+        run.calls[key] = call
+    return call
+
+
+def _evaluated(
+    run: "Run", body: Body, values: Sequence[Any], planted: Mapping[Path, Any], path: Path
+) -> Call:
+    def inner(values: Sequence[Any], planted: Mapping[Path, Any]) -> Any:
+        return run.body(body, values, planted, path)
+
+    traced, shape = jax.make_jaxpr(inner, return_shape=True)(list(values), planted)
+    return Call(body.jaxpr, *hoist_consts(traced), jax.tree.structure(shape), list(shape[1]))

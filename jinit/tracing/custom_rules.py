@@ -99,6 +99,7 @@ def evaluate_custom_vjp(
         example = cast_back(residuals, declared.residuals)
         traced, shape = jax.make_jaxpr(original, return_shape=True)(example, given)
         outputs = _evaluate(run, traced, [*residuals, *given], (*path, -2))
+        outputs = cast_back(outputs, dtypes_of(traced.out_avals))
         found, logs = jax.tree.unflatten(jax.tree.structure(shape), outputs)
         return tuple(
             None if ct is None else cast_back([ct], [dtype])[0]

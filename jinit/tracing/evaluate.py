@@ -84,13 +84,16 @@ def evaluate(
         enter: The paths of equations whose sub-jaxprs the rule is to see; None for all that
             can be entered. The others run as one equation.
         alike: For a rule that neither reaps nor is planted anything: what else it knows of the
-            equations below the path of a jit. Calls of one function on equal shapes for which
-            that is equal are evaluated once, and stay calls. Otherwise a jit is inlined, under
-            its name, unless it pins shardings or layouts, or donates.
+            equations below the path of a jit or remat. Calls of one function on equal shapes
+            for which that is equal are evaluated once, and stay calls. Without it a jit is
+            inlined, under its name, unless it pins shardings or layouts, or donates.
 
     Returns:
         The outputs, and what the rule reaped, by path; inside scans it is stacked, and in the
         branches of a cond that were not taken it is zero.
+
+    Raises:
+        ValueError: If something is planted or reaped in a call although ``alike`` is given.
     """
     chosen = None if enter is None else frozenset(enter)
     run = Run(rule, chosen, alike)

@@ -1,5 +1,8 @@
 """Autocast against float32 in value, and against the op lists in dtype."""
 
+import gc
+import weakref
+
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -74,6 +77,32 @@ def custom_vjp(w, x):
     return scaled_slope(x @ w) @ w
 
 
+@jax.custom_vjp
+def product(x, w):
+    return x @ w
+
+
+product.defvjp(lambda x, w: (x @ w, (x, w)), lambda saved, ct: (ct @ saved[1].T, saved[0].T @ ct))
+
+
+def product_rules(w, x):
+    return jnp.tanh(product(x, w))
+
+
+def jitted_layers(w, x):
+    layer = jax.jit(lambda x, w, b: jnp.exp(x @ w + b))
+    return layer(layer(layer(x, w, x[:1]) / 8, w, w[:1]) / 8, w, w[:1])
+
+
+def shard_map(w, x):
+    def shard(w, x):
+        y = jnp.tanh(x @ w)
+        return y * jax.lax.pmean((y * y).mean(), "d")
+
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    return jax.shard_map(shard, mesh=mesh, in_specs=(P(), P("d")), out_specs=P("d"))(w, x)
+
+
 def batched(w, x):
     return jax.vmap(lambda row: row[None] @ w)(x)
 
@@ -87,7 +116,8 @@ def inner_jit(w, x):
 
 
 CONSTRUCTS = [
-    scan, cond, switch, remat, softmax, activations, custom_vjp, batched, inner_grad, inner_jit,
+    scan, cond, switch, remat, softmax, activations, custom_vjp, product_rules, batched, inner_grad,
+    inner_jit, jitted_layers, shard_map,
 ]  # fmt: skip
 
 
@@ -129,6 +159,41 @@ def test_gradients_agree_with_float32(fn, half):
         for approximate, wanted in zip(gradient(W, X), exact, strict=True):
             assert approximate.dtype == wanted.dtype
             assert cosine(approximate, wanted) > 0.999
+
+
+@pytest.mark.parametrize("fn", [product_rules, shard_map, jitted_layers])
+def test_products_of_derivative_rules_are_half(fn):
+    """Forward and backward: one product makes three, and all are bfloat16."""
+    for gradient in (
+        jax.grad(total(autocast(fn)), argnums=(0, 1)),
+        autocast(jax.grad(total(fn), argnums=(0, 1))),
+    ):
+        assert dtypes(gradient, W, X)["dot_general"] == {"bfloat16"}
+        exact = jax.make_jaxpr(jax.grad(total(fn), argnums=(0, 1)))(W, X)
+        cast = jax.make_jaxpr(gradient)(W, X)
+        assert str(cast).count("dot_general[") >= str(exact).count("dot_general[")
+
+
+def test_collectives_in_a_shard_map_keep_their_list():
+    assert dtypes(autocast(shard_map), W, X)["tanh"] == {"bfloat16"}
+    names = dtypes(autocast(shard_map), W, X)
+    (reduction,) = [name for name in names if name.startswith("psum")]
+    assert names[reduction] == {"float32"}
+
+
+def test_calls_share_a_jaxpr_only_where_tags_agree():
+    """The bias of one call is a parameter and that of the other is data, which promotes."""
+    layer = jax.jit(lambda x, w, b: x @ w + b)
+
+    def fn(p, x):
+        return layer(x, p["w"], p["b"]), layer(x, p["w"], x), layer(x, p["w"], 2.0 * x)
+
+    found = jax.make_jaxpr(autocast(fn))({"w": W, "b": X}, X).jaxpr.eqns[0].params["jaxpr"]
+    calls = [e.params["jaxpr"] for e in found.jaxpr.eqns if e.primitive.name in ("jit", "pjit")]
+    adds = [str(e.outvars[0].aval.dtype) for c in calls for e in c.jaxpr.eqns
+            if e.primitive.name == "add"]  # fmt: skip
+    assert adds == ["bfloat16", "float32", "float32"]
+    assert len({id(call.jaxpr) for call in calls}) == 2
 
 
 def test_vmap_outside_agrees_with_a_loop():
@@ -267,6 +332,69 @@ def test_a_jitted_step_is_compiled_once(count_compilations):
     with count_compilations() as compiled:
         step(other, X)
     assert compiled == []
+
+
+def test_a_second_eager_call_traces_and_compiles_nothing(count_compilations):
+    traces = []
+
+    def fn(w, x, scale, *, offset, key):
+        traces.append(1)
+        return scale * (x @ w) + offset["by"] + jax.random.normal(key, (8, 16))
+
+    cast = autocast(fn)
+    keywords = {"offset": {"by": 1}, "key": jax.random.key(0)}
+    cast(W, X, 2, **keywords)
+    with count_compilations() as compiled:
+        again = cast(2 * W, X, 2, **keywords)
+    assert (len(traces), compiled) == (1, [])
+    np.testing.assert_allclose(again, fn(2 * W, X, 2, **keywords), atol=0.2, rtol=0.02)
+
+
+@pytest.mark.parametrize("scale", [True, 1.0, 2])
+def test_what_is_no_array_is_told_apart_by_value_and_type(scale):
+    traces = []
+
+    def fn(w, scale):
+        traces.append(scale)
+        return w * scale
+
+    cast = autocast(fn)
+    cast(W, 1)
+    cast(W, scale)
+    assert [type(seen) for seen in traces] == [int, type(scale)]
+
+
+def test_an_argument_that_cannot_be_hashed_is_passed_on():
+    class Mode:
+        __hash__ = None
+
+    cast = autocast(lambda w, mode: w if isinstance(mode, Mode) else 0 * w)
+    np.testing.assert_array_equal(cast(W, Mode()), W)
+
+
+def test_a_function_may_close_over_traced_values():
+    def loss(w, x):
+        cast = autocast(lambda w: jnp.tanh(x @ w))
+        return cast(w).sum() + jax.vmap(cast)(w[None]).sum()
+
+    exact = jax.grad(lambda w, x: 2 * jnp.tanh(x @ w).sum(), argnums=(0, 1))(W, X)
+    for gradient in (jax.grad(loss, argnums=(0, 1)), jax.jit(jax.grad(loss, argnums=(0, 1)))):
+        for approximate, wanted in zip(gradient(W, X), exact, strict=True):
+            assert cosine(approximate, wanted) > 0.999
+
+
+def test_what_was_compiled_goes_with_the_function():
+    class Weights:
+        pass
+
+    held = Weights()
+    alive = weakref.ref(held)
+    cast = autocast(lambda w, held=held: w @ w)
+    cast(W)
+    jax.grad(total(cast))(W)
+    del cast, held
+    gc.collect()
+    assert alive() is None
 
 
 def test_the_lists_are_disjoint_and_print():

@@ -1,4 +1,5 @@
 import inspect
+import pickle
 import subprocess
 import sys
 
@@ -223,6 +224,18 @@ def test_equal_functions_share_a_compilation():
     assert initialize("O2", model=module) == initialize("O2", model=module)
     assert initialize("O2") != initialize("O2", "float16")
     assert initialize("O2") != mlp
+
+
+def test_a_second_eager_call_at_o1_compiles_nothing_and_a_used_function_pickles(
+    count_compilations,
+):
+    apply_fn = initialize("O1")
+    first = apply_fn(PARAMS, X)
+    with count_compilations() as compiled:
+        second = apply_fn(PARAMS, X)
+    assert compiled == []
+    assert bits(first) == bits(second)
+    assert pickle.loads(pickle.dumps(apply_fn)) == apply_fn
 
 
 def test_the_wrapped_function_reads_like_the_function():

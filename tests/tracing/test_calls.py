@@ -42,8 +42,8 @@ def layer(x, w):
     return jnp.tanh(x @ w)
 
 
-def stack(x, w):
-    return functools.reduce(layer, [w, -w, w], x)
+def stack(layer):
+    return lambda x, w: functools.reduce(layer, [w, -w, w], x)
 
 
 @pytest.mark.parametrize("options", [{}, {"alike": always_alike}], ids=["inlined", "called"])
@@ -52,23 +52,29 @@ def test_a_jit_keeps_its_name(options):
     assert "jit(layer)" in lowered(run, X, W)
 
 
-def test_equal_calls_are_evaluated_once_and_give_the_same():
+@pytest.mark.parametrize("fn", [stack(layer), stack(jax.checkpoint(layer))], ids=["jit", "remat"])
+def test_equal_calls_are_evaluated_once_and_give_the_same(fn):
     names = []
-    run = interpreted(stack, recording(names), alike=always_alike)
-    same(run(X, W), stack(X, W))
+    run = interpreted(fn, recording(names), alike=always_alike)
+    same(run(X, W), fn(X, W))
     assert names == ["neg", "dot_general", "tanh"]
-    assert lowered(run, X, W).count("func.func private @layer") == 1
-    for transform in (jax.grad, lambda f: jax.grad(squared(jax.grad(f)))):
-        same(transform(squared(run))(X, W), transform(squared(stack))(X, W), rtol=1e-4)
+    for derive in (jax.grad, lambda f: jax.grad(squared(jax.grad(f)))):
+        same(derive(squared(run))(X, W), derive(squared(fn))(X, W), rtol=1e-4)
     batch = jnp.stack([X, -X])
     over = functools.partial(jax.vmap, in_axes=(0, None))
-    same(over(run)(batch, W), over(stack)(batch, W))
+    same(over(run)(batch, W), over(fn)(batch, W))
+
+
+def test_equal_calls_are_one_function_of_the_lowered_program():
+    text = lowered(interpreted(stack(layer), alike=always_alike), X, W)
+    assert text.count("call @layer") == 3
+    assert text.count("func.func private @layer") == 1
 
 
 def test_calls_that_are_not_alike_or_have_other_shapes_are_evaluated_apart():
     names = []
-    run = interpreted(stack, recording(names), alike=lambda path: path)
-    same(run(X, W), stack(X, W))
+    run = interpreted(stack(layer), recording(names), alike=lambda path: path)
+    same(run(X, W), stack(layer)(X, W))
     assert names.count("dot_general") == 3
     names.clear()
     both = interpreted(
@@ -106,7 +112,7 @@ def test_a_call_that_closes_over_a_loop_s_values_is_not_shared_beyond_it():
 
 
 def test_what_is_shared_may_not_reap():
-    message = r"neither reap nor be planted anything, but it was at \[\(1, 0\)\], below the jit"
+    message = r"neither reap nor be planted anything, but it was at \[\(1, 0\)\], below the call"
     with pytest.raises(ValueError, match=message):
         interpreted(lambda x, w: layer(-x, w), reaping, alike=always_alike)(X, W)
     planted = {(1, 0): jnp.float32(1)}
