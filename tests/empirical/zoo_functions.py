@@ -344,23 +344,23 @@ def ragged_experts() -> Case:
 
 @case("low_rank_adapter")
 def low_rank_adapter() -> Case:
-    """W + A B is homogeneous in no one of its leaves."""
+    """W + D U is homogeneous in no one of its leaves."""
 
     def net(params, x):
-        y = x @ (params["w"] + params["a"] @ params["b"])
+        y = x @ (params["w"] + params["down"] @ params["up"])
         out = jnp.tanh(y) @ params["head"]
-        return out, {"a": [y], "head": [out]}
+        return out, {"down": [y], "head": [out]}
 
     params = {
         "w": weights(0, WIDTH, WIDTH),
-        "a": weights(1, WIDTH, 4),
-        "b": weights(2, 4, WIDTH),
+        "down": weights(1, WIDTH, 4),
+        "up": weights(2, 4, WIDTH),
         "head": weights(3, WIDTH, 4),
     }
     return Case(
         params=params,
         draw=normal(64, WIDTH),
-        perhaps_not_tuned={"[wab]": MIXED},
+        perhaps_not_tuned={"w|down|up": MIXED},
         **plain(net),
     )
 

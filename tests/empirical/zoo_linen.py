@@ -150,7 +150,7 @@ def key_bias() -> Case:
 
 
 class ResNet(nn.Module):
-    blocks: tuple[tuple[int, int], ...] = ((16, 1), (32, 2), (32, 1))
+    blocks: tuple[tuple[int, int], ...] = ((16, 1), (32, 2))
     train: bool = True
 
     @nn.compact
