@@ -3,6 +3,15 @@
 from jinit.empirical.calibrate import calibrate, empirical_init
 from jinit.empirical.calibration import Calibration
 from jinit.empirical.explicit import NormedApply
+from jinit.empirical.report import LayerRow, Report
 from jinit.empirical.targets import Site
 
-__all__ = ["Calibration", "NormedApply", "Site", "calibrate", "empirical_init"]
+__all__ = [
+    "Calibration",
+    "LayerRow",
+    "NormedApply",
+    "Report",
+    "Site",
+    "calibrate",
+    "empirical_init",
+]
