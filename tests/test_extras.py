@@ -18,7 +18,7 @@ def test_what_is_installed_is_no_error():
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(nothing_installed):
-    for result in (Report((), {}, (), ()), CoordCheck((), (), 0.25)):
+    for result in (Report(()), CoordCheck((), (), 0.25)):
         with pytest.raises(ModuleNotFoundError, match=r"matplotlib not installed: run pip install"):
             result.plot()
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -76,13 +76,13 @@ class Report:
     """
 
     rows: tuple[LayerRow, ...]
-    not_tuned: dict[str, str]
-    shared: dict[str, float]
-    unused: tuple[str, ...]
-    null: tuple[str, ...]
-    dead: dict[str, float]
-    zero: tuple[str, ...]
-    leaf_gradients: dict[str, float]
+    not_tuned: dict[str, str] = field(default_factory=dict)
+    shared: dict[str, float] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    null: tuple[str, ...] = ()
+    dead: dict[str, float] = field(default_factory=dict)
+    zero: tuple[str, ...] = ()
+    leaf_gradients: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as plain data."""
