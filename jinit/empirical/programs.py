@@ -24,7 +24,7 @@ class Statistics(NamedTuple):
         update: That of the change in its output along the optimizer's step.
         dead: The fraction of its units that no gradient reaches.
         mean: If the job is detailed, the mean of the output in units of its RMS.
-        leaf: If so, the mean square of the gradient of every stacked leaf.
+        leaf: The mean square of the gradient of every slot of a leaf, as the optimizer sees it.
     """
 
     activation: Any
@@ -89,7 +89,7 @@ def _measure(
     seen = _Seen(leaves, back.gradients, gauge, inward)
     step, degrees = _step(plan, seen, outward)
     update = meter.updates(leaves, step, data, stage.given)
-    leaf = seen.powers(plan) if plan.job.detailed else jnp.zeros(0, jnp.float32)
+    leaf = seen.powers(plan)
     found = Statistics(back.activations, back.slopes, update, back.dead, back.means, leaf)
     return found, degrees
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerRow", "Report", "build_report"]
 
 _NULL = 1e-5  # where 1 was the target
+_ROUNDING = 1e-6  # of the largest gradient
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Report:
             the activation of one of them misses the target, upwards or downwards.
         unused: The leaves that no output depends on.
         null: The layers that put out nothing, that no gradient reaches, or whose step changes
-            nothing.
+            nothing; and the leaves whose gradient is 0 but for rounding.
         dead: By path, the fraction of a layer's units that no gradient reaches, where it is not 0.
         zero: The leaves that hold nothing but zeros; where one is a weight, gradients were
             measured as if it were random.
@@ -157,10 +158,12 @@ def build_report(findings: Findings) -> Report:
         _row(named, before, after, note, detailed=plan.job.detailed)
         for named, note in zip(naming.ordered, notes, strict=True)
     )
+    empty = tuple(row.path for row in rows if _is_null(row))
     opaque = [layer for layer in plan.found.layers if not layer.measured]
     return Report(
         rows=rows,
         not_tuned={
+            **_other_leaves(plan),
             **{naming.layer_path(layer): layer.reason for layer in opaque},
             **{
                 named.path: note
@@ -172,7 +175,7 @@ def build_report(findings: Findings) -> Report:
         unused=tuple(
             naming.paths[leaf] for number in plan.found.unused for leaf in naming.groups[number]
         ),
-        null=tuple(row.path for row in rows if _is_null(row)),
+        null=(*empty, *(path for path in _null_leaves(plan, after["leaf"]) if path not in empty)),
         dead={row.path: row.dead for row in rows if 0 < row.dead < 1},
         zero=tuple(naming.paths[leaf] for leaf in plan.job.zeros if plan.job.trainable[leaf]),
         leaf_gradients=_leaf_gradients(plan, after["leaf"]) if plan.job.detailed else {},
@@ -187,6 +190,31 @@ def _sizes(statistics: Statistics) -> dict[str, np.ndarray]:
     }
     sizes = {name: np.sqrt(abs(mean)) for name, mean in means.items()}
     return {**sizes, "dead": powers["dead"].min(0), "mean": powers["mean"].mean(0)}
+
+
+def _null_leaves(plan: Plan, sizes: np.ndarray) -> list[str]:
+    """Names the leaves whose gradient is rounding beside that of the others."""
+    parts = plan.by_leaf(sizes)
+    largest = {leaf: float(np.max(parts[leaf], initial=0.0)) for leaf in plan.naming.used}
+    limit = _ROUNDING * max(largest.values(), default=0.0)
+    return [plan.naming.paths[leaf] or "." for leaf, size in largest.items() if size <= limit]
+
+
+def _other_leaves(plan: Plan) -> dict[str, str]:
+    """Says of the leaves that take part in a layer, but not in its scale, why not."""
+    scaled = {
+        plan.naming.leaf_at(leaf, named)
+        for named in plan.naming.ordered
+        for leaf, _ in named.layer.scaled
+    }
+    reasons: dict[str, str] = {}
+    for named in plan.naming.ordered:
+        why = named.layer.reason or f"its layer is scaled by {named.path}"
+        for leaf, _ in (*named.layer.leaves, *named.layer.bias):
+            member = plan.naming.leaf_at(leaf, named)
+            if member not in scaled:
+                reasons.setdefault(plan.naming.paths[member] or ".", why)
+    return reasons
 
 
 def _leaf_gradients(plan: Plan, sizes: np.ndarray) -> dict[str, float]:

@@ -98,7 +98,7 @@ class Solver:
 
         A layer's multiplier is ``1 / rms(dy)``, dy being the change in its output along the unit
         steps of all its parameters; they share it, as they share the layer's scale. A leaf that
-        serves several layers takes the root of their mean square.
+        serves several layers takes the geometric mean of what they need.
 
         Args:
             updates: The mean square of dy, one a statistic.
@@ -111,7 +111,6 @@ class Solver:
         finite = xp.isfinite(updates)
         largest = xp.max(xp.where(finite, updates, 0.0), initial=0.0)
         moves = finite & (updates > xp.maximum(_TINY, _ROUNDING * largest))
-        values = xp.where(moves, updates, 0.0)[self.moved.statistic]
-        mean = self._mean(self.moved, values, moves.astype(updates.dtype))
-        usable = (mean > _TINY) & ~self.frozen
-        return xp.where(usable, xp.where(usable, mean, 1.0) ** -0.5, 1.0)
+        logs = xp.log(xp.where(moves, updates, 1.0))
+        mean = self._mean(self.moved, logs[self.moved.statistic], moves.astype(updates.dtype))
+        return xp.where(self.frozen, 1.0, xp.exp(-0.5 * mean))

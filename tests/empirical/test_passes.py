@@ -17,8 +17,11 @@ pytestmark = pytest.mark.usefixtures("allow_rank_promotion")
 DEPTHS = (4, 16, 64)
 
 
+WIDTH = 128
+
+
 def vectors(key):
-    return jax.random.normal(key, (64, 64))
+    return jax.random.normal(key, (64, WIDTH))
 
 
 class Stopped(Exception):
@@ -59,9 +62,9 @@ def test_compiled_operations_a_key_are_a_few_forward_passes_at_any_depth(monkeyp
     monkeypatch.setattr(jinit.empirical.plan, "_plans", type(jinit.empirical.plan._plans)())
     passes = []
     for depth in DEPTHS:
-        params = tanh_params(depth)
+        params = tanh_params(depth, WIDTH)
         measure, args = program_of(params)
-        forward = jax.jit(tanh_net).lower(params, jnp.ones((64, 64))).compile()
+        forward = jax.jit(tanh_net).lower(params, jnp.ones((64, WIDTH))).compile()
         passes.append(flops(measure.lower(*args).compile()) / flops(forward))
     assert max(passes) <= 8
     assert max(passes) / min(passes) < 1.1
@@ -70,10 +73,12 @@ def test_compiled_operations_a_key_are_a_few_forward_passes_at_any_depth(monkeyp
 def test_the_products_of_the_rolled_program_are_five_forward_passes():
     """Forward, backward (two), and forward with the derivative along the step (two)."""
     for depth in DEPTHS:
-        params = tanh_params(depth)
+        params = tanh_params(depth, WIDTH)
         measure, args = program_of(params)
         spent = products(lambda *rest, m=measure, plan=args[0]: m(plan, *rest), *args[1:])
-        assert spent / products(tanh_net, params, jnp.ones((64, 64))) == pytest.approx(5, rel=0.1)
+        assert spent / products(tanh_net, params, jnp.ones((64, WIDTH))) == pytest.approx(
+            5, rel=0.1
+        )
 
 
 @pytest.mark.parametrize(("run", "limit"), [("empirical_init", 8), ("calibrate", 5 * (2 + 8 + 4))])
@@ -93,7 +98,7 @@ def test_the_number_of_model_evaluations_of_a_whole_call(run, limit):
 def test_the_program_does_not_grow_with_depth():
     sizes = []
     for depth in (16, 64):
-        measure, args = program_of(tanh_params(depth))
+        measure, args = program_of(tanh_params(depth, WIDTH))
         sizes.append(len(measure.lower(*args).as_text().splitlines()))
     assert sizes[1] < 1.1 * sizes[0]
 
@@ -107,9 +112,9 @@ def test_a_second_call_compiles_nothing_and_traces_nothing(count_compilations, o
         return tanh_net(params, x)
 
     for number in range(2):
-        jinit.calibrate(tanh_params(5, seed=number), model, vectors, random_loss, **options)
+        jinit.calibrate(tanh_params(5, WIDTH, seed=number), model, vectors, random_loss, **options)
     before = len(traces)
     with count_compilations() as compiled:
-        jinit.calibrate(tanh_params(5, seed=3), model, vectors, random_loss, **options)
+        jinit.calibrate(tanh_params(5, WIDTH, seed=3), model, vectors, random_loss, **options)
     assert compiled == []
     assert len(traces) == before

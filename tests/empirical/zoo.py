@@ -21,13 +21,15 @@ from tests.empirical.models import random_loss
 SETTINGS = [("fold", "adam"), ("explicit", "sgd"), ("explicit", "adam")]
 
 BRIEFLY = {
-    ("explicit", "sgd"): {
-        "cnn", "lstm", "mlp_4_relu", "original_test_net", "resnet_with_batch_statistics",
-        "shared_dense", "transformer_scan", "weight_norm", "zero_initialised_head",
+    ("fold", "adam"): {
+        "bfloat16", "cnn", "cond_and_switch", "dead_relu", "equinox", "haiku", "lstm", "mlp_4_relu",
+        "moe_one_hot", "nnx", "original_test_net", "plain_tanh", "rezero_gate", "shard_map",
+        "shared_dense", "transformer_scan", "weight_norm", "while_loop", "zero_initialised_head",
     },
-    ("explicit", "adam"): {"mlp_4_relu", "weight_norm"},
+    ("explicit", "sgd"): {"cnn", "mlp_4_relu", "original_test_net", "weight_norm"},
+    ("explicit", "adam"): {"mlp_4_relu"},
 }  # fmt: skip
-"""Of explicit mode, the cases that every run of the suite takes; the others are marked slow."""
+"""The cases that every run of the suite takes; the others are marked slow."""
 
 # why a site is left as it was
 GAIN = "a gain"
