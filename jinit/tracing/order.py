@@ -15,6 +15,7 @@ __all__ = ["OUTSIDE", "Order"]
 OUTSIDE = -(1 << 40)
 """The place of a value that no equation of the sequence computes: before all others."""
 
+_DEEPEST = 32  # deferred equations are followed by recursion
 _TRAINED, _FLOAT, _LOOSE, _DATA = 1, 2, 4, 8  # what a value depends on, as bits
 
 
@@ -53,6 +54,7 @@ class Order:
         self.sequence: list[FlatEquation] = []
         self._fingerprints = Fingerprints()
         self._sizes: dict[int, int] = {}
+        self._depths: dict[int, int] = {}
         self._reach = [0] * len(program.avals)
         self.index = np.full(len(program.avals), OUTSIDE)
         self.ready = np.full(len(program.avals), OUTSIDE)
@@ -103,11 +105,15 @@ class Order:
         self._count(labels)
 
     def _is_deferred(self, flat: FlatEquation, reach: int) -> bool:
-        if flat.equation.effects:
+        if flat.equation.effects or self._depth(flat) > _DEEPEST:
             return False
         if reach & _FLOAT:
             return not reach & (_LOOSE | _DATA)
         return flat.equation.primitive.name == "slice" and len(self._parts[flat.operands[0]]) > 1
+
+    def _depth(self, flat: FlatEquation) -> int:
+        """Counts how many deferred equations an equation builds on, one after another."""
+        return 1 + max((self._depths.get(operand, 0) for operand in flat.operands), default=0)
 
     def _find_parts(self) -> dict[int, set[int]]:
         """Lists the different slices of each value that is not a float, such as split keys."""
@@ -143,13 +149,17 @@ class Order:
 
     def _defer(self, flat: FlatEquation, label: int) -> None:
         ready = max((self.ready[operand] for operand in flat.operands), default=OUTSIDE)
+        depth = self._depth(flat)
         for number, result in enumerate(flat.results):
-            self.made[result] = flat
+            self.made[result], self._depths[result] = flat, depth
             self.classes[result] = self._fingerprints.number(("made", label, number))
             self.ready[result] = ready
 
     def _append(self, flat: FlatEquation) -> None:
         self.sequence.append(flat)
+        depth = self._depth(flat)
+        if depth > _DEEPEST:  # what builds on it is not deferred either
+            self._depths.update(dict.fromkeys(flat.results, depth))
         for result in flat.results:
             self.index[result] = self.ready[result] = self._num_results
             self._num_results += 1

@@ -125,7 +125,8 @@ def _retrace(
         scans[:] = emission.scans
         return [emission.read(value) for value in program.outputs]
 
-    closed = jax.make_jaxpr(run)(*stacked, *rest)
+    with jax.disable_jit(False):  # which would unroll the loops again
+        closed = jax.make_jaxpr(run)(*stacked, *rest)
     places = [i for i, e in enumerate(closed.jaxpr.eqns) if e.primitive.name == "scan"]
     made = frozenset((place,) for place, new in zip(places, scans, strict=True) if new)
     result = TracedFunction(
@@ -179,6 +180,12 @@ class _Emission:
                 self.run(self.order.made[value])
         return self.env[value]
 
+    def typed(self, value: int) -> Any:
+        """Returns a value on its own, where a literal must carry its weak type with it."""
+        if value in self.program.literals and self.program.avals[value].weak_type:
+            return np.asarray(self.program.fixed[value]).item()
+        return self.read(value)
+
     def run(self, flat: FlatEquation) -> None:
         values = [self.read(operand) for operand in flat.operands]
         self.scans += [False] * (flat.equation.primitive.name == "scan")
@@ -207,10 +214,10 @@ class _Emission:
         weak = self.program.avals[values[0]].weak_type
         if not weak and all(value in self.program.literals for value in values):
             return np.stack([np.asarray(self.program.fixed[value]) for value in values])
-        return _stack([self.read(value) for value in values])
+        return _stack([self.typed(value) for value in values])
 
     def loop(self, loop: Loop) -> None:
-        first = [self.read(value) for _, value in loop.carries]
+        first = [self.typed(value) for _, value in loop.carries]
         slices = [self.stacked(values) for values in loop.scanned]
         constants = {value: self.read(value) for value in loop.constants}
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jinit.tracing import roll, trace
@@ -581,6 +581,57 @@ def test_it_runs_under_vmap_and_eval_shape():
     mapped = jax.vmap(lambda x: run(rolled, ws, x))(batch)
     np.testing.assert_allclose(mapped, residual(ws, batch), rtol=1e-5)
     assert jax.eval_shape(lambda x: run(rolled, ws, x), X) == jax.eval_shape(residual, ws, X)
+
+
+def test_loops_stay_loops_where_jit_is_disabled():
+    traced = trace(residual, weights(), X)
+    with jax.disable_jit():
+        rolled = roll(traced, [True] * L, least_saved=8)
+    assert lengths(rolled) == [L]
+
+
+def test_a_long_computation_on_parameters_alone_is_no_deep_recursion():
+    def powers(ws, x):
+        root = ws[0]
+        for _ in range(500):
+            root = 0.5 * (root + jnp.sin(root))
+        return residual(ws[1:], x @ root)
+
+    rolled = check(powers, weights(), X)
+    assert len(rolled.loops) == 2
+    assert lengths(rolled)[1] == L - 1
+    assert size(rolled) < 60  # most of the 500 steps are one loop
+
+
+def test_a_weakly_typed_argument_stays_weak():
+    def counted(ws, x, n):
+        for w in ws:
+            n = 3 * n + 1
+            x = jnp.tanh(x @ w) / (1 + n % 5)
+        return x, n
+
+    rolled = roll(trace(counted, weights(), X, 3), [True] * L, least_saved=8)
+    assert len(rolled.loops) == 1
+    assert rolled.traced.out_avals[1].weak_type
+    assert int(run(rolled, weights(), X, 3)[1]) == counted(weights(), X, 3)[1]
+
+
+def test_explicitly_sharded_variables():
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+
+    def gathered(ws, x):
+        for w in ws:
+            x = jax.sharding.reshard(jnp.tanh(x @ w), P())
+        return x
+
+    with jax.set_mesh(mesh):
+        ws = [jax.device_put(w, NamedSharding(mesh, P(None, "d"))) for w in weights()]
+        x = jax.device_put(X, NamedSharding(mesh, P()))
+        rolled = roll(trace(gathered, ws, x), [True] * L, least_saved=8)
+        assert lengths(rolled) == [L]
+        assert rolled.traced.in_avals[0].sharding.spec == P(None, None, "d")
+        result = jax.jit(lambda ws: run(rolled, ws, x))(ws)
+        np.testing.assert_allclose(result, gathered(ws, x), rtol=1e-5)
 
 
 def test_functions_can_be_rolled_while_they_are_traced():
