@@ -1,0 +1,1 @@
+"""How far the best learning rate moves with width and depth."""
