@@ -36,7 +36,6 @@ class Curve:
         spread: The largest growth of a seed over the smallest.
         points: By grid index i, the results of the seeds at learning rate ``GRID**i`` with the
             multipliers ``m / growth``; None where a training diverged.
-        seconds: What it all took.
     """
 
     family: str
@@ -46,7 +45,6 @@ class Curve:
     layers: list[float] = field(default_factory=lambda: [1.0])
     spread: float = 1.0
     points: dict[int, list[float | None]] = field(default_factory=dict)
-    seconds: float = 0.0
 
     @property
     def size(self) -> Size:

@@ -38,16 +38,14 @@ class Layer(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two dense layers beside a skip, after a LayerNorm or not."""
+    """Two dense layers beside a skip, without normalization."""
 
     width: int
     kernel_init: Any
-    norm: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-        y = nn.LayerNorm()(x) if self.norm else x
-        y = nn.relu(nn.Dense(self.width, kernel_init=self.kernel_init)(y))
+        y = nn.relu(nn.Dense(self.width, kernel_init=self.kernel_init)(x))
         return x + nn.Dense(self.width, kernel_init=self.kernel_init)(y), None
 
 
@@ -92,14 +90,12 @@ class ResidualMLP(nn.Module):
     width: int
     depth: int
     kernel_init: Any
-    norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.Dense(self.width, kernel_init=self.kernel_init)(x)
-        fields = {"width": self.width, "kernel_init": self.kernel_init, "norm": self.norm}
+        fields = {"width": self.width, "kernel_init": self.kernel_init}
         x, _ = stacked(ResidualBlock, self.depth // 2, **fields)(x, None)
-        x = nn.LayerNorm()(x) if self.norm else x
         return nn.Dense(10, kernel_init=self.kernel_init, name="head")(x)
 
 
@@ -197,13 +193,6 @@ FAMILIES = {
     "residual": Family(
         "residual MLP",
         ResidualMLP,
-        draw_images,
-        widths=tuple((width, 4) for width in (64, 128, 256, 512)),
-        depths=FOUR_TO_64,
-    ),
-    "normed": Family(
-        "pre-LN residual MLP",
-        functools.partial(ResidualMLP, norm=True),
         draw_images,
         widths=tuple((width, 4) for width in (64, 128, 256, 512)),
         depths=FOUR_TO_64,

@@ -27,8 +27,8 @@ def tables(curves: Sequence[Curve]) -> str:
 
 def _summary(curves: Sequence[Curve], families: Sequence[str]) -> str:
     columns = [
-        "family", "rule", ">best rate", ">widths", ">depths", ">all", ">best loss / best default's",
-        ">loss at smallest's rate / best default's",
+        "family", "rule", ">best rates", ">widths", ">depths", ">all", ">loss at best",
+        ">loss at smallest's",
     ]  # fmt: skip
     rows = [
         [FAMILIES[family].title, rule.label, *_summary_cells(curves, family, rule)]
@@ -36,8 +36,9 @@ def _summary(curves: Sequence[Curve], families: Sequence[str]) -> str:
         for rule in rules_of(family)
     ]
     title = (
-        "largest best learning rate over the smallest, and losses relative to the best default at "
-        "its own best rate: geometric mean over sizes, and the worst"
+        "Transfer: the largest best learning rate over the smallest, over widths, depths and all.\n"
+        "Losses, at a network's own best rate and at the smallest network's, over the best that\n"
+        "any default reaches at its own best rate: geometric mean over the networks, and the worst."
     )
     return format_table(columns, rows, title=title, width=160)
 
@@ -55,7 +56,7 @@ def _summary_cells(curves: Sequence[Curve], family: str, rule: Rule) -> list[str
         best.append(curve.loss(curve.best) / default)
         moved.append(curve.loss(rule.index(curve, rule.best_rate(smallest))) / default)
     return [
-        f"{min(rates.values()):.2g} to {max(rates.values()):.2g}",
+        " to ".join(format_number(end(rates.values())) for end in (min, max)) if rates else "-",
         *(_factor(rates, sizes) for sizes in (of.widths, of.depths, of.sizes)),
         *(_mean_and_worst(ratios) for ratios in (best, moved)),
     ]
@@ -63,11 +64,11 @@ def _summary_cells(curves: Sequence[Curve], family: str, rule: Rule) -> list[str
 
 def _factor(rates: dict[Size, float], sizes: Sequence[Size]) -> str:
     values = [rates[size] for size in sizes if size in rates]
-    return f"{max(values) / min(values):.2f}"
+    return f"{max(values) / min(values):.2f}" if values else "-"
 
 
 def _mean_and_worst(ratios: Sequence[float]) -> str:
-    return f"{math.exp(np.mean(np.log(ratios))):.2f}, {max(ratios):.2f}"
+    return f"{math.exp(np.mean(np.log(ratios))):.2f}, {max(ratios):.2f}" if ratios else "-"
 
 
 def _best_default(curves: Sequence[Curve], family: str, size: Size) -> float:
@@ -107,6 +108,8 @@ def draw(curves: Sequence[Curve]) -> "Figure":
                 _draw_panel(axes, curves, family, rule, varied)
             half[1].legend(title=varied, fontsize=7, title_fontsize=8)
         _share_span(row)
+        low, high = row[0].get_ylim()
+        row[0].set_yscale("log" if high > 10 * low else "linear")
         row[0].set_ylabel(f"{FAMILIES[family].title}\nfinal training loss")
     for axes in grid[-1]:
         axes.set_xlabel("learning rate")
@@ -126,7 +129,8 @@ def _draw_panel(
         losses = [curve.loss(index) for index in curve.indices]
         axes.plot(rates, losses, "-", lw=1.4, color=color, label=str(getattr(curve, varied)))
         if curve.trained:
-            axes.plot(rule.best_rate(curve), curve.loss(curve.best), "o", ms=6, color=color)
+            best = np.exp(np.interp(curve.vertex, curve.indices, np.log(losses)))
+            axes.plot(rule.best_rate(curve), best, "o", ms=6, color=color)
     held = f"depth {sizes[0][1]}" if varied == "width" else f"width {sizes[0][0]}"
     name = f"jinit, {rule.label}" if rule.start == "jinit" else f"{rule.label}, plain Adam"
     axes.set_title(f"{name} ({held})", fontsize=10)
