@@ -4,7 +4,6 @@ import functools
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,7 +14,19 @@ from jax.extend import core as jex
 
 from jinit.amp.op_lists import OPS, OpLists
 from jinit.amp.policy import param_mask
-from jinit.tracing import EquationView, Frame, Path, aval_of, evaluate, propagate, sub_jaxprs, trace
+from jinit.tracing import (
+    ARRAYS,
+    EquationView,
+    Frame,
+    Path,
+    Static,
+    aval_of,
+    evaluate,
+    partition,
+    propagate,
+    sub_jaxprs,
+    trace,
+)
 
 __all__ = ["autocast"]
 
@@ -85,7 +96,7 @@ def autocast(
     lists = OpLists(OPS.half, frozenset(), OPS.declared, OPS.separate) if products_only else OPS
 
     @functools.wraps(fn, updated=())
-    def evaluated(static: _Static, values: list[Any]) -> Any:
+    def evaluated(static: Static, values: list[Any]) -> Any:
         def of_values(values: list[Any]) -> Any:
             args, kwargs = static.fill(values)
             return fn(*args, **kwargs)
@@ -104,47 +115,10 @@ def autocast(
 
     @functools.wraps(fn)
     def cast(*args: Any, **kwargs: Any) -> Any:
-        static, values = _partition((args, kwargs))
+        static, values = partition((args, kwargs))
         return (jitted if static.hashable else evaluated)(static, values)
 
     return cast
-
-
-_ARRAYS = (jax.Array, np.ndarray, np.generic)
-
-
-@dataclass(frozen=True)
-class _Static:
-    """A tree of arguments without its arrays.
-
-    Attributes:
-        tree: Its structure.
-        leaves: Every leaf with its type, since 1 and True are equal; None for an array.
-    """
-
-    tree: Any
-    leaves: tuple[tuple[type, Any] | None, ...]
-
-    @property
-    def hashable(self) -> bool:
-        """Whether a jit can tell it from another."""
-        try:
-            hash(self)
-        except TypeError:
-            return False
-        return True
-
-    def fill(self, values: Sequence[Any]) -> Any:
-        """Puts arrays in."""
-        rest = iter(values)
-        leaves = [next(rest) if leaf is None else leaf[1] for leaf in self.leaves]
-        return jax.tree.unflatten(self.tree, leaves)
-
-
-def _partition(tree: Any) -> tuple[_Static, list[Any]]:
-    leaves, structure = jax.tree.flatten(tree)
-    kept = tuple(None if isinstance(leaf, _ARRAYS) else (type(leaf), leaf) for leaf in leaves)
-    return _Static(structure, kept), [leaf for leaf in leaves if isinstance(leaf, _ARRAYS)]
 
 
 _PARAMETER = "parameter"
@@ -158,7 +132,7 @@ def _tags(args: Sequence[Any], params_argnums: Sequence[int]) -> list[_Tag]:
         _PARAMETER if n in params_argnums and flag else None
         for n, arg in enumerate(args)
         for leaf, flag in zip(jax.tree.leaves(arg), param_mask(arg), strict=True)
-        if isinstance(leaf, _ARRAYS)
+        if isinstance(leaf, ARRAYS)
     ]
 
 

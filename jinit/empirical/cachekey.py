@@ -23,7 +23,6 @@ class CachedFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function."""
-        """Calls the function."""
         return self.fn(*args, **kwargs)
 
     def __eq__(self, other: object) -> bool:

@@ -47,7 +47,7 @@ class Calibration:
     scales: Any
     findings: Findings
 
-    @property
+    @functools.cached_property
     def apply_fn(self) -> Callable[..., Any]:
         """The function to train: the one given, or in explicit mode one that applies the scales.
 
@@ -58,7 +58,7 @@ class Calibration:
             return job.apply_fn.fn
         return NormedApply(job.apply_fn.fn, None if job.collection == "params" else self.scales)
 
-    @property
+    @functools.cached_property
     def report(self) -> Report:
         """The RMS of activation, gradient and update of every layer, before and after."""
         return build_report(self.findings)

@@ -7,13 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jinit.empirical.inputs import collection_of, describe_call, leaf_paths, trainable_leaves
 from jinit.empirical.names import Naming
 from jinit.empirical.numbers import apply_scale, is_float, multiply
 from jinit.empirical.sites import Layer, survey
-from jinit.tracing import EquationView, Path, evaluate, trace
+from jinit.tracing import EquationView, Path, Static, evaluate, partition, trace
 
 __all__ = [
     "COLLECTION",
@@ -79,22 +78,21 @@ class NormedApply:
     def __init__(self, apply_fn: Callable[..., Any], scales: Scales | None = None) -> None:
         functools.update_wrapper(self, apply_fn, updated=())
         self.apply_fn, self.scales = apply_fn, scales
-        self._compiled = jax.jit(self._apply, static_argnames="fixed")
+        self._compiled = jax.jit(self._apply, static_argnums=0)
 
     def __call__(self, params: Any, *inputs: Any, **options: Any) -> Any:
         """Applies the model; keyword arguments are handed on."""
-        arrays = {name: value for name, value in options.items() if _holds_arrays(value)}
-        fixed = tuple((name, value) for name, value in options.items() if name not in arrays)
-        run = self._compiled if _hashable(fixed) else self._apply
-        return run(params, self.scales, inputs, arrays, fixed=fixed)
+        static, arrays = partition(options)
+        run = self._compiled if static.hashable else self._apply
+        return run(static, params, self.scales, inputs, arrays)
 
     def _apply(
-        self, params: Any, scales: Scales | None, inputs: Any, arrays: Any, *, fixed: Any
+        self, static: Static, params: Any, scales: Scales | None, inputs: Any, arrays: Any
     ) -> Any:
         if scales is None:
             params, scales = _divided(params, describe_call(self.apply_fn))
         traced = trace(
-            lambda params, inputs, arrays: self.apply_fn(params, *inputs, **arrays, **dict(fixed)),
+            lambda params, inputs, arrays: self.apply_fn(params, *inputs, **static.fill(arrays)),
             params, inputs, arrays,
         )  # fmt: skip
         collection, paths = collection_of(params), leaf_paths(params)
@@ -107,29 +105,14 @@ class NormedApply:
         def rule(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
             if view.planted is None:
                 return None
-            own = heads[view.path].operands
-            return view.bind([
-                value if i in own or not is_float(value) else scale_gradient(value, view.planted)
-                for i, value in enumerate(values)
-            ])  # fmt: skip
+            layer = heads[view.path]
+            return view.bind(layer.on_inputs(values, lambda x: scale_gradient(x, view.planted)))
 
         args = [*leaves, *jax.tree.leaves((inputs, arrays))]
-        enter = found.enter
-        outputs, _ = evaluate(traced.jaxpr, traced.consts, args, rule, planted=factors, enter=enter)
+        outputs, _ = evaluate(
+            traced.jaxpr, traced.consts, args, rule, planted=factors, enter=found.enter
+        )
         return traced.unflatten(outputs)
-
-
-def _holds_arrays(value: Any) -> bool:
-    leaves = jax.tree.leaves(value)
-    return bool(leaves) and all(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves)
-
-
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _divided(variables: Any, name: str) -> tuple[Any, Scales]:

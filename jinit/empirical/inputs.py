@@ -1,6 +1,7 @@
 """What a user may pass as parameters, dummy input and dummy loss, brought to one form."""
 
 import inspect
+import numbers
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 
 __all__ = [
     "call_loss",
+    "check_counts",
+    "check_layers",
     "check_params",
     "collection_of",
     "describe_call",
@@ -87,6 +90,22 @@ def collection_of(params: Any) -> str | None:
 def trainable_leaves(paths: Sequence[str], collection: str | None) -> tuple[bool, ...]:
     """Tells of every leaf whether it is a parameter."""
     return tuple(collection in (None, path.partition("/")[0]) for path in paths)
+
+
+def check_counts(**counts: Any) -> None:
+    """Raises ValueError for an argument that is no positive integer."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive integer")
+
+
+def check_layers(layers: Sequence[Any], apply_fn: Callable[..., Any]) -> None:
+    """Raises ValueError where a model has no layers."""
+    if not layers:
+        raise ValueError(
+            f"{describe_call(apply_fn)} never combines a parameter with an input; pass the inputs "
+            "as arguments instead of closing over them"
+        )
 
 
 def check_params(leaves: Sequence[Any], paths: Sequence[str]) -> None:

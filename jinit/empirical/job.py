@@ -32,7 +32,7 @@ class Job:
         target: The RMS of every output, or a function of its site.
         rngs: The names of the random keys that the model is given by keyword.
         has_aux: Whether the model returns a pair whose first part is the output.
-        detailed: Whether the means of outputs and the gradients of leaves are measured as well.
+        detailed: Whether the means of outputs are measured, and the gradients of leaves reported.
         modules: The paths of the modules that hold their scales themselves.
     """
 

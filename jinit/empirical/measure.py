@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from jinit.empirical.layout import Layout
-from jinit.empirical.numbers import inverse_rms, is_float, mean_square, multiply
+from jinit.empirical.numbers import inverse_rms, is_float, mean_square, merge, multiply
 from jinit.empirical.probes import bind_probed
 from jinit.empirical.sites import Layer, Survey
 from jinit.tracing import EquationView, Path, TracedFunction, evaluate
@@ -178,7 +178,7 @@ class Meter:
         factors = self._planted(given)
 
         def objective(floats: list[jax.Array], taps: dict[Path, Any]) -> Any:
-            args = [*_merge(leaves, floats, moving), *data]
+            args = [*merge(leaves, floats, moving), *data]
             outputs, reaped = self._run(args, self._tapped, _joined(factors, taps))
             return loss(self.traced.unflatten(outputs)), reaped
 
@@ -191,7 +191,7 @@ class Meter:
             for leaf, flag in zip(leaves, moving, strict=True)
         ]
         return Backward(
-            _merge(zeros, slopes, moving),
+            merge(zeros, slopes, moving),
             self._pack(reaped, "tail", "power"),
             self._pack(reaped, "tail", "mean"),
             [reaped[layer.tail]["factor"] for layer in layers],
@@ -221,7 +221,7 @@ class Meter:
         planted = self._planted(given)
 
         def run(floats: list[Any]) -> dict[Path, Any]:
-            args = [*_merge(leaves, floats, moving), *data]
+            args = [*merge(leaves, floats, moving), *data]
             return self._run(args, self._moved, planted)[1]
 
         pairs = list(zip(leaves, step, moving, strict=True))
@@ -269,12 +269,7 @@ class Meter:
     def _enter(self, view: EquationView, values: Sequence[Any], layer: Layer) -> list[Any]:
         """Applies a layer's head with the gradient at its input tapped."""
         tap = _scaling_tap if self.balanced and layer.carrier is not None else _tap
-        values = [
-            tap(value, view.planted["head"])
-            if i not in layer.operands and is_float(value)
-            else value
-            for i, value in enumerate(values)
-        ]
+        values = layer.on_inputs(values, lambda value: tap(value, view.planted["head"]))
         if self._is_shut(layer):
             return bind_probed(view, values, layer.operands[0])
         return view.bind(values)
@@ -289,10 +284,7 @@ class Meter:
         if head is None and view.path not in self._tails:
             return _without_custom_derivative(view, values)
         if head is not None:
-            values = [
-                value if i in head.operands or not is_float(value) else lax.stop_gradient(value)
-                for i, value in enumerate(values)
-            ]
+            values = head.on_inputs(values, lax.stop_gradient)
         outputs = view.bind(values)
         if view.path not in self._tails:
             return outputs
@@ -323,12 +315,6 @@ class Meter:
     def _pack(self, found: dict[Path, dict[str, Any]], place: str, name: str) -> jax.Array:
         paths = [getattr(layer, place) for layer in self.layout.layers]
         return self.layout.pack({path: found[path][name] for path in paths}, paths)
-
-
-def _merge(leaves: Sequence[Any], floats: Sequence[Any], moving: Sequence[bool]) -> list[Any]:
-    """Puts values in the places of the float leaves."""
-    remaining = iter(floats)
-    return [next(remaining) if flag else leaf for leaf, flag in zip(leaves, moving, strict=True)]
 
 
 def _joined(

@@ -68,8 +68,7 @@ class Naming:
 
     def layer_path(self, layer: Layer, iteration: int = 0) -> str:
         """Returns the path of the leaf that carries a layer's scale, or of its first one."""
-        leaf = layer.carrier if layer.carrier is not None else layer.leaves[0][0]
-        return self.paths[self._member(leaf, iteration)] or "."
+        return self.paths[self._member(layer.leaf, iteration)] or "."
 
     def _member(self, leaf: int, iteration: int) -> int:
         group = self.groups[leaf]

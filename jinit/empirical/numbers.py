@@ -1,6 +1,6 @@
 """The arithmetic of statistics and scales, in float32 or wider."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ __all__ = [
     "inverse_rms",
     "is_float",
     "mean_square",
+    "merge",
     "multiply",
     "namespace",
     "on_cpu",
@@ -68,6 +69,12 @@ def on_cpu(leaves: Iterable[Any]) -> bool:
         and all(device.platform == "cpu" for device in array.devices())
         for array in arrays
     )
+
+
+def merge(leaves: Sequence[Any], values: Iterable[Any], flags: Sequence[bool]) -> list[Any]:
+    """Puts values in the places of the leaves that are flagged, in order."""
+    rest = iter(values)
+    return [next(rest) if flag else leaf for leaf, flag in zip(leaves, flags, strict=True)]
 
 
 def namespace(*arrays: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
 
-from jinit.empirical.inputs import call_loss, describe_call, leaf_paths
+from jinit.empirical.inputs import call_loss, check_layers, describe_call, leaf_paths
 from jinit.empirical.job import Job
 from jinit.empirical.layout import Layout
 from jinit.empirical.measure import Meter
@@ -157,14 +157,9 @@ def _check_loss(job: Job, output: Any, key: jax.Array) -> None:
 
 
 def _check_found(found: Survey, job: Job) -> None:
-    name = describe_call(job.apply_fn)
     if not found.reached:
         raise ValueError(
-            f"the output of {name} depends on no parameter; "
+            f"the output of {describe_call(job.apply_fn)} depends on no parameter; "
             "apply_fn must compute it from its first argument"
         )
-    if not found.layers:
-        raise ValueError(
-            f"{name} never combines a parameter with an input; pass the inputs as arguments "
-            "instead of closing over them"
-        )
+    check_layers(found.layers, job.apply_fn)

@@ -1,6 +1,5 @@
 """Checks what the user passed, and divides it into what is compiled for and what is run on."""
 
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -11,7 +10,13 @@ from jax.core import Tracer
 
 from jinit._patterns import check_patterns, fits
 from jinit.empirical.cachekey import CachedFunction
-from jinit.empirical.inputs import check_params, collection_of, leaf_paths, trainable_leaves
+from jinit.empirical.inputs import (
+    check_counts,
+    check_params,
+    collection_of,
+    leaf_paths,
+    trainable_leaves,
+)
 from jinit.empirical.job import Job, Mode
 from jinit.empirical.numbers import is_float, on_cpu
 from jinit.empirical.steps import check_optimizer
@@ -68,10 +73,7 @@ def prepare(
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    for name in ("samples", "batch_size"):
-        value = options[name]
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a positive integer")
+    check_counts(**{name: options[name] for name in ("samples", "batch_size")})
     if "optimizer" in options:
         check_optimizer(options["optimizer"])
     if options.get("mode", "fold") not in get_args(Mode):

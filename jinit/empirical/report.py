@@ -1,8 +1,7 @@
 """The report of a calibration: a row a layer, as a table and as plain data."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jinit._extras import require
+from jinit._plain import PlainData
 from jinit._tables import format_number, format_table
 from jinit.empirical.names import Named
 from jinit.empirical.plan import Plan
@@ -58,7 +58,7 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(PlainData):
     """What a calibration did to every layer.
 
     Attributes:
@@ -84,14 +84,6 @@ class Report:
     dead: dict[str, float] = field(default_factory=dict)
     zero: tuple[str, ...] = ()
     leaf_gradients: dict[str, float] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the report as plain data."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """Returns the report as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
 
     def plot(self) -> "Figure":
         """Draws the three quantities over the layers, before and after; needs matplotlib."""

@@ -1,7 +1,7 @@
 """Where parameters meet data: the layers of a traced function, whatever framework wrote it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from jinit.empirical.degrees import Degree, Degrees, combine, degrees_of
+from jinit.empirical.numbers import is_float
 from jinit.empirical.shapes import ProductShape, shape_of_product
-from jinit.tracing import Frame, Path, TracedFunction, aval_of, propagate, sub_jaxprs
+from jinit.tracing import PRODUCTS, Frame, Path, TracedFunction, aval_of, propagate, sub_jaxprs
 
 __all__ = ["Layer", "Survey", "survey"]
 
 SiteKind = Literal["linear", "embedding", "bias", "gain", "other", "opaque"]
 
-_LINEAR = frozenset({"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"})
 _LOOKUPS = frozenset({"gather", "dynamic_slice"})
 _SUMS = frozenset({"add", "add_any", "sub"})
 _PASS_THROUGH = frozenset({
@@ -90,6 +90,18 @@ class Layer:
     carrier: int | None = None
     reason: str = ""
     shared: bool = False
+
+    @property
+    def leaf(self) -> int:
+        """The leaf that the layer is named by: its carrier, or its first one."""
+        return self.leaves[0][0] if self.carrier is None else self.carrier
+
+    def on_inputs(self, values: Sequence[Any], fn: Callable[[Any], Any]) -> list[Any]:
+        """Applies a function to those of the head's float operands that hold no parameters."""
+        return [
+            value if number in self.operands or not is_float(value) else fn(value)
+            for number, value in enumerate(values)
+        ]
 
     @property
     def measured(self) -> bool:
@@ -213,7 +225,7 @@ def _kind(
         return "opaque"
     if not _is_float(equation.outvars[0]):
         return "other"
-    if name in _LINEAR:
+    if name in PRODUCTS:
         return "linear"
     if name in _LOOKUPS and operands == (0,):
         return "embedding"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jinit.empirical.numbers import is_float
+from jinit.empirical.numbers import is_float, merge
 from jinit.tracing import Rolled
 
 if TYPE_CHECKING:
@@ -61,6 +61,5 @@ def _transformed(job: "Job", tree: Any, gradients: list[Any], leaves: list[Any])
         slopes, params = slopes[job.collection], params[job.collection]
     slopes, params = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, (slopes, params))
     updates, _ = job.optimizer.update(slopes, job.optimizer.init(params), params)
-    steps = iter(jax.tree.leaves(updates))
     moving = [flag and is_float(leaf) for leaf, flag in zip(leaves, job.trainable, strict=True)]
-    return [next(steps) if flag else leaf for leaf, flag in zip(leaves, moving, strict=True)]
+    return merge(leaves, jax.tree.leaves(updates), moving)

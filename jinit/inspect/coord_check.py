@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jinit.empirical.inputs import check_params, draw_inputs, leaf_paths, positional
+from jinit.empirical.inputs import check_counts, check_params, draw_inputs, leaf_paths, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
 from jinit.inspect.training import Model, Powers, Program, train_and_measure
 
@@ -97,7 +97,7 @@ def coord_check(
         Hyperparameter Transfer" (2022), appendix D.1.
     """
     widths = _check_widths(widths)
-    _check_counts(steps=steps, seeds=seeds, batch_size=batch_size)
+    check_counts(steps=steps, seeds=seeds, batch_size=batch_size)
     _check_tolerance(tolerance)
     takes_key = len(positional(make_model, ("key", "rng"))) >= 2
     if seeds > 1 and not takes_key:
@@ -130,12 +130,6 @@ def _check_widths(widths: Iterable[int]) -> tuple[int, ...]:
             "such as [64, 128, 256]"
         )
     return tuple(int(width) for width in widths)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a positive integer")
 
 
 def _check_tolerance(tolerance: float) -> None:

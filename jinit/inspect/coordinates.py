@@ -1,14 +1,14 @@
 """The result of a coordinate check: curves over steps and widths, and their exponents."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from jinit._extras import require
+from jinit._plain import PlainData
 from jinit._tables import format_number, format_table
 from jinit.inspect.training import Powers
 
@@ -73,7 +73,7 @@ class CoordFit:
 
 
 @dataclass(frozen=True)
-class CoordCheck:
+class CoordCheck(PlainData):
     """Sizes of activations and updates over training steps and widths.
 
     Attributes:
@@ -106,14 +106,6 @@ class CoordCheck:
     def curve(self, path: str, quantity: Literal["activation", "update"], step: int) -> list[float]:
         """Returns one layer's activation or update at a step, one number a width."""
         return [getattr(r, quantity) for r in self.rows if r.path == path and r.step == step]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns everything as plain data."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """Returns everything as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
 
     def plot(self) -> "Figure":
         """Draws activation and update against width, a column a step; needs matplotlib."""

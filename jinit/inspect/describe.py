@@ -1,12 +1,13 @@
 """``describe``: where the parameters of a model come from."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 from flax import nnx
 
+from jinit._plain import PlainData
 from jinit._tables import format_table
 from jinit.defaults.read_linen import read_linen
 from jinit.defaults.read_nnx import read_nnx
@@ -54,7 +55,7 @@ class NormDescription:
 
 
 @dataclass(frozen=True)
-class Description:
+class Description(PlainData):
     """Where the parameters of a model come from, and its norm layers' numbers.
 
     Attributes:
@@ -64,10 +65,6 @@ class Description:
 
     parameters: tuple[ParameterDescription, ...]
     norms: tuple[NormDescription, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as plain data."""
-        return asdict(self)
 
     def __str__(self) -> str:
         parameters = format_table(

@@ -13,11 +13,12 @@ import numpy as np
 
 from jinit.empirical.inputs import (
     call_loss,
+    check_layers,
     collection_of,
-    describe_call,
     leaf_paths,
     trainable_leaves,
 )
+from jinit.empirical.numbers import is_float, merge
 from jinit.empirical.sites import Layer, survey
 from jinit.tracing import EquationView, Path, TracedFunction, evaluate, trace
 
@@ -84,10 +85,6 @@ def _training(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
     return evaluate(jaxpr, consts, args, lambda view, values: None, enter=())[0]
 
 
-def _is_float(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-
-
 @dataclass(frozen=True)
 class _Variables:
     """Variables, divided into the leaves that are trained and those that stay."""
@@ -105,20 +102,19 @@ class _Variables:
     def trained(self) -> Any:
         """Returns what the optimizer sees: the parameters, None in place of other leaves."""
         leaves, tree = jax.tree.flatten(self.tree)
-        kept = [leaf if flag else None for leaf, flag in self._flagged(leaves)]
+        flags = self._trained(leaves)
+        kept = [leaf if flag else None for leaf, flag in zip(leaves, flags, strict=True)]
         whole, name = jax.tree.unflatten(tree, kept), collection_of(self.tree)
         return whole if name is None else whole[name]
 
     def leaves_with(self, trained: Any) -> list[Any]:
         """Returns all leaves, those that are trained replaced."""
-        new = iter(jax.tree.leaves(trained))
-        return [
-            next(new) if flag else leaf for leaf, flag in self._flagged(jax.tree.leaves(self.tree))
-        ]
+        leaves = jax.tree.leaves(self.tree)
+        return merge(leaves, jax.tree.leaves(trained), self._trained(leaves))
 
-    def _flagged(self, leaves: Sequence[Any]) -> list[tuple[Any, bool]]:
+    def _trained(self, leaves: Sequence[Any]) -> list[bool]:
         flags = zip(leaves, self.parameters, strict=True)
-        return [(leaf, flag and _is_float(leaf)) for leaf, flag in flags]
+        return [flag and is_float(leaf) for leaf, flag in flags]
 
 
 def train_and_measure(
@@ -149,11 +145,7 @@ def train_and_measure(
     traced = trace(model.apply_fn, model.params, *inputs)
     found = survey(traced, variables.parameters)
     measured = [layer for layer in found.layers if layer.measured]
-    if not measured:
-        raise ValueError(
-            f"{describe_call(model.apply_fn)} never combines a parameter with an input; pass the "
-            "inputs as arguments instead of closing over them"
-        )
+    check_layers(measured, model.apply_fn)
     training = _Training(model.tx, traced, measured, found.enter, dummy_loss, steps)
     state = model.tx.init(variables.trained())
     powers = program(training.run, model.params, state, inputs, key)
@@ -163,7 +155,7 @@ def train_and_measure(
     )
     return Powers(
         tuple(_labels(measured, variables.paths)),
-        tuple(_name(layer, variables.paths) for layer in found.layers if not layer.measured),
+        tuple(variables.paths[layer.leaf] or "." for layer in found.layers if not layer.measured),
         activation,
         update,
     )
@@ -241,16 +233,11 @@ def _cast_like(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), tree, like)
 
 
-def _name(layer: Layer, paths: Sequence[str]) -> str:
-    leaf = layer.carrier if layer.carrier is not None else layer.leaves[0][0]
-    return paths[leaf] or "."
-
-
 def _labels(layers: Sequence[Layer], paths: Sequence[str]) -> list[str]:
     """Names every layer by its leaf; uses after the first, and iterations of scans, by number."""
     labels, uses = [], Counter[str]()
     for layer in layers:
-        name = _name(layer, paths)
+        name = paths[layer.leaf] or "."
         uses[name] += 1
         use = f" (use {uses[name]})" if uses[name] > 1 else ""
         for place in np.ndindex(*layer.lengths):

@@ -1,14 +1,14 @@
 """What a start decided, as a table for people and as plain data for programs."""
 
-import json
 import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from jinit._plain import PlainData
 from jinit._tables import format_table
 from jinit.settings.environment import related_variables
 from jinit.settings.flag_plan import FlagOutcome
@@ -41,7 +41,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, repr=False)
-class StartupReport:
+class StartupReport(PlainData):
     """The settings in force since the last ``startup``, and what they are in force on.
 
     Printed, it is a table to read or to paste into a bug report.
@@ -77,14 +77,6 @@ class StartupReport:
     process_count: int
     process_index: int
     environment: Mapping[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the report as plain data: dicts, strings, numbers and None."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """Returns the report as indented JSON."""
-        return json.dumps(self.to_dict(), indent=2)
 
     def __str__(self) -> str:
         rows = [(name, found, _value_text(found)) for name, found in self.settings.items()]

@@ -10,20 +10,25 @@ from jinit.tracing._jax import aval_of, is_tracing, sub_jaxprs, trace_context
 from jinit.tracing.dataflow import DataflowRules, Frame, propagate
 from jinit.tracing.evaluate import EquationView, Rule, evaluate
 from jinit.tracing.roll import Rolled, roll
-from jinit.tracing.structure import Path
+from jinit.tracing.static import ARRAYS, Static, partition
+from jinit.tracing.structure import PRODUCTS, Path
 from jinit.tracing.trace import TracedFunction, trace
 
 __all__ = [
+    "ARRAYS",
+    "PRODUCTS",
     "DataflowRules",
     "EquationView",
     "Frame",
     "Path",
     "Rolled",
     "Rule",
+    "Static",
     "TracedFunction",
     "aval_of",
     "evaluate",
     "is_tracing",
+    "partition",
     "propagate",
     "roll",
     "sub_jaxprs",

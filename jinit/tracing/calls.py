@@ -15,7 +15,7 @@ from jinit.tracing._jax import (
     is_pinned,
     shard_map_like,
 )
-from jinit.tracing.structure import Body, Path, Structure, below
+from jinit.tracing.structure import Body, Entry, Path, below
 
 if TYPE_CHECKING:
     from jinit.tracing.evaluate import Run
@@ -42,66 +42,39 @@ class Call:
     reaped: Sequence[Path]
 
 
-def evaluate_jit(
-    run: "Run",
-    equation: jex.JaxprEqn,
-    structure: Structure,
-    values: Sequence[Any],
-    planted: Mapping[Path, Any],
-    path: Path,
-) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_jit(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
     """Goes into a jit: a call where something is pinned to it or shared, and inlined elsewhere."""
-    (body,), params = structure.bodies, equation.params
+    (body,), params = entry.structure.bodies, entry.equation.params
     if "name" not in params:  # a call of another primitive
-        return run.body(body, values, planted, path)
+        return run.body(body, entry.values, entry.planted, entry.path)
     if run.alike is None and not is_pinned(params):
         with jax.named_scope(f"jit({params['name']})"):
-            return run.body(body, values, planted, path)
-    return _bound(bind_jit, run, equation, structure, values, planted, path)
+            return run.body(body, entry.values, entry.planted, entry.path)
+    return _bound(bind_jit, run, entry)
 
 
-def evaluate_remat(
-    run: "Run",
-    equation: jex.JaxprEqn,
-    structure: Structure,
-    values: Sequence[Any],
-    planted: Mapping[Path, Any],
-    path: Path,
-) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_remat(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
     """Goes into a remat, and keeps its policy."""
-    return _bound(bind_remat, run, equation, structure, values, planted, path)
+    return _bound(bind_remat, run, entry)
 
 
-def evaluate_shard_map(
-    run: "Run",
-    equation: jex.JaxprEqn,
-    structure: Structure,
-    values: Sequence[Any],
-    planted: Mapping[Path, Any],
-    path: Path,
-) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_shard_map(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
     """Goes into a shard_map; nothing can be reaped from it, since shards would differ."""
 
     def shard(*args: Any) -> list[Any]:
-        return run.body(structure.bodies[0], args, {}, path)[0]
+        return run.body(entry.structure.bodies[0], args, {}, entry.path)[0]
 
-    return shard_map_like(equation, shard)(*values), {}
+    return shard_map_like(entry.equation, shard)(*entry.values), {}
 
 
 def _bound(
-    bind: Callable[..., list[Any]],
-    run: "Run",
-    equation: jex.JaxprEqn,
-    structure: Structure,
-    values: Sequence[Any],
-    planted: Mapping[Path, Any],
-    path: Path,
+    bind: Callable[..., list[Any]], run: "Run", entry: Entry
 ) -> tuple[list[Any], dict[Path, Any]]:
     """Binds an equation again around what its jaxpr becomes."""
-    planted = below(planted, path)
-    call = _call(run, structure.bodies[0], values, planted, path)
-    operands = [*values, *jax.tree.leaves(planted)]
-    results = bind(equation, call.jaxpr, call.consts, operands)
+    planted = below(entry.planted, entry.path)
+    call = _call(run, entry.structure.bodies[0], entry.values, planted, entry.path)
+    operands = [*entry.values, *jax.tree.leaves(planted)]
+    results = bind(entry.equation, call.jaxpr, call.consts, operands)
     return jax.tree.unflatten(call.tree, results)
 
 

@@ -4,7 +4,7 @@ Inside the derivative of a function at ``path``, equations stand below ``path + 
 a backward rule below ``path + (-2,)``. Nothing is reaped there, and nothing planted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from jax.extend import core as jex
 
 from jinit.tracing._jax import bind, call_backward, call_forward, define_vjp
 from jinit.tracing.borders import cast_back, cast_to_declared, dtypes_of
-from jinit.tracing.structure import Body, Path, Structure
+from jinit.tracing.structure import Body, Entry, Path
 
 if TYPE_CHECKING:
     from jinit.tracing.evaluate import Run
@@ -22,24 +22,18 @@ if TYPE_CHECKING:
 __all__ = ["evaluate_custom_jvp", "evaluate_custom_vjp"]
 
 
-def evaluate_custom_jvp(
-    run: "Run",
-    equation: jex.JaxprEqn,
-    structure: Structure,
-    values: Sequence[Any],
-    planted: Mapping[Path, Any],
-    path: Path,
-) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_custom_jvp(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
     """Goes into a function with a custom jvp and into its rule.
 
     What the rule returns has the dtypes that the function comes to, declared or not.
     """
+    equation, path = entry.equation, entry.path
 
     def original(*args: Any) -> list[Any]:
         return bind(equation, args, equation.params)
 
     def entered(*args: Any) -> list[Any]:
-        return run.body(structure.bodies[0], args, {}, path)[0]
+        return run.body(entry.structure.bodies[0], args, {}, path)[0]
 
     primal = jax.custom_jvp(entered)
 
@@ -53,27 +47,21 @@ def evaluate_custom_jvp(
         outputs = cast_back(outputs, dtypes * 2)
         return outputs[: len(dtypes)], outputs[len(dtypes) :]
 
-    return primal(*values), {}
+    return primal(*entry.values), {}
 
 
-def evaluate_custom_vjp(
-    run: "Run",
-    equation: jex.JaxprEqn,
-    structure: Structure,
-    values: Sequence[Any],
-    planted: Mapping[Path, Any],
-    path: Path,
-) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_custom_vjp(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
     """Goes into a function with a custom vjp and into its forward and backward rules.
 
     Results have the declared dtypes, so that function and forward rule agree; residuals have
     what the rule makes of them, and cotangents the dtypes of the operands.
     """
-    outvars = structure.bodies[0].jaxpr.outvars
+    equation, (body,), path = entry.equation, entry.structure.bodies, entry.path
+    outvars = body.jaxpr.outvars
 
     @jax.custom_vjp
     def primal(*args: Any) -> list[Any]:
-        outputs, _ = run.body(structure.bodies[0], args, {}, path)
+        outputs, _ = run.body(body, args, {}, path)
         return cast_to_declared(outputs, outvars)
 
     def forward(*args: Any) -> Any:
@@ -107,7 +95,7 @@ def evaluate_custom_vjp(
         ), logs
 
     define_vjp(primal, forward, backward)
-    return primal(*values), {}
+    return primal(*entry.values), {}
 
 
 @jax.tree_util.register_static

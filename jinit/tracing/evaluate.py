@@ -11,7 +11,7 @@ from jinit.tracing.borders import cast_to_declared
 from jinit.tracing.calls import Call, evaluate_jit, evaluate_remat, evaluate_shard_map
 from jinit.tracing.custom_rules import evaluate_custom_jvp, evaluate_custom_vjp
 from jinit.tracing.loops import evaluate_cond, evaluate_scan, evaluate_while
-from jinit.tracing.structure import Body, Kind, Path, structure_of
+from jinit.tracing.structure import Body, Entry, Kind, Path, structure_of
 
 __all__ = ["EquationView", "Rule", "evaluate"]
 
@@ -143,7 +143,7 @@ class Run:
         structure = structure_of(equation)
         handler = _HANDLERS.get(structure.kind)
         if handler is not None and (self.chosen is None or path in self.chosen):
-            results, inner = handler(self, equation, structure, values, planted, path)
+            results, inner = handler(self, Entry(equation, structure, values, planted, path))
             reaped.update(inner)
             return results
         view = EquationView(equation, path, planted.get(path), reaped)

@@ -1,6 +1,6 @@
 """How scans, while loops and branches are evaluated."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -10,7 +10,7 @@ from jax.extend import core as jex
 
 from jinit.tracing._jax import aval_of
 from jinit.tracing.borders import cast_to_declared
-from jinit.tracing.structure import Body, Path, Structure, below
+from jinit.tracing.structure import Body, Entry, Path, below
 
 if TYPE_CHECKING:
     from jinit.tracing.evaluate import Run
@@ -18,17 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["evaluate_cond", "evaluate_scan", "evaluate_while"]
 
 
-def evaluate_scan(
-    run: "Run",
-    equation: jex.JaxprEqn,
-    structure: Structure,
-    values: Sequence[Any],
-    planted: Mapping[Path, Any],
-    path: Path,
-) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_scan(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
     """Goes into a scan: what is planted is sliced, and what is reaped is stacked."""
-    body, params = structure.bodies[0], equation.params
-    values = cast_to_declared(values, equation.invars)
+    structure, params, path = entry.structure, entry.equation.params, entry.path
+    body, values = structure.bodies[0], cast_to_declared(entry.values, entry.equation.invars)
     first, second = structure.num_consts, structure.num_consts + structure.num_carry
     consts, carry, xs = values[:first], values[first:second], values[second:]
 
@@ -41,7 +34,7 @@ def evaluate_scan(
     carry, (ys, reaped) = lax.scan(
         step,
         carry,
-        (xs, below(planted, path)),
+        (xs, below(entry.planted, path)),
         length=params["length"],
         reverse=params["reverse"],
         unroll=params["unroll"],
@@ -49,17 +42,11 @@ def evaluate_scan(
     return [*carry, *ys], reaped
 
 
-def evaluate_while(
-    run: "Run",
-    equation: jex.JaxprEqn,
-    structure: Structure,
-    values: Sequence[Any],
-    planted: Mapping[Path, Any],
-    path: Path,
-) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_while(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
     """Goes into a while loop; nothing can be reaped from it, since its length is unknown."""
+    structure, path = entry.structure, entry.path
     condition, body = structure.bodies
-    values = cast_to_declared(values, equation.invars)
+    values = cast_to_declared(entry.values, entry.equation.invars)
     num_body = len(values) - structure.num_consts - structure.num_carry
     tested, rest = values[: structure.num_consts], values[structure.num_consts :]
 
@@ -88,25 +75,19 @@ def _where(going: jax.Array, new: Sequence[Any], old: Sequence[Any]) -> list[Any
     ]
 
 
-def evaluate_cond(
-    run: "Run",
-    equation: jex.JaxprEqn,
-    structure: Structure,
-    values: Sequence[Any],
-    planted: Mapping[Path, Any],
-    path: Path,
-) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_cond(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
     """Goes into the branches of a cond; each also puts out zeros for what the others reap."""
-    operands = cast_to_declared(values[1:], equation.invars[1:])
+    predicate, *operands = entry.values
+    operands = cast_to_declared(operands, entry.equation.invars[1:])
 
     def branch(index: int, body: Body) -> Any:
         def taken(operands: list[Any]) -> Any:
-            outputs, reaped = run.body(body, operands, planted, (*path, index))
+            outputs, reaped = run.body(body, operands, entry.planted, (*entry.path, index))
             return cast_to_declared(outputs, body.jaxpr.outvars), reaped
 
         return jax.make_jaxpr(taken, return_shape=True)(operands)
 
-    branches = [branch(index, body) for index, body in enumerate(structure.bodies)]
+    branches = [branch(index, body) for index, body in enumerate(entry.structure.bodies)]
     shapes = {key: tree for _, (_, reaped) in branches for key, tree in reaped.items()}
 
     def padded(traced: jex.ClosedJaxpr, shape: Any) -> Any:
@@ -117,4 +98,4 @@ def evaluate_cond(
 
         return taken
 
-    return lax.switch(values[0], [padded(*traced) for traced in branches], operands)
+    return lax.switch(predicate, [padded(*traced) for traced in branches], operands)

@@ -10,6 +10,7 @@ import numpy as np
 
 from jinit.tracing.flat import FlatEquation
 from jinit.tracing.order import Order
+from jinit.tracing.structure import PRODUCTS
 
 __all__ = [
     "Carried", "Internal", "Loop", "Made", "Outside", "Scanned", "Source", "find_loops", "repeats",
@@ -17,7 +18,6 @@ __all__ = [
 
 _LEAST_BLOCKS = 3
 _TRIES = 12
-_PRODUCTS = frozenset({"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"})
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _phases(order: Order, run: _Run) -> list[int]:
 
 def _is_product(order: Order, position: int) -> bool:
     flat = order.sequence[position]
-    return flat.equation.primitive.name in _PRODUCTS and any(
+    return flat.equation.primitive.name in PRODUCTS and any(
         operand in order.classes for operand in flat.operands
     )
 

@@ -1,6 +1,6 @@
 """What a higher-order equation is made of, whatever primitive and JAX version wrote it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from jax.extend import core as jex
 
 from jinit.tracing._jax import close, scan_sizes, sub_jaxprs
 
-__all__ = ["Body", "Kind", "Path", "Structure", "below", "structure_of"]
+__all__ = ["PRODUCTS", "Body", "Entry", "Kind", "Path", "Structure", "below", "structure_of"]
 
 Path = tuple[int, ...]
 """Where an equation stands: its index in each enclosing jaxpr; a branch of a cond adds its own."""
@@ -54,6 +54,28 @@ class Structure:
     num_carry: int = 0
     length: int = 0
 
+
+@dataclass(frozen=True)
+class Entry:
+    """A higher-order equation that an evaluation goes into.
+
+    Attributes:
+        equation: The equation.
+        structure: What it is made of.
+        values: Its operands.
+        planted: What was planted in the program.
+        path: Where it stands.
+    """
+
+    equation: jex.JaxprEqn
+    structure: Structure
+    values: Sequence[Any]
+    planted: Mapping[Path, Any]
+    path: Path
+
+
+PRODUCTS = frozenset({"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"})
+"""The primitives that multiply matrices."""
 
 _PLAIN = Structure("plain")
 _CALLS: dict[str, tuple[Kind, str]] = {

@@ -20,12 +20,15 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
+    """Every kind of convolution."""
+
     @nn.compact
     def __call__(self, x):
         x = nn.relu(nn.Conv(16, (3, 3))(x))
         x = nn.relu(nn.Conv(32, (3, 3), strides=2)(x))
         x = nn.relu(nn.ConvTranspose(16, (3, 3), strides=(2, 2))(x))
         x = nn.relu(nn.Conv(16, (3, 3), feature_group_count=16)(x))
+        x = nn.relu(nn.Conv(16, (2, 2), kernel_dilation=2, feature_group_count=4)(x))
         return nn.Dense(10)(x.reshape(len(x), -1))
 
 

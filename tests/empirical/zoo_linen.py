@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tests.empirical.models import MLP, random_loss
+from tests.empirical.models import CNN, MLP, random_loss
 from tests.empirical.zoo import BIAS, GAIN, MIXED, OTHER, Case, case, linen, normal
 
 NORMS = {r".*Norm_\d+/scale": GAIN, r".*Norm_\d+/bias": BIAS}
@@ -55,19 +55,6 @@ def mlp(depth: int, activation: Any) -> Case:
     samples = 32 if depth == 64 and activation is nn.gelu else 8
     net = MLP(depth, 32, activation)
     return linen(net, normal(512, 32), options={"samples": samples})
-
-
-class CNN(nn.Module):
-    """Every kind of convolution."""
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(nn.Conv(16, (3, 3))(x))
-        x = nn.relu(nn.Conv(32, (3, 3), strides=2)(x))
-        x = nn.relu(nn.ConvTranspose(16, (3, 3), strides=(2, 2))(x))
-        x = nn.relu(nn.Conv(16, (3, 3), feature_group_count=16)(x))
-        x = nn.relu(nn.Conv(16, (2, 2), kernel_dilation=2, feature_group_count=4)(x))
-        return nn.Dense(10)(x.reshape(len(x), -1))
 
 
 @case("cnn")

@@ -10,6 +10,22 @@ W = jax.random.normal(jax.random.key(0), (4, 4)) / 2
 X = jax.random.normal(jax.random.key(1), (8, 4))
 
 
+def scanned(w, x):
+    def body(carry, slice_):
+        carry = jnp.tanh(carry @ slice_)
+        return carry, carry.sum()
+
+    return jax.lax.scan(body, x, jnp.stack([w, -w, 2 * w]), reverse=True)
+
+
+def looped(w, x):
+    return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sin(c[1] @ w)), (0, x))
+
+
+def branched(w, x):
+    return jax.lax.cond(x.sum() > 0, lambda a: a @ w, lambda a: a - w[:1], x)
+
+
 def unchanged(view, values):
     return None
 

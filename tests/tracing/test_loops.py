@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 
 from jinit.tracing import evaluate, trace
-from tests.tracing.interpreting import W, X, halve_products, interpreted, recording, same, squared
-
-
-def scanned(w, x):
-    def body(carry, slice_):
-        carry = jnp.tanh(carry @ slice_)
-        return carry, carry.sum()
-
-    return jax.lax.scan(body, x, jnp.stack([w, -w, 2 * w]), reverse=True)
+from tests.tracing.interpreting import (
+    W,
+    X,
+    branched,
+    halve_products,
+    interpreted,
+    looped,
+    recording,
+    same,
+    scanned,
+    squared,
+)
 
 
 def nested(w, x):
@@ -22,14 +25,6 @@ def nested(w, x):
         return jax.lax.scan(lambda c, u: (jnp.sin(c @ v * u), c.mean()), carry, jnp.arange(2.0) + 1)
 
     return jax.lax.scan(layer, x, jnp.stack([w, -w, 2 * w]))
-
-
-def looped(w, x):
-    return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sin(c[1] @ w)), (0, x))
-
-
-def branched(w, x):
-    return jax.lax.cond(x.sum() > 0, lambda a: a @ w, lambda a: a - w[:1], x)
 
 
 def switched(w, x):
