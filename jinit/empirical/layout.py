@@ -95,14 +95,33 @@ class Layout:
         part = vector[self.starts[index] : self.starts[index + 1]]
         return part.reshape(self.layers[index].lengths)
 
-    def over_free_loops(self, vector: Any) -> Any:
-        """Averages statistics over the loops that do not slice the leaf that carries a layer."""
+    @cached_property
+    def _free_loops(self) -> list[tuple[int, ...]]:
+        """By layer, the loops that do not slice the leaf that carries it."""
+        carried = [
+            () if la.carrier is None else dict(la.leaves)[la.carrier].loops for la in self.layers
+        ]
+        return [
+            tuple(level for level in range(len(layer.lengths)) if level not in owned)
+            for layer, owned in zip(self.layers, carried, strict=True)
+        ]
+
+    @cached_property
+    def free_iterations(self) -> np.ndarray:
+        """How many iterations share a layer's carrier; one number a statistic."""
+        counts = [
+            np.full(math.prod(layer.lengths), math.prod(layer.lengths[level] for level in free))
+            for layer, free in zip(self.layers, self._free_loops, strict=True)
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *counts])
+
+    def over_free_loops(self, vector: Any, weights: Any) -> Any:
+        """Averages statistics over the iterations that share a layer's carrier."""
         xp, parts = namespace(vector), []
-        for index, layer in enumerate(self.layers):
-            part = self.unpack(vector, index)
-            owned = () if layer.carrier is None else dict(layer.leaves)[layer.carrier].loops
-            free = tuple(i for i in range(part.ndim) if i not in owned)
-            mean = part.mean(free, keepdims=True) if free else part
+        for index, free in enumerate(self._free_loops):
+            part, weight = self.unpack(vector, index), self.unpack(weights, index)
+            total = (part * weight).sum(free, keepdims=True)
+            mean = total / xp.maximum(weight.sum(free, keepdims=True), 1)
             parts.append(xp.broadcast_to(mean, part.shape).ravel())
         return xp.concatenate([np.zeros(0, np.float32), *parts])
 

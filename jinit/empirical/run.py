@@ -15,7 +15,7 @@ from jinit.empirical.plan import Plan, plan_of
 from jinit.empirical.programs import Stage, Statistics, programs, rescale, stack
 from jinit.empirical.progress import Progress
 from jinit.empirical.scales import log_mean
-from jinit.empirical.search import find_scales
+from jinit.empirical.search import find_backward, find_scales
 from jinit.tracing import is_tracing
 
 __all__ = ["Findings", "Pillars", "calibrated", "scaled"]
@@ -136,6 +136,16 @@ class _Run:
         what, share = _STAGES[number]
         return self.over_keys(what, one, number * samples, max(1, samples // share))
 
+    def balance(self, scale: Any, forward: Any) -> dict[str, Any]:
+        """Finds, in explicit mode, what brings gradients to RMS 1; 0 for a layer's own factor."""
+        if self.plan.job.mode == "fold":
+            return {}
+
+        def sweep(balance: Any) -> Any:
+            return self.measure(2, scale, balance=balance, **forward)[0].gradient
+
+        return {"balance": find_backward(self.plan.solver, sweep)}
+
     def stage(self, **options: Any) -> Stage:
         """Divides what a measurement is told among the layers and the leaves."""
         layout = self.plan.layout
@@ -166,32 +176,27 @@ def scaled(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progres
 def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progress) -> Findings:
     """Finds the pillars, and measures before, meanwhile and after."""
     run = _Run(job, params, inputs, key, progress)
-    plan, solver, explicit = run.plan, run.plan.solver, job.mode == "explicit"
-    searched = solver.shared.any()
-    own = np.where(solver.tuned, 0.0, 1.0)
+    plan, solver = run.plan, run.plan.solver
     before, _ = run.measure(1, None)
-    scale = None
-    if searched:
+    scale, forward = None, {"given": solver.own, "gauge": np.zeros(plan.layout.slots)}
+    if solver.shared.any():
         logs = run.search()
-        scale = namespace(logs).exp(logs)
-    solved, degrees = run.measure(
-        2,
-        scale,
-        **({} if searched else {"given": own, "gauge": np.zeros(plan.layout.slots)}),
-        **({"balance": own} if explicit else {}),
-    )
-    if not searched:
+        scale, forward = namespace(logs).exp(logs), {}
+    balance = run.balance(scale, forward)
+    solved, degrees = run.measure(2, scale, **forward, **balance)
+    if scale is None:
         size, put_out = log_mean(solved.activation)
         logs = solver.scales(np.log(plan.targets) - size, put_out)
         scale = namespace(logs).exp(logs)
-    pillars = _pillars(plan, scale, solved, degrees)
-    if explicit:
+    if job.mode == "explicit":
+        pillars = _explicit(plan, scale, solved, degrees, **balance)
         options = {
             "balance": pillars.backward,
             "weight": pillars.weight,
             "gauge": 1.0 / pillars.forward,
         }
     else:
+        pillars = _folded(plan, scale, solved)
         options = {"rate": pillars.multiplier}
     after, _ = run.measure(3, scale, **options)
     # a gradient is measured where it enters the factor that it leaves with
@@ -199,23 +204,28 @@ def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Pro
     return Findings(pillars, before, solved, after, degrees, plan)
 
 
-def _pillars(plan: Plan, scale: Any, solved: Statistics, degrees: Any) -> Pillars:
-    """Turns statistics into what brings them to O(1)."""
-    solver, xp = plan.solver, namespace(scale, solved.update)
-    change, moved = log_mean(solved.update)
-    multiplier = solver.multipliers(xp.where(moved > 0, xp.exp(2 * change), 0.0))
+def _folded(plan: Plan, scale: Any, solved: Statistics) -> Pillars:
     ones = np.ones(plan.layout.slots)
-    if plan.job.mode == "fold":
-        return Pillars(scale, multiplier, ones, ones, np.ones(plan.layout.size))
-    slope = plan.layout.over_free_loops(log_mean(solved.gradient)[0])
+    return Pillars(scale, _multiplier(plan, solved), ones, ones, np.ones(plan.layout.size))
+
+
+def _explicit(plan: Plan, scale: Any, solved: Statistics, degrees: Any, balance: Any) -> Pillars:
+    xp, multiplier = namespace(scale, solved.update), _multiplier(plan, solved)
+    slope, _ = log_mean(solved.gradient)
     follows = _follows_gradient(plan, degrees)
     return Pillars(
         scale,
         multiplier,
         forward=xp.where(follows, scale, multiplier),
         weight=xp.where(follows, multiplier / scale**2, 1.0),
-        backward=xp.where(solver.tuned, xp.exp(-slope), 1.0),
+        backward=xp.where(balance > 0, balance, xp.exp(-slope)),
     )
+
+
+def _multiplier(plan: Plan, solved: Statistics) -> Any:
+    """Turns updates into what brings them to O(1)."""
+    xp, (change, moved) = namespace(solved.update), log_mean(solved.update)
+    return plan.solver.multipliers(xp.where(moved > 0, xp.exp(2 * change), 0.0))
 
 
 def _follows_gradient(plan: Plan, degrees: Any) -> Any:

@@ -46,6 +46,7 @@ class Solver:
         moved: Which slots' steps change which statistics' outputs.
         carried: Which slot carries which statistic.
         tuned: Of every statistic whether its layer is rescaled.
+        own: A factor a statistic: 0, which stands for the layer's own, or 1 if it is not tuned.
         shared: Of every statistic whether the leaf that carries it serves other uses as well.
     """
 
@@ -60,6 +61,7 @@ class Solver:
         self.tuned = np.zeros(layout.size, bool)
         self.tuned[self.scaled.statistic] = True
         self.tuned[self.scaled.statistic[frozen[self.scaled.slot]]] = False
+        self.own = np.where(self.tuned, np.float32(0), np.float32(1))
         flags = [np.full(layer.lengths, layer.shared).ravel() for layer in layout.layers]
         self.shared = np.concatenate([np.zeros(0, bool), *flags]) & self.tuned
 

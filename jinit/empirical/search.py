@@ -1,4 +1,4 @@
-"""The search for the scales of leaves that several uses share, from forward passes."""
+"""The search for what several uses share: a fixed point, followed by secant steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +8,9 @@ import numpy as np
 from jinit.empirical.numbers import namespace
 from jinit.empirical.scales import Solver, log_mean
 
-__all__ = ["find_scales"]
+__all__ = ["find_backward", "find_scales"]
 
-SWEEPS = 6  # rounds of the fixed point for a leaf that several uses share
+SWEEPS = 6  # measurements of a fixed point
 
 
 def find_scales(solver: Solver, targets: np.ndarray, measure: Callable[[Any], Any]) -> Any:
@@ -18,10 +18,8 @@ def find_scales(solver: Solver, targets: np.ndarray, measure: Callable[[Any], An
 
     A leaf with one use takes what a single sweep measures. One with N uses, be they layers or
     iterations of a loop, takes the geometric mean u of what they want, which depends on u, since
-    each use scales the input of the next: along a chain the wish falls by (N - 1) / 2 for each
-    unit that u rises. So u moves by a secant step of between 2 / (N + 1), which is right for a
-    chain, and 1. The first sweep, in which every use is brought to its target by itself, is the
-    start.
+    each use scales the input of the next. The first sweep, in which every use is brought to its
+    target by itself, is the start.
 
     Args:
         solver: The layers and their leaves.
@@ -32,19 +30,66 @@ def find_scales(solver: Solver, targets: np.ndarray, measure: Callable[[Any], An
     Returns:
         The logarithms of the scales, one a slot.
     """
-    uses = np.maximum(np.bincount(solver.scaled.slot, minlength=solver.layout.slots), 1)
-    least = (2.0 / (uses + 1.0)).astype(np.float32)
+    uses = np.bincount(solver.scaled.slot, minlength=solver.layout.slots)
 
     def residual(scale: Any, given: Any) -> Any:
         size, weight = log_mean(measure(given))
         return solver.scales(np.log(targets) - size, weight) - scale
 
-    alone = np.where(solver.tuned, 0.0, 1.0).astype(np.float32)
-    scale = residual(np.zeros_like(least), alone)
-    previous, before = None, None
-    for _ in range(SWEEPS - 1 if solver.shared.any() else 0):
-        xp = namespace(scale)
-        now = residual(scale, xp.where(solver.shared, solver.factors(scale), alone))
+    start = residual(np.zeros(solver.layout.slots, np.float32), solver.own)
+    if not solver.shared.any():
+        return start
+
+    def shared(scale: Any) -> Any:
+        factors = solver.factors(scale)
+        return residual(scale, namespace(scale).where(solver.shared, factors, solver.own))
+
+    return _settled(start, shared, uses)
+
+
+def find_backward(solver: Solver, measure: Callable[[Any], Any]) -> Any:
+    """Finds the factors at which the gradient leaves every layer with an RMS of 1.
+
+    They belong to explicit mode. A layer in a loop that hands it one leaf has one factor for all
+    iterations, the geometric mean of what they want, which the search follows; any other layer
+    brings its gradient to 1 by itself.
+
+    Args:
+        solver: The layers and their leaves.
+        measure: Runs the model backward at given factors, one a statistic, 0 for a layer's own;
+            returns mean squares before the factor, with a leading axis of keys.
+
+    Returns:
+        The factors, one a statistic; 0 for a layer's own.
+    """
+    own, uses = solver.own, solver.layout.free_iterations
+    free = solver.tuned & (uses > 1)
+    if not free.any():
+        return own
+
+    def residual(factor: Any, given: Any) -> Any:
+        return -solver.layout.over_free_loops(*log_mean(measure(given))) - factor
+
+    def shared(factor: Any) -> Any:
+        xp = namespace(factor)
+        return residual(factor, xp.where(free, xp.exp(factor), own))
+
+    start = residual(np.zeros_like(own), own)
+    found = _settled(start, shared, uses)
+    xp = namespace(found)
+    return xp.where(free, xp.exp(found), own)
+
+
+def _settled(start: Any, residual: Callable[[Any], Any], uses: np.ndarray) -> Any:
+    """Follows ``residual`` to 0 by secant steps, elementwise.
+
+    Along a chain of N uses what they want falls by (N - 1) / 2 for each unit that is given: so a
+    step is of between 2 / (N + 1), which is right for a chain, and 1 of the residual.
+    """
+    least = (2.0 / (np.maximum(uses, 1) + 1.0)).astype(np.float32)
+    scale, previous, before = start, None, None
+    for _ in range(SWEEPS - 1):
+        now = residual(scale)
         length = least if before is None else _secant(scale, previous, now, before, least)
         previous, before, scale = scale, now, scale + length * now
     return scale
