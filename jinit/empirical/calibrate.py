@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jinit.empirical.calibration import Calibration
 from jinit.empirical.checks import check_findings
 from jinit.empirical.explicit import COLLECTION, explicit_scales
-from jinit.empirical.job import Mode
+from jinit.empirical.job import Mode, Step
 from jinit.empirical.prepare import Patterns, prepare
 from jinit.empirical.programs import rescale
 from jinit.empirical.progress import progress
@@ -110,6 +110,7 @@ def calibrate(
     key: jax.Array | None = None,
     optimizer: Any = "adam",
     mode: Mode = "fold",
+    step: Step = "layer",
     samples: int = 8,
     batch_size: int = 64,
     target: float | Callable[..., float] = 1.0,
@@ -126,6 +127,9 @@ def calibrate(
     - Updates: with u the first step of the optimizer at a learning rate of 1, a layer's
       multiplier is ``1 / rms(dy)``, where dy is the first-order change in its output along u,
       its input held. A layer's weight and bias share it.
+      With ``step="network"`` multipliers are divided by the growth besides, the geometric mean
+      over layers of ``rms(dy) / rms(y)`` where dy is the change along the step of all layers at
+      once. Deeper networks then take smaller steps, and one learning rate serves more sizes.
     - Gradients, at each layer's input, follow from the activations and the loss. In fold mode
       they are measured and reported; in explicit mode ``result.apply_fn`` multiplies each by
       ``1 / rms`` on its way back.
@@ -152,6 +156,9 @@ def calibrate(
             gradient; or any optax transformation, without its learning rate. Explicit mode takes
             those whose first step is as large as the gradient, or does not depend on its size.
         mode: "fold" or "explicit".
+        step: What a learning rate of 1 stands for: with "layer" each layer's output changes by 1
+            along its own step; with "network" all multipliers are divided by the growth, so that
+            along the step of the whole network the outputs change by as much as they are.
         samples: As in ``empirical_init``.
         batch_size: As in ``empirical_init``.
         target: As in ``empirical_init``.
@@ -189,7 +196,7 @@ def calibrate(
         widths' rule of Yang et al., "Tensor Programs V" (2022).
     """
     job, inputs, key = prepare(
-        params, apply_fn, dummy_input, dummy_loss, key, optimizer=optimizer, mode=mode,
+        params, apply_fn, dummy_input, dummy_loss, key, optimizer=optimizer, mode=mode, step=step,
         samples=samples, batch_size=batch_size, target=target, include=include, exclude=exclude,
         collection=collection, rngs=rngs, has_aux=has_aux,
         detailed=verbose,

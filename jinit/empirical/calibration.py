@@ -58,6 +58,11 @@ class Calibration:
             return job.apply_fn.fn
         return NormedApply(job.apply_fn.fn, None if job.collection == "params" else self.scales)
 
+    @property
+    def growth(self) -> jax.Array:
+        """What ``step="network"`` divided the multipliers by, of shape (); else 1."""
+        return self.findings.growth
+
     @functools.cached_property
     def report(self) -> Report:
         """The RMS of activation, gradient and update of every layer, before and after."""

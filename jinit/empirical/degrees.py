@@ -1,7 +1,7 @@
 """How a value scales with each parameter it is computed from: its homogeneity degree."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,15 @@ class Degree:
             scale so (the value is not homogeneous in the leaf).
         loops: The depths of the scans that hand the leaf in slice by slice, outermost first;
             they are the leaf's leading axes.
+        group: The leaves that must be scaled alike for the degree to hold, this one among them;
+            empty where the leaf can be scaled alone. Joined kernels are such a group.
         whole: Whether the value is the leaf itself, at most cast, so that a scan over it is a
             scan over the leaf's leading axis.
     """
 
     degree: float | None = 1.0
     loops: tuple[int, ...] = ()
+    group: frozenset[int] = frozenset()
     whole: bool = False
 
 
@@ -58,23 +61,58 @@ def combine(
     operands: Sequence[Degrees], rule: Callable[[Sequence[float]], float | None]
 ) -> dict[int, Degree]:
     """Merges the degrees of operands leaf by leaf; an absent leaf has degree 0."""
-    merged = {}
+    merged, split = {}, _split_groups(operands)
     for leaf in sorted({leaf for operand in operands for leaf in operand}):
         present = [operand[leaf] for operand in operands if leaf in operand]
         degrees = [operand[leaf].degree if leaf in operand else 0.0 for operand in operands]
         known = [degree for degree in degrees if degree is not None]
-        degree = rule(known) if len(known) == len(degrees) else None
+        unknown = len(known) < len(degrees) or leaf in split
         loops = max((p.loops for p in present), key=len)
-        merged[leaf] = Degree(degree, loops)
+        merged[leaf] = Degree(None if unknown else rule(known), loops, present[0].group)
     return merged
+
+
+def _split_groups(operands: Sequence[Degrees]) -> frozenset[int]:
+    """Returns the leaves of groups of which an operand holds a part, or another grouping."""
+    found = [d.group for operand in operands for d in operand.values() if d.group]
+    parts = [
+        group & operand.keys()
+        for group in found
+        for operand in operands
+        if any(operand[leaf].group != group for leaf in group & operand.keys())
+    ]
+    return frozenset().union(*(group for group in found if any(group & part for part in parts)))
 
 
 def _unknown(operands: Sequence[Degrees]) -> dict[int, Degree]:
     return combine(operands, lambda degrees: None)
 
 
-def _signature(operand: Degrees) -> dict[int, float | None]:
-    return {leaf: d.degree for leaf, d in operand.items()}
+def _signature(operand: Degrees) -> dict[int, Any]:
+    return {leaf: (d.degree, d.group) for leaf, d in operand.items()}
+
+
+def _joined(terms: Sequence[Degrees]) -> dict[int, Degree]:
+    """Returns the degrees of a sum or a concatenation of unlike terms.
+
+    If all terms have one degree in all their leaves together, the result has it in them as a
+    group.
+    """
+    leaves = {leaf: d for term in terms for leaf, d in term.items()}
+    totals = {_total(term) for term in terms}
+    alike = len(totals) == 1 and len({d.loops for d in leaves.values()}) == 1
+    if not alike or totals & {None, 0.0} or _split_groups(terms):
+        return _unknown(terms)
+    (total,) = totals
+    loops = next(iter(leaves.values())).loops
+    return {leaf: Degree(total, loops, frozenset(leaves)) for leaf in sorted(leaves)}
+
+
+def _total(term: Degrees) -> float | None:
+    """Returns a term's degree in all its leaves together."""
+    parts = {d.group or leaf: d.degree for leaf, d in term.items()}
+    known = [degree for degree in parts.values() if degree is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 def _is_epsilon(atom: Any) -> bool:
@@ -99,9 +137,13 @@ def _sum(equation: jex.JaxprEqn, operands: Sequence[Degrees]) -> dict[int, Degre
             return _unknown(operands)
         pairs = pairs[1:]
     terms = [operand for atom, operand in pairs if operand or not _is_epsilon(atom)]
+    return _like_terms(terms)
+
+
+def _like_terms(terms: Sequence[Degrees]) -> dict[int, Degree]:
     signatures = [_signature(term) for term in terms]
     if any(signature != signatures[0] for signature in signatures[1:]):
-        return _unknown(operands)
+        return _joined(terms)
     return combine(terms, lambda degrees: degrees[0])
 
 
@@ -109,7 +151,8 @@ def degrees_of(equation: jex.JaxprEqn, operands: Sequence[Degrees]) -> dict[int,
     """Returns the degrees of an equation's results, all its operands being free of data.
 
     Products add degrees, a division subtracts them, roots and powers multiply them, layout
-    operations keep them, and a sum needs equal ones; a small literal in a sum is ignored.
+    operations keep them, and a sum needs equal ones, if only in all leaves together; a small
+    literal in a sum is ignored.
     """
     name = equation.primitive.name
     if not any(operands):
@@ -119,10 +162,7 @@ def degrees_of(equation: jex.JaxprEqn, operands: Sequence[Degrees]) -> dict[int,
     if name in _JOINS and any(not o and not _is_zero(a) for a, o in _pairs(equation, operands)):
         return _unknown(operands)
     if name in _LAYOUT:
-        signatures = [_signature(operand) for operand in operands if operand]
-        if any(signature != signatures[0] for signature in signatures[1:]):
-            return _unknown(operands)
-        return {leaf: replace(d, whole=False) for o in operands for leaf, d in o.items()}
+        return _like_terms([operand for operand in operands if operand])
     if name in _COMPARISONS and any(_is_zero(atom) for atom in equation.invars):
         return combine(operands, lambda degrees: 0.0)
     if name in _PRODUCTS:

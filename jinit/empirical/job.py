@@ -8,9 +8,10 @@ import jax
 from jinit.empirical.cachekey import CachedFunction
 from jinit.empirical.inputs import draw_inputs
 
-__all__ = ["Job", "Mode"]
+__all__ = ["Job", "Mode", "Step"]
 
 Mode = Literal["fold", "explicit"]
+Step = Literal["layer", "network"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Job:
         collection: The top-level entry that holds the parameters, or None for the whole tree.
         optimizer: What takes the first step.
         mode: Whether the pillars are folded into parameters and multipliers, or kept apart.
+        step: Whether a unit step is one of every layer alone, or of the whole network.
         samples: The number of keys that are averaged over.
         batch_size: What a ``dummy_input`` that asks for a batch size is given.
         target: The RMS of every output, or a function of its site.
@@ -45,6 +47,7 @@ class Job:
     collection: str | None = None
     optimizer: Any = "adam"
     mode: Mode = "fold"
+    step: Step = "layer"
     samples: int = 8
     batch_size: int = 64
     target: Any = 1.0

@@ -104,6 +104,19 @@ def _without_custom_derivative(view: EquationView, values: Sequence[Any]) -> lis
     return list(jex.jaxpr_as_fun(view.equation.params["call_jaxpr"])(*values))
 
 
+@jax.custom_jvp
+def _relative_probe(x: jax.Array) -> jax.Array:
+    """Returns 0; its tangent is the mean square of x's tangent over that of x."""
+    return jnp.float32(0)
+
+
+@_relative_probe.defjvp
+def _relative_probe_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    power = mean_square(primals[0])
+    ratio = mean_square(tangents[0]) / jnp.where(power > 0, power, 1.0)
+    return jnp.float32(0), jnp.where(power > 0, ratio, 0.0)
+
+
 @dataclass(frozen=True)
 class Meter:
     """Measures the layers of a traced function.
@@ -217,12 +230,44 @@ class Meter:
         Returns:
             The mean square of the first-order change in every output, its input held.
         """
+        return self._along(self._moved, leaves, step, data, given)
+
+    def joint(
+        self,
+        leaves: Sequence[Any],
+        step: Sequence[Any],
+        data: Sequence[Any],
+        given: Sequence[Any],
+    ) -> jax.Array:
+        """Runs forward once with the derivative along the step of all parameters at once.
+
+        Args:
+            leaves: The parameters.
+            step: Their changes.
+            data: The other inputs.
+            given: As in ``forward``.
+
+        Returns:
+            The mean square of the first-order change in every output, the change in its input
+            included, over that of the output.
+        """
+        return self._along(self._carried_on, leaves, step, data, given)
+
+    def _along(
+        self,
+        rule: Any,
+        leaves: Sequence[Any],
+        step: Sequence[Any],
+        data: Sequence[Any],
+        given: Sequence[Any],
+    ) -> jax.Array:
+        """Returns the tangents of what a rule reaps at every layer."""
         moving = [is_float(leaf) for leaf in leaves]
         planted = self._planted(given)
 
         def run(floats: list[Any]) -> dict[Path, Any]:
             args = [*merge(leaves, floats, moving), *data]
-            return self._run(args, self._moved, planted)[1]
+            return self._run(args, rule, planted)[1]
 
         pairs = list(zip(leaves, step, moving, strict=True))
         primals = [jnp.asarray(leaf) for leaf, _, flag in pairs if flag]
@@ -292,6 +337,15 @@ class Meter:
         output = self._scaled(view, outputs[0], power)
         view.reap(_probe(output))
         return [lax.stop_gradient(output)]
+
+    def _carried_on(self, view: EquationView, values: Sequence[Any]) -> list[Any] | None:
+        if view.path not in self._tails:
+            return _without_custom_derivative(view, values)
+        outputs = view.bind(values)
+        power = mean_square(lax.stop_gradient(outputs[0]))
+        output = self._scaled(view, outputs[0], power)
+        view.reap(_relative_probe(output))
+        return [output]
 
     # -- what is planted, and what is reaped --------------------------------------------------
 

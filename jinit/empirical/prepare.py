@@ -17,7 +17,7 @@ from jinit.empirical.inputs import (
     leaf_paths,
     trainable_leaves,
 )
-from jinit.empirical.job import Job, Mode
+from jinit.empirical.job import Job, Mode, Step
 from jinit.empirical.numbers import is_float, on_cpu
 from jinit.empirical.steps import check_optimizer
 from jinit.empirical.targets import check_target
@@ -76,8 +76,11 @@ def _check_options(options: Mapping[str, Any]) -> None:
     check_counts(**{name: options[name] for name in ("samples", "batch_size")})
     if "optimizer" in options:
         check_optimizer(options["optimizer"])
-    if options.get("mode", "fold") not in get_args(Mode):
-        raise ValueError(f"mode={options['mode']!r} is not known; pass 'fold' or 'explicit'")
+    for name, known in (("mode", get_args(Mode)), ("step", get_args(Step))):
+        if options.get(name, known[0]) not in known:
+            raise ValueError(
+                f"{name}={options[name]!r} is not known; pass {known[0]!r} or {known[1]!r}"
+            )
 
 
 def _check_collection(params: Any, collection: str | None) -> str | None:

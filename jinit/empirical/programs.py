@@ -25,6 +25,8 @@ class Statistics(NamedTuple):
         dead: The fraction of its units that no gradient reaches.
         mean: If the job is detailed, the mean of the output in units of its RMS.
         leaf: The mean square of the gradient of every slot of a leaf, as the optimizer sees it.
+        joint: If the job asks for the step of the network, the mean square of the change in every
+            output along the step of all layers at once, over that of the output.
     """
 
     activation: Any
@@ -33,6 +35,7 @@ class Statistics(NamedTuple):
     dead: Any
     mean: Any
     leaf: Any
+    joint: Any
 
 
 class Stage(NamedTuple):
@@ -89,8 +92,11 @@ def _measure(
     seen = _Seen(leaves, back.gradients, gauge, inward)
     step, degrees = _step(plan, seen, outward)
     update = meter.updates(leaves, step, data, stage.given)
-    leaf = seen.powers(plan)
-    found = Statistics(back.activations, back.slopes, update, back.dead, back.means, leaf)
+    network = plan.job.step == "network"
+    joint = meter.joint(leaves, step, data, stage.given) if network else jnp.zeros(0)
+    found = Statistics(
+        back.activations, back.slopes, update, back.dead, back.means, seen.powers(plan), joint
+    )
     return found, degrees
 
 

@@ -72,6 +72,7 @@ class Report(PlainData):
         dead: By path, the fraction of a layer's units that no gradient reaches, where it is not 0.
         zero: The leaves that hold nothing but zeros; where one is a weight, gradients were
             measured as if it were random.
+        growth: What the multipliers were divided by; None where a unit step is a layer's own.
         leaf_gradients: By path, the RMS of the gradient of a leaf, as the optimizer sees it after
             rescaling; empty unless ``verbose``.
     """
@@ -83,6 +84,7 @@ class Report(PlainData):
     null: tuple[str, ...] = ()
     dead: dict[str, float] = field(default_factory=dict)
     zero: tuple[str, ...] = ()
+    growth: float | None = None
     leaf_gradients: dict[str, float] = field(default_factory=dict)
 
     def plot(self) -> "Figure":
@@ -110,6 +112,11 @@ class Report(PlainData):
             "without output, gradient or update": self.null,
             "dead units": dead,
         }
+        if self.growth is not None:
+            lines.append(
+                f"a unit step of all layers at once changes an output by {self.growth:.3g} times "
+                "its RMS in the geometric mean; the multipliers are divided by it"
+            )
         lines += [f"{title}: {', '.join(items)}" for title, items in lists.items() if items]
         return "\n".join(lines)
 
@@ -170,6 +177,7 @@ def build_report(findings: Findings) -> Report:
         null=(*empty, *(path for path in _null_leaves(plan, after["leaf"]) if path not in empty)),
         dead={row.path: row.dead for row in rows if 0 < row.dead < 1},
         zero=tuple(naming.paths[leaf] for leaf in plan.job.zeros if plan.job.trainable[leaf]),
+        growth=float(findings.growth) if plan.job.step == "network" else None,
         leaf_gradients=_leaf_gradients(plan, after["leaf"]) if plan.job.detailed else {},
     )
 
@@ -226,7 +234,12 @@ def _note(named: Named, plan: Plan) -> str:
         return "excluded"
     if {plan.naming.leaf_at(leaf, named) for leaf, _ in layer.leaves} & {*plan.job.zeros}:
         return "zero: the gradient passes it as if it were random"
-    return "shared" if layer.shared else ""
+    joined = [plan.naming.paths[plan.naming.leaf_at(leaf, named)] for leaf in layer.joined]
+    notes = [
+        "shared" if layer.shared else "",
+        f"one scale with {', '.join(joined)}" if joined else "",
+    ]
+    return "; ".join(note for note in notes if note)
 
 
 def _row(named: Named, before: Any, after: Any, note: str, *, detailed: bool) -> LayerRow:

@@ -49,7 +49,7 @@ class Pillars(NamedTuple):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["pillars", "before", "solved", "after", "degrees"],
+    data_fields=["pillars", "before", "solved", "after", "degrees", "growth"],
     meta_fields=["plan"],
 )
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Findings:
         after: Those of the result, on keys used for nothing else.
         degrees: In explicit mode with a foreign optimizer, how its step scales with the gradient
             and with the parameters; of shape (keys, 2, stacked leaves).
+        growth: What the multipliers were divided by.
         plan: The layers.
     """
 
@@ -71,6 +72,7 @@ class Findings:
     solved: Statistics
     after: Statistics
     degrees: Any
+    growth: Any
     plan: Plan
 
 
@@ -188,29 +190,43 @@ def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Pro
         size, put_out = log_mean(solved.activation)
         logs = solver.scales(np.log(plan.targets) - size, put_out)
         scale = namespace(logs).exp(logs)
-    if job.mode == "explicit":
-        pillars = _explicit(plan, scale, solved, degrees, **balance)
-        options = {
-            "balance": pillars.backward,
-            "weight": pillars.weight,
-            "gauge": 1.0 / pillars.forward,
-        }
-    else:
-        pillars = _folded(plan, scale, solved)
-        options = {"rate": pillars.multiplier}
-    after, _ = run.measure(3, scale, **options)
+    multiplier = _multiplier(plan, solved)
+    explicit = job.mode == "explicit"
+    find = functools.partial(_explicit, solved=solved, degrees=degrees, **balance)
+    find = find if explicit else _folded
+    pillars = find(plan, scale, multiplier)
+    after, _ = run.measure(3, scale, **_options(pillars, job))
     # a gradient is measured where it enters the factor that it leaves with
-    after = after._replace(gradient=after.gradient * pillars.backward**2)
-    return Findings(pillars, before, solved, after, degrees, plan)
+    after = after._replace(gradient=after.gradient * pillars.backward[None] ** 2)
+    growth = _growth(plan, after)
+    if job.step == "network":
+        by_slot = namespace(growth).where(solver.frozen, 1.0, growth)
+        pillars = find(plan, scale, multiplier / by_slot)
+        leaf = after.leaf / by_slot[None] ** 2 if explicit else after.leaf
+        after = after._replace(update=after.update / growth**2, leaf=leaf)
+    return Findings(pillars, before, solved, after, degrees, growth, plan)
 
 
-def _folded(plan: Plan, scale: Any, solved: Statistics) -> Pillars:
+def _options(pillars: Pillars, job: Job) -> dict[str, Any]:
+    """Returns the options of ``Stage`` that measure the result."""
+    if job.mode == "fold":
+        return {"rate": pillars.multiplier}
+    return {
+        "balance": pillars.backward,
+        "weight": pillars.weight,
+        "gauge": 1.0 / pillars.forward,
+    }
+
+
+def _folded(plan: Plan, scale: Any, multiplier: Any) -> Pillars:
     ones = np.ones(plan.layout.slots)
-    return Pillars(scale, _multiplier(plan, solved), ones, ones, np.ones(plan.layout.size))
+    return Pillars(scale, multiplier, ones, ones, np.ones(plan.layout.size))
 
 
-def _explicit(plan: Plan, scale: Any, solved: Statistics, degrees: Any, balance: Any) -> Pillars:
-    xp, multiplier = namespace(scale, solved.update), _multiplier(plan, solved)
+def _explicit(
+    plan: Plan, scale: Any, multiplier: Any, solved: Statistics, degrees: Any, balance: Any
+) -> Pillars:
+    xp = namespace(scale, multiplier)
     slope, _ = log_mean(solved.gradient)
     follows = _follows_gradient(plan, degrees)
     return Pillars(
@@ -226,6 +242,18 @@ def _multiplier(plan: Plan, solved: Statistics) -> Any:
     """Turns updates into what brings them to O(1)."""
     xp, (change, moved) = namespace(solved.update), log_mean(solved.update)
     return plan.solver.multipliers(xp.where(moved > 0, xp.exp(2 * change), 0.0))
+
+
+def _growth(plan: Plan, after: Statistics) -> Any:
+    """Returns how much a unit step of all layers at once changes an output, relative to its RMS.
+
+    It is the geometric mean over the layers that have an output and move; 1 if not asked for.
+    """
+    if plan.job.step == "layer":
+        return np.float32(1)
+    logs, moved = log_mean(after.joint)
+    xp, weight = namespace(logs), moved * plan.solver.carries
+    return xp.exp((logs * weight).sum() / xp.maximum(weight.sum(), 1)).astype(np.float32)
 
 
 def _follows_gradient(plan: Plan, degrees: Any) -> Any:

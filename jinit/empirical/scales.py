@@ -45,6 +45,7 @@ class Solver:
         scaled: Which slots take the scale of which statistics.
         moved: Which slots' steps change which statistics' outputs.
         carried: Which slot carries which statistic.
+        carries: Of every statistic whether some leaf carries its layer's scale.
         tuned: Of every statistic whether its layer is rescaled.
         own: A factor a statistic: 0, which stands for the layer's own, or 1 if it is not tuned.
         shared: Of every statistic whether the leaf that carries it serves other uses as well.
@@ -58,8 +59,9 @@ class Solver:
             (i, leaf, d) for i, la in indexed for leaf, d in (*la.leaves, *la.bias)
         )
         self.carried = layout.uses((i, *la.scaled[0]) for i, la in indexed if la.scaled)
-        self.tuned = np.zeros(layout.size, bool)
-        self.tuned[self.scaled.statistic] = True
+        self.carries = np.zeros(layout.size, bool)
+        self.carries[self.scaled.statistic] = True
+        self.tuned = self.carries.copy()
         self.tuned[self.scaled.statistic[frozen[self.scaled.slot]]] = False
         self.own = np.where(self.tuned, np.float32(0), np.float32(1))
         flags = [np.full(layer.lengths, layer.shared).ravel() for layer in layout.layers]

@@ -73,7 +73,7 @@ class Layer:
         differentiable: Whether the head's input is a float, so that it has a gradient.
         lengths: The lengths of the enclosing scans.
         shape: Its fans, and the axis of its output along which the units lie.
-        carrier: The leaf that is rescaled, or None.
+        carrier: The leaf that is rescaled, or the first of a group of them; or None.
         reason: Why none is.
         shared: Whether the carrier serves several uses, or iterations of a loop, at once.
     """
@@ -110,10 +110,18 @@ class Layer:
 
     @property
     def scaled(self) -> tuple[tuple[int, Degree], ...]:
-        """The leaves that take the layer's scale: the carrier, and the bias with it."""
+        """The leaves that take the layer's scale: the carrier, its group, the bias with it."""
         if self.carrier is None:
             return ()
-        return ((self.carrier, dict(self.leaves)[self.carrier]), *self.bias)
+        own = dict(self.leaves)[self.carrier]
+        return ((self.carrier, own), *((leaf, own) for leaf in self.joined), *self.bias)
+
+    @property
+    def joined(self) -> tuple[int, ...]:
+        """The leaves that were joined to the carrier, and take the same scale."""
+        if self.carrier is None:
+            return ()
+        return tuple(sorted(dict(self.leaves)[self.carrier].group - {self.carrier}))
 
 
 @dataclass(frozen=True)
@@ -314,12 +322,16 @@ def _with_carriers(layers: Sequence[Layer]) -> list[Layer]:
         if layer.kind in _REASONS:
             chosen.append(replace(layer, reason=_REASONS[layer.kind]))
             continue
-        candidates = [(leaf, d) for leaf, d in layer.leaves if d.degree not in (None, 0.0)]
+        candidates = [
+            (leaf, d)
+            for leaf, d in layer.leaves
+            if d.degree not in (None, 0.0) and all(uses[member] == 1 for member in d.group)
+        ]
         if not candidates:
             reason = "not homogeneous in any of its parameters"
             chosen.append(replace(layer, reason=reason))
             continue
-        leaf, degree = min(candidates, key=lambda item: uses[item[0]])
+        leaf, degree = min(candidates, key=lambda item: (uses[item[0]], len(item[1].group)))
         shared = uses[leaf] > 1 or len(degree.loops) < len(layer.lengths)
         chosen.append(replace(layer, carrier=leaf, shared=shared))
     return chosen

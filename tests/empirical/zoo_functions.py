@@ -171,7 +171,6 @@ def fused_recurrence() -> Case:
         draw=normal(6, 16, WIDTH),
         scans={"[hi]f": 1},
         shared=("[hi][fgio]",),
-        perhaps_not_tuned={"[hi][fgio]": MIXED},
         perhaps_null=(r"hf\[0\]",),
         **plain(net),
     )
