@@ -144,8 +144,8 @@ def calibrate(
     derivatives, at any depth. The report is measured apart: a quarter as many passes for the
     parameters as given, and half as many for the result, on fresh keys. A leaf that serves
     several uses takes six forward passes a key more; in explicit mode, one in a loop that hands
-    the same leaf to every iteration six measurements. Equal layers are traced and compiled once. Gradients pass weights of nothing but zeros (a head, a gate) as if they were
-    random.
+    the same leaf to every iteration six measurements. Equal layers are traced and compiled once.
+    Gradients pass weights of nothing but zeros (a head, a gate) as if they were random.
 
     Args:
         params: As in ``empirical_init``.
