@@ -1,7 +1,8 @@
 """How a value scales with each parameter it is computed from: its homogeneity degree."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,23 @@ class Degree:
             scale so (the value is not homogeneous in the leaf).
         loops: The depths of the scans that hand the leaf in slice by slice, outermost first;
             they are the leaf's leading axes.
-        whole: Whether the value is the leaf itself, at most cast, so that a scan over it is a
-            scan over the leaf's leading axis.
+        whole: Whether a scan over the value is a scan over the leaf's leading axis: it is the
+            leaf itself, at most cast, or what an earlier scan made of its slices.
     """
 
     degree: float | None = 1.0
     loops: tuple[int, ...] = ()
     whole: bool = False
+
+    def outside(self, level: int, *, stacked: bool) -> "Degree":
+        """Returns the degree of a value beyond the scan in which it was computed.
+
+        Args:
+            level: How deep the scan is.
+            stacked: Whether it is what all iterations put out, and not what the last one did.
+        """
+        loops = tuple(loop for loop in self.loops if loop != level)
+        return Degree(self.degree, loops, whole=stacked and self.loops[-1:] == (level,))
 
 
 Degrees = Mapping[int, Degree]
@@ -57,16 +68,24 @@ _SMALL = 1e-3  # a literal up to here is an epsilon that guards a division
 def combine(
     operands: Sequence[Degrees], rule: Callable[[Sequence[float]], float | None]
 ) -> dict[int, Degree]:
-    """Merges the degrees of operands leaf by leaf; an absent leaf has degree 0."""
+    """Merges the degrees of operands leaf by leaf; an absent leaf has degree 0.
+
+    What is computed from a slice of a leaf and from all of it depends on all of it.
+    """
     merged = {}
     for leaf in sorted({leaf for operand in operands for leaf in operand}):
         present = [operand[leaf] for operand in operands if leaf in operand]
         degrees = [operand[leaf].degree if leaf in operand else 0.0 for operand in operands]
         known = [degree for degree in degrees if degree is not None]
         degree = rule(known) if len(known) == len(degrees) else None
-        loops = max((p.loops for p in present), key=len)
-        merged[leaf] = Degree(degree, loops)
+        merged[leaf] = Degree(degree, _common([p.loops for p in present]))
     return merged
+
+
+def _common(several: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Returns the longest beginning that all have."""
+    pairs = takewhile(lambda level: len({*level}) == 1, zip(*several, strict=False))
+    return tuple(level[0] for level in pairs)
 
 
 def _unknown(operands: Sequence[Degrees]) -> dict[int, Degree]:
@@ -119,10 +138,10 @@ def degrees_of(equation: jex.JaxprEqn, operands: Sequence[Degrees]) -> dict[int,
     if name in _JOINS and any(not o and not _is_zero(a) for a, o in _pairs(equation, operands)):
         return _unknown(operands)
     if name in _LAYOUT:
-        signatures = [_signature(operand) for operand in operands if operand]
-        if any(signature != signatures[0] for signature in signatures[1:]):
+        parts = [operand for operand in operands if operand]
+        if any(_signature(part) != _signature(parts[0]) for part in parts[1:]):
             return _unknown(operands)
-        return {leaf: replace(d, whole=False) for o in operands for leaf, d in o.items()}
+        return combine(parts, lambda degrees: degrees[0])
     if name in _COMPARISONS and any(_is_zero(atom) for atom in equation.invars):
         return combine(operands, lambda degrees: 0.0)
     if name in _PRODUCTS:

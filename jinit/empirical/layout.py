@@ -161,11 +161,9 @@ class Layout:
         grid = np.unravel_index(statistics.ravel(), lengths or (1,))
         # a use of the whole leaf concerns all its slices
         chosen = slots[tuple(grid[level] for level in degree.loops)] if degree.loops else slots
-        chosen = np.broadcast_to(
-            chosen.reshape(-1, *shape[len(degree.loops) :]),
-            (statistics.size, *shape[len(degree.loops) :]),
-        )
-        chosen = chosen.reshape(statistics.size, -1)
+        rest = math.prod(shape[len(degree.loops) :])
+        count = statistics.size if degree.loops else 1
+        chosen = np.broadcast_to(chosen.reshape(count, rest), (statistics.size, rest))
         repeated = np.repeat(statistics.ravel(), chosen.shape[1])
         return (
             self.slot_starts[leaf] + chosen.ravel(),
