@@ -51,7 +51,8 @@ def empirical_init(
     Args:
         params: Any pytree of arrays, or Flax variables, of which the ``params`` are rescaled.
         apply_fn: The model, ``apply_fn(params, *inputs)``. A jax-traceable function; it is
-            compiled once for equal functions and shapes. Keyword arguments are given to it by
+            compiled once for equal functions and shapes: as under ``jax.jit``, what it reads
+            besides its arguments is read then. Keyword arguments are given to it by
             ``functools.partial``.
         dummy_input: Example inputs (a tuple is splatted), or a function of ``(key)``,
             ``(key, batch_size)`` or ``(batch_size)`` that returns them.
