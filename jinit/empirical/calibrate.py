@@ -78,8 +78,8 @@ def empirical_init(
 
     Raises:
         ValueError: An argument is not what it should be; ``params`` has no floating-point leaf,
-            two of one path, or one that is not finite, the loss is not a real scalar, the output depends on no
-            parameter or on no input, or a layer's output is not finite.
+            two of one path, or one that is not finite, the loss is not a real scalar, the output
+            depends on no parameter or on no input, or a layer's output is not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, jinit
