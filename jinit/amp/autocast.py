@@ -164,7 +164,10 @@ class _Weakness:
     def sliced(self, tag: _Tag, level: int) -> _Tag:
         return tag
 
-    def stacked(self, tag: _Tag) -> _Tag:
+    def carried(self, tag: _Tag, level: int) -> _Tag:
+        return tag
+
+    def stacked(self, tag: _Tag, level: int) -> _Tag:
         return None
 
 

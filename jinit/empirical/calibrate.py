@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jinit.empirical.calibration import Calibration
-from jinit.empirical.checks import check_findings
+from jinit.empirical.checks import check_findings, check_scaled
 from jinit.empirical.explicit import COLLECTION, explicit_scales
 from jinit.empirical.job import Mode, Step
 from jinit.empirical.prepare import Patterns, prepare
@@ -51,7 +51,8 @@ def empirical_init(
     Args:
         params: Any pytree of arrays, or Flax variables, of which the ``params`` are rescaled.
         apply_fn: The model, ``apply_fn(params, *inputs)``. A jax-traceable function; it is
-            compiled once for equal functions and shapes. Keyword arguments are given to it by
+            compiled once for equal functions and shapes: as under ``jax.jit``, what it reads
+            besides its arguments is read then. Keyword arguments are given to it by
             ``functools.partial``.
         dummy_input: Example inputs (a tuple is splatted), or a function of ``(key)``,
             ``(key, batch_size)`` or ``(batch_size)`` that returns them.
@@ -76,9 +77,9 @@ def empirical_init(
         The rescaled tree, with the structure, dtypes and shardings of ``params``.
 
     Raises:
-        ValueError: An argument is not what it should be; ``params`` has no floating-point leaf
-            or one that is not finite, the loss is not a real scalar, or the output depends on no
-            parameter or on no input.
+        ValueError: An argument is not what it should be; ``params`` has no floating-point leaf,
+            two of one path, or one that is not finite, the loss is not a real scalar, the output
+            depends on no parameter or on no input, or a layer's output is not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, jinit
@@ -98,7 +99,9 @@ def empirical_init(
         has_aux=has_aux,
     )  # fmt: skip
     with progress(verbose) as bar:
-        return _rescaled(params, scaled(job, params, inputs, key, bar))
+        found = scaled(job, params, inputs, key, bar)
+    check_scaled(found)
+    return _rescaled(params, found.scales)
 
 
 def calibrate(
@@ -175,7 +178,7 @@ def calibrate(
         The rescaled tree, the multipliers or scales, and the report.
 
     Raises:
-        ValueError: As ``empirical_init``; or a value that was measured is not finite, or explicit
+        ValueError: As ``empirical_init``; or a gradient or an update is not finite, or explicit
             mode cannot follow the optimizer.
 
     Example:

@@ -6,15 +6,22 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from jinit.empirical.run import Findings
+from jinit.empirical.names import Naming
+from jinit.empirical.run import Findings, Scaled
 
-__all__ = ["check_findings"]
+__all__ = ["check_findings", "check_scaled"]
 
 _QUANTITIES = {
     "activation": "output",
     "gradient": "gradient at the input",
     "update": "change along the optimizer's step",
 }
+
+
+def check_scaled(found: Scaled) -> None:
+    """Raises ValueError where an output was not finite, and names its layer; traced values pass."""
+    if not isinstance(found.activation, Tracer):
+        _check_quantity(found.plan.naming, found.activation, _QUANTITIES["activation"])
 
 
 def check_findings(findings: Findings) -> None:
@@ -26,13 +33,13 @@ def check_findings(findings: Findings) -> None:
         return
     solved = jax.device_get(findings.solved)
     for quantity, described in _QUANTITIES.items():
-        _check_quantity(findings, getattr(solved, quantity), described)
+        _check_quantity(findings.plan.naming, getattr(solved, quantity), described)
     _check_degrees(findings)
 
 
-def _check_quantity(findings: Findings, values: Any, described: str) -> None:
+def _check_quantity(naming: Naming, values: Any, described: str) -> None:
     finite = np.isfinite(values).all(axis=0)
-    bad = [named for named in findings.plan.naming.ordered if not finite[named.statistic]]
+    bad = [named for named in naming.ordered if not finite[named.statistic]]
     if "gradient" in described:
         bad = bad[::-1]  # the backward pass meets the last layer first
     if bad:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,24 @@ class Degree:
             they are the leaf's leading axes.
         group: The leaves that must be scaled alike for the degree to hold, this one among them;
             empty where the leaf can be scaled alone. Joined kernels are such a group.
-        whole: Whether the value is the leaf itself, at most cast, so that a scan over it is a
-            scan over the leaf's leading axis.
+        whole: Whether a scan over the value is a scan over the leaf's leading axis: it is the
+            leaf itself, at most cast, or what an earlier scan made of its slices.
     """
 
     degree: float | None = 1.0
     loops: tuple[int, ...] = ()
     group: frozenset[int] = frozenset()
     whole: bool = False
+
+    def outside(self, level: int, *, stacked: bool) -> "Degree":
+        """Returns the degree of a value beyond the scan in which it was computed.
+
+        Args:
+            level: How deep the scan is.
+            stacked: Whether it is what all iterations put out, and not what the last one did.
+        """
+        loops = tuple(loop for loop in self.loops if loop != level)
+        return Degree(self.degree, loops, self.group, whole=stacked and self.loops[-1:] == (level,))
 
 
 Degrees = Mapping[int, Degree]
@@ -60,16 +71,25 @@ _SMALL = 1e-3  # a literal up to here is an epsilon that guards a division
 def combine(
     operands: Sequence[Degrees], rule: Callable[[Sequence[float]], float | None]
 ) -> dict[int, Degree]:
-    """Merges the degrees of operands leaf by leaf; an absent leaf has degree 0."""
+    """Merges the degrees of operands leaf by leaf; an absent leaf has degree 0.
+
+    What is computed from a slice of a leaf and from all of it depends on all of it.
+    """
     merged, split = {}, _split_groups(operands)
     for leaf in sorted({leaf for operand in operands for leaf in operand}):
         present = [operand[leaf] for operand in operands if leaf in operand]
         degrees = [operand[leaf].degree if leaf in operand else 0.0 for operand in operands]
         known = [degree for degree in degrees if degree is not None]
         unknown = len(known) < len(degrees) or leaf in split
-        loops = max((p.loops for p in present), key=len)
+        loops = _common([p.loops for p in present])
         merged[leaf] = Degree(None if unknown else rule(known), loops, present[0].group)
     return merged
+
+
+def _common(several: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Returns the longest beginning that all have."""
+    pairs = takewhile(lambda level: len({*level}) == 1, zip(*several, strict=False))
+    return tuple(level[0] for level in pairs)
 
 
 def _split_groups(operands: Sequence[Degrees]) -> frozenset[int]:

@@ -174,6 +174,8 @@ def _backward_factors(
     for layer, name, entry in _uses(layers, names):
         loops = dict(layer.leaves)[layer.carrier].loops
         factor = _find(scales, name, entry) * _find(scales, name, "gy")
+        # a use of several slices at once has one factor
+        factor = factor[(..., *[0] * (factor.ndim - len(loops)))]
         shape = [n if level in loops else 1 for level, n in enumerate(layer.lengths)]
         yield layer.head, jnp.broadcast_to(factor.reshape(shape), layer.lengths)
 
@@ -195,7 +197,9 @@ def explicit_scales(
         _put(tree, names[leaf], {"a": leaves["forward"][leaf], "gy": leaves["weight"][leaf]})
     seen: Counter[int] = Counter()
     for leaf, factor in naming.carried(backward):
-        _put(tree, names[leaf], {_entry(seen[leaf]): factor / leaves["weight"][leaf]})
+        weight = leaves["weight"][leaf]
+        factor = factor.reshape(factor.shape + (1,) * (weight.ndim - factor.ndim))
+        _put(tree, names[leaf], {_entry(seen[leaf]): factor / weight})
         seen[leaf] += 1
     return tree
 

@@ -2,6 +2,7 @@
 
 import inspect
 import numbers
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -109,7 +110,13 @@ def check_layers(layers: Sequence[Any], apply_fn: Callable[..., Any]) -> None:
 
 
 def check_params(leaves: Sequence[Any], paths: Sequence[str]) -> None:
-    """Raises ValueError for a tree without a floating-point leaf."""
+    """Raises ValueError for a tree without a floating-point leaf, or with a path twice."""
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"params has several leaves at the path {', '.join(twice)}, which keys that hold '/' "
+            "can bring about; rename them, so that reports and scales can tell them apart"
+        )
     if any(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves):
         return
     kinds = [f"{p or '.'}: {jnp.result_type(x)}" for p, x in zip(paths, leaves, strict=True)]

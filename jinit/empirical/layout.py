@@ -18,6 +18,7 @@ import numpy as np
 from jinit.empirical.degrees import Degree
 from jinit.empirical.numbers import namespace
 from jinit.empirical.sites import Layer
+from jinit.tracing import Path
 
 __all__ = ["Layout", "Uses"]
 
@@ -44,10 +45,12 @@ class Layout:
     Attributes:
         layers: The layers whose statistics are kept.
         count: The number of leaves.
+        joined: The loops that equal layers were joined to: each iteration is a layer of its own.
     """
 
     layers: tuple[Layer, ...]
     count: int
+    joined: frozenset[Path] = frozenset()
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -95,14 +98,24 @@ class Layout:
         part = vector[self.starts[index] : self.starts[index + 1]]
         return part.reshape(self.layers[index].lengths)
 
+    def loop_of(self, layer: Layer) -> Path | None:
+        """Returns the loop that a layer was joined to, or None."""
+        return next(
+            (p for n in range(1, len(layer.head)) if (p := layer.head[:n]) in self.joined), None
+        )
+
     @cached_property
     def _free_loops(self) -> list[tuple[int, ...]]:
-        """By layer, the loops that do not slice the leaf that carries it."""
+        """By layer, the loops of the model that do not slice the leaf that carries it."""
         carried = [
             () if la.carrier is None else dict(la.leaves)[la.carrier].loops for la in self.layers
         ]
         return [
-            tuple(level for level in range(len(layer.lengths)) if level not in owned)
+            tuple(
+                level
+                for level in range(self.loop_of(layer) is not None, len(layer.lengths))
+                if level not in owned
+            )
             for layer, owned in zip(self.layers, carried, strict=True)
         ]
 
@@ -161,11 +174,9 @@ class Layout:
         grid = np.unravel_index(statistics.ravel(), lengths or (1,))
         # a use of the whole leaf concerns all its slices
         chosen = slots[tuple(grid[level] for level in degree.loops)] if degree.loops else slots
-        chosen = np.broadcast_to(
-            chosen.reshape(-1, *shape[len(degree.loops) :]),
-            (statistics.size, *shape[len(degree.loops) :]),
-        )
-        chosen = chosen.reshape(statistics.size, -1)
+        rest = math.prod(shape[len(degree.loops) :])
+        count = statistics.size if degree.loops else 1
+        chosen = np.broadcast_to(chosen.reshape(count, rest), (statistics.size, rest))
         repeated = np.repeat(statistics.ravel(), chosen.shape[1])
         return (
             self.slot_starts[leaf] + chosen.ravel(),

@@ -47,13 +47,11 @@ class Naming:
     Attributes:
         paths: The path of every leaf of the variables.
         groups: By stacked leaf the leaves that were stacked in it.
-        loops: The loops that equal layers were joined to.
         layout: Where the numbers stand.
     """
 
     paths: tuple[str, ...]
     groups: tuple[tuple[int, ...], ...]
-    loops: frozenset[Path]
     layout: Layout
 
     def slots_of(self, flags: Sequence[bool]) -> np.ndarray:
@@ -82,7 +80,7 @@ class Naming:
     def ordered(self) -> tuple[Named, ...]:
         """Every layer and iteration, in the order of evaluation."""
         numbered = enumerate(self.layout.layers)
-        joined = itertools.groupby(numbered, lambda pair: self._loop(pair[1]))
+        joined = itertools.groupby(numbered, lambda pair: self.layout.loop_of(pair[1]))
         return tuple(named for loop, layers in joined for named in self._block(loop, list(layers)))
 
     @property
@@ -112,11 +110,6 @@ class Naming:
                 slice(None) if i in inner and i in loops else place[i] for i in range(len(place))
             ]
             yield self._member(layer.carrier, named.iteration), values[tuple(index)]
-
-    def _loop(self, layer: Layer) -> Path | None:
-        return next(
-            (p for n in range(1, len(layer.head)) if (p := layer.head[:n]) in self.loops), None
-        )
 
     def _block(self, loop: Path | None, layers: list[tuple[int, Layer]]) -> Iterator[Named]:
         if loop is None:

@@ -123,8 +123,9 @@ def _plan(job: Job, params: Any, inputs: Any, key: jax.Array) -> tuple[Plan, Seq
     trainable = [job.trainable[group[0]] for group in rolled.groups]
     found = survey(rolled.traced, trainable)
     _check_found(found, job)
-    layout = Layout(tuple(la for la in found.layers if la.measured), len(rolled.groups))
-    naming = Naming(tuple(leaf_paths(params)), rolled.groups, rolled.loops, layout)
+    measured = tuple(layer for layer in found.layers if layer.measured)
+    layout = Layout(measured, len(rolled.groups), rolled.loops)
+    naming = Naming(tuple(leaf_paths(params)), rolled.groups, layout)
     return Plan(job, jax.tree.structure(params), rolled, found, naming), rolled.traced.consts
 
 

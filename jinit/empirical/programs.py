@@ -1,6 +1,7 @@
 """The compiled programs: one measurement on one key, and the scaling of all leaves."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -180,7 +181,8 @@ class _Seen(NamedTuple):
             self.gradients, self.inward, plan.layout.shapes, strict=True
         ):
             sizes = jnp.abs(slope).astype(jnp.float32) if is_float(slope) else jnp.zeros(shape)
-            power = jnp.mean(sizes.reshape(*shape, -1) ** 2, -1)
+            count = max(1, sizes.size // max(1, math.prod(shape)))
+            power = jnp.sum(sizes**2, range(len(shape), sizes.ndim)) / count
             parts.append(jnp.ravel(power * factor**2))
         return jnp.concatenate(parts)
 

@@ -146,10 +146,17 @@ def build_report(findings: Findings) -> Report:
     """Builds the report on the host.
 
     Raises:
-        TypeError: The findings are traced: they have no values yet.
+        TypeError: The findings are traced, so that they have no values yet, or those of several
+            calibrations at once.
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(findings)):
         raise TypeError("the report needs values: return the Calibration from the jitted function")
+    if np.ndim(findings.before.activation) != 2:
+        raise TypeError(
+            f"the report is one calibration's, but this one has been mapped over axes of "
+            f"{np.shape(findings.before.activation)[:-2]}; take one out of it, for example by "
+            "jax.tree.map(lambda x: x[0], result)"
+        )
     plan, naming = findings.plan, findings.plan.naming
     before, after = (_sizes(jax.device_get(s)) for s in (findings.before, findings.after))
     notes = [_note(named, plan) for named in naming.ordered]

@@ -18,7 +18,7 @@ from jinit.empirical.scales import log_mean
 from jinit.empirical.search import find_backward, find_scales
 from jinit.tracing import is_tracing
 
-__all__ = ["Findings", "Pillars", "calibrated", "scaled"]
+__all__ = ["Findings", "Pillars", "Scaled", "calibrated", "scaled"]
 
 _STAGES = {
     1: ("measuring as given", 4),
@@ -76,6 +76,20 @@ class Findings:
     plan: Plan
 
 
+class Scaled(NamedTuple):
+    """What the forward pass alone found.
+
+    Attributes:
+        scales: What each leaf is multiplied by.
+        activation: The mean squares of outputs; of shape (keys, statistics).
+        plan: The layers.
+    """
+
+    scales: Sequence[Any]
+    activation: Any
+    plan: Plan
+
+
 class _Run:
     """One calibration under way."""
 
@@ -109,8 +123,12 @@ class _Run:
         self.progress.advance(result)
         return result
 
-    def search(self) -> Any:
-        """Finds the logarithm of every slot's scale, on the same keys in every sweep."""
+    def search(self) -> tuple[Any, Any]:
+        """Finds the logarithm of every slot's scale, on the same keys in every sweep.
+
+        Returns:
+            That, and the mean squares of the first sweep.
+        """
         plan, leaves = self.plan, self.leaves(None)
 
         def sweep(given: Any) -> Any:
@@ -168,11 +186,11 @@ def _single(vector: Any) -> Any:
     return vector.astype(np.float32)
 
 
-def scaled(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progress) -> Sequence[Any]:
-    """Returns every leaf's scale."""
+def scaled(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progress) -> Scaled:
+    """Finds every leaf's scale."""
     run = _Run(job, params, inputs, key, progress)
-    found = run.search()
-    return run.plan.by_leaf(_single(namespace(found).exp(found)))
+    found, activation = run.search()
+    return Scaled(run.plan.by_leaf(_single(namespace(found).exp(found))), activation, run.plan)
 
 
 def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progress) -> Findings:
@@ -182,7 +200,7 @@ def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Pro
     before, _ = run.measure(1, None)
     scale, forward = None, {"given": solver.own, "gauge": np.zeros(plan.layout.slots)}
     if solver.shared.any():
-        logs = run.search()
+        logs, _ = run.search()
         scale, forward = namespace(logs).exp(logs), {}
     balance = run.balance(scale, forward)
     solved, degrees = run.measure(2, scale, **forward, **balance)

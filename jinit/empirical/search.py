@@ -13,7 +13,9 @@ __all__ = ["find_backward", "find_scales"]
 SWEEPS = 6  # measurements of a fixed point
 
 
-def find_scales(solver: Solver, targets: np.ndarray, measure: Callable[[Any], Any]) -> Any:
+def find_scales(
+    solver: Solver, targets: np.ndarray, measure: Callable[[Any], Any]
+) -> tuple[Any, Any]:
     """Finds the scales at which every layer puts out its target RMS.
 
     A leaf with one use takes what a single sweep measures. One with N uses, be they layers or
@@ -28,23 +30,25 @@ def find_scales(solver: Solver, targets: np.ndarray, measure: Callable[[Any], An
             returns mean squares before the factor, with a leading axis of keys.
 
     Returns:
-        The logarithms of the scales, one a slot.
+        The logarithms of the scales, one a slot, and the mean squares of the first sweep.
     """
     uses = np.bincount(solver.scaled.slot, minlength=solver.layout.slots)
 
-    def residual(scale: Any, given: Any) -> Any:
-        size, weight = log_mean(measure(given))
+    def residual(scale: Any, powers: Any) -> Any:
+        size, weight = log_mean(powers)
         return solver.scales(np.log(targets) - size, weight) - scale
 
-    start = residual(np.zeros(solver.layout.slots, np.float32), solver.own)
+    first = measure(solver.own)
+    start = residual(np.zeros(solver.layout.slots, np.float32), first)
     if not solver.shared.any():
-        return start
+        return start, first
 
     def shared(scale: Any) -> Any:
         factors = solver.factors(scale)
-        return residual(scale, namespace(scale).where(solver.shared, factors, solver.own))
+        given = namespace(scale).where(solver.shared, factors, solver.own)
+        return residual(scale, measure(given))
 
-    return _settled(start, shared, uses)
+    return _settled(start, shared, uses), first
 
 
 def find_backward(solver: Solver, measure: Callable[[Any], Any]) -> Any:

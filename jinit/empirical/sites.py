@@ -57,6 +57,10 @@ class _Site:
     shape: ProductShape
     adds_to: Path | None = None
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(frame.length for frame in self.frames if frame.kind == "scan")
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -168,9 +172,13 @@ class _Rules:
         }
         return replace(tag, degrees=slices, pending=None)
 
-    def stacked(self, tag: _Tag) -> _Tag:
-        whole = {leaf: replace(d, whole=False) for leaf, d in tag.degrees.items()}
-        return replace(tag, degrees=whole, pending=None)
+    def carried(self, tag: _Tag, level: int) -> _Tag:
+        degrees = {leaf: d.outside(level, stacked=False) for leaf, d in tag.degrees.items()}
+        return replace(tag, degrees=degrees)
+
+    def stacked(self, tag: _Tag, level: int) -> _Tag:
+        degrees = {leaf: d.outside(level, stacked=True) for leaf, d in tag.degrees.items()}
+        return replace(tag, degrees=degrees, pending=None)
 
     def equation(
         self, equation: jex.JaxprEqn, tags: Sequence[_Tag], frames: tuple[Frame, ...], path: Path
@@ -263,7 +271,8 @@ def survey(traced: TracedFunction, trainable: Sequence[bool]) -> Survey:
     ]
     data = [_Tag(data=True)] * (len(traced.in_avals) - len(trainable))
     outputs, sites = propagate(traced.jaxpr, [*parameters, *data], _Rules())
-    layers = _with_carriers(_group(sites))
+    run = {path: site for path, site in sites.items() if 0 not in site.lengths}
+    layers = _with_carriers(_group(run))
     reached = _reached(outputs)
     unused = [i for i, tag in enumerate(parameters) if tag.reached and not reached >> i & 1]
     entered = [path for path, site in sites.items() if site.kind != "opaque"]
@@ -300,7 +309,7 @@ def _layer(site: _Site, bias: _Site | None) -> Layer:
         leaves=tuple(site.leaves.items()),
         operands=site.operands,
         differentiable=site.differentiable,
-        lengths=tuple(frame.length for frame in site.frames if frame.kind == "scan"),
+        lengths=site.lengths,
         shape=site.shape,
         bias=() if bias is None else tuple(bias.leaves.items()),
     )

@@ -31,6 +31,9 @@ def first_step(
 ) -> list[Any]:
     """Returns the first step an optimizer takes.
 
+    What it is given of a complex leaf is the direction of steepest ascent: the conjugate of what
+    ``jax.grad`` returns.
+
     Args:
         job: Names the optimizer, and the leaves that are parameters.
         rolled: How leaves are stacked.
@@ -41,6 +44,7 @@ def first_step(
     Returns:
         The step of every stacked leaf; zeros for those that are no parameters.
     """
+    gradients = [jnp.conj(g) if is_float(g) else g for g in gradients]
     if isinstance(job.optimizer, str):
         steps = [_DIRECTIONS[job.optimizer](g) if is_float(g) else g for g in gradients]
     else:

@@ -54,7 +54,11 @@ class DataflowRules(Protocol[Tag, Fact]):
         """Returns the tag of one iteration's slice, ``level`` loops deep, of a scanned value."""
         ...
 
-    def stacked(self, tag: Tag) -> Tag:
+    def carried(self, tag: Tag, level: int) -> Tag:
+        """Returns the tag of what an iteration of a scan, ``level`` loops deep, hands on."""
+        ...
+
+    def stacked(self, tag: Tag, level: int) -> Tag:
         """Returns the tag of the values that all iterations of a scan put out."""
         ...
 
@@ -127,7 +131,7 @@ class _Pass(Generic[Tag, Fact]):
     def fixed_point(self, body: Body, consts, carry, rest, frames, path):
         while True:
             results, facts = self.run(body, [*consts, *carry, *rest], frames, path)
-            after = results[: len(carry)]
+            after = _handed_on(self.rules, results[: len(carry)], frames)
             joined = [self.rules.join(*pair) for pair in zip(carry, after, strict=True)]
             if joined == carry:
                 return results, facts
@@ -135,13 +139,14 @@ class _Pass(Generic[Tag, Fact]):
 
     def scan(self, structure: Structure, tags, frames, path):
         consts, carry, xs = _split(tags, structure.num_consts, structure.num_carry)
-        level = sum(frame.kind == "scan" for frame in frames) - 1
+        level = _level(frames)
         slices = [self.rules.sliced(tag, level) for tag in xs]
         consts = [self.rules.shared(tag) for tag in consts]  # read in every iteration
         carry = [self.rules.shared(tag) for tag in carry]
         results, facts = self.fixed_point(structure.bodies[0], consts, carry, slices, frames, path)
-        carried = [self.rules.shared(tag) for tag in results[: len(carry)]]
-        return carried + [self.rules.stacked(tag) for tag in results[len(carry) :]], facts
+        carried = _handed_on(self.rules, results[: len(carry)], frames)
+        carried = [self.rules.shared(tag) for tag in carried]
+        return carried + [self.rules.stacked(tag, level) for tag in results[len(carry) :]], facts
 
     def while_loop(self, structure: Structure, tags, frames, path):
         condition, body = structure.bodies
@@ -162,6 +167,20 @@ class _Pass(Generic[Tag, Fact]):
         facts = {key: fact for _, found in branches for key, fact in found.items()}
         choices = zip(*(results for results, _ in branches), strict=True)
         return [self.rules.choose(predicate, tags) for tags in choices], facts
+
+
+def _level(frames: tuple[Frame, ...]) -> int:
+    """Tells how many scans are around the innermost one."""
+    return sum(frame.kind == "scan" for frame in frames) - 1
+
+
+def _handed_on(
+    rules: DataflowRules[Tag, Any], tags: list[Tag], frames: tuple[Frame, ...]
+) -> list[Tag]:
+    """Returns the tags of a loop's carry after an iteration."""
+    if frames[-1].kind != "scan":
+        return tags
+    return [rules.carried(tag, _level(frames)) for tag in tags]
 
 
 def _split(values: list[Any], first: int, second: int) -> tuple[list[Any], list[Any], list[Any]]:

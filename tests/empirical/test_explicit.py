@@ -316,6 +316,40 @@ def test_a_scanned_layer_and_a_shared_one():
     ] == pytest.approx([1] * 5, rel=0.1)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_leaf_whose_slices_are_scanned_and_which_is_used_whole(optimizer):
+    def model(p, x):
+        x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])
+        return x @ p["w"].sum(0)
+
+    params = {"w": jax.random.normal(jax.random.key(0), (3, 64, 64))}
+    result = explicit(params, model, optimizer=optimizer)
+    scales, x = result.scales["w"], vectors(jax.random.key(5))
+    np.testing.assert_allclose(scales["gx_1"] * scales["gy"], scales["gx_1"][0] * scales["gy"][0])
+    scaled = {"w": result.params["w"] * scales["a"][:, None, None]}
+    np.testing.assert_allclose(
+        result.apply_fn(result.params, x), model(scaled, x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_every_layer_that_shares_a_leaf_has_a_backward_factor_of_its_own():
+    """Whether or not the layers are so many that they are traced as one loop."""
+
+    def model(p, x):
+        for w in p["own"]:
+            x = x + jnp.tanh(x @ w) @ p["shared"]
+        return x
+
+    keys = jax.random.split(jax.random.key(0), 13)
+    own = [jax.random.normal(key, (64, 64)) for key in keys]
+    params = {"own": own[1:], "shared": own[0]}
+    result = explicit(params, model, vectors(keys[0]), lambda y: jnp.sum(jnp.sin(y)))
+    assert result.findings.plan.rolled.loops
+    assert len([name for name in result.scales["shared"] if name.startswith("gx")]) == 12
+    for row in result.report.rows:
+        assert row.gradient_after == pytest.approx(1, rel=1e-2)
+
+
 def test_scales_of_another_model_are_refused():
     result = explicit(tanh_params(2), tanh_net)
     with pytest.raises(ValueError, match="the scales hold no 'a' for 2/b; calibrate this model"):

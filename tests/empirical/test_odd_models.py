@@ -61,6 +61,129 @@ def test_stacked_weights_that_a_loop_indexes():
     assert rms(model(tuned, X)) < 10
 
 
+SLICES = W[None] * 10.0 ** jnp.arange(4)[:, None, None]
+
+
+def through(ws, x):
+    def layer(x, w):
+        y = x @ w
+        return jnp.tanh(y), jnp.sqrt(jnp.mean(y**2))
+
+    return jax.lax.scan(layer, x, ws)
+
+
+def transposed(ws):
+    return jax.lax.scan(lambda _, w: (None, w.T), None, ws)[1]
+
+
+def test_what_a_scan_makes_of_slices_is_scaled_slice_by_slice():
+    def model(p, x):
+        return through(transposed(p["w"]), x)
+
+    tuned = jinit.empirical_init({"w": SLICES}, model, X, lambda out: out[0].sum())
+    np.testing.assert_allclose(model(tuned, X)[1], 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda ws: transposed(ws)[::-1],
+        lambda ws: transposed(ws)[:2],
+        lambda ws: ws[jnp.array([2, 0, 1, 3])],
+    ],
+)
+def test_slices_in_another_order_share_one_scale(weights):
+    """Which iteration reads which slice is not known: nothing may be scaled by another's factor."""
+
+    def model(p, x):
+        return through(weights(p["w"]), x)
+
+    result = jinit.calibrate({"w": SLICES}, model, X, lambda out: out[0].sum())
+    factors = result.params["w"] / SLICES
+    np.testing.assert_allclose(factors, factors[0, 0, 0], rtol=1e-5)
+    sizes = np.asarray(model(result.params, X)[1])
+    assert result.report.shared["w"] == pytest.approx(max(*sizes, *(1 / sizes)), rel=1e-2)
+
+
+def test_a_slice_beside_the_whole_depends_on_the_whole():
+    def model(p, x):
+        def layer(x, w):
+            y = x @ (w - p["w"].mean(0))
+            return jnp.tanh(y), jnp.sqrt(jnp.mean(y**2))
+
+        return jax.lax.scan(layer, x, p["w"])
+
+    result = jinit.calibrate({"w": SLICES}, model, X, lambda out: out[0].sum())
+    factors = result.params["w"] / SLICES
+    np.testing.assert_allclose(factors, factors[0, 0, 0], rtol=1e-5)
+    assert set(result.report.shared) == {"w"}
+
+
+def test_what_a_scan_made_of_slices_is_used_outside():
+    def model(p, x):
+        return jnp.tanh(x @ transposed(p["w"])[1]) @ p["v"]
+
+    tuned = jinit.empirical_init({"w": SLICES, "v": W}, model, X, jnp.sum)
+    assert rms(X @ tuned["w"][1].T) == pytest.approx(1, rel=1e-5)
+    assert rms(model(tuned, X)) == pytest.approx(1, rel=1e-5)
+
+
+def test_a_sum_of_slices_that_a_scan_carries():
+    def model(p, x):
+        def layer(carry, w):
+            x, total = carry
+            return (jnp.tanh(x @ (total + w)), total + w), None
+
+        (x, total), _ = jax.lax.scan(layer, (x, p["w"][0]), p["w"])
+        return x @ total
+
+    result = jinit.calibrate({"w": SLICES}, model, X, random_loss)
+    factors = result.params["w"] / SLICES
+    np.testing.assert_allclose(factors, factors[0, 0, 0], rtol=1e-5)
+    assert result.report.shared["w"] > 1
+
+
+@pytest.mark.parametrize("mode", ["fold", "explicit"])
+@pytest.mark.parametrize("length", [0, 1])
+def test_loops_of_no_and_of_one_iteration(mode, length):
+    def model(p, x):
+        return through(p["w"], x)[0] @ p["head"]
+
+    params = {"w": SLICES[:length], "head": W}
+    result = jinit.calibrate(params, model, X, random_loss, mode=mode)
+    assert rms(result.apply_fn(result.params, X)) == pytest.approx(1, rel=1e-5)
+    names = [row.path for row in result.report.rows]
+    assert names == ["w[0]"] * length + ["head"]
+
+
+def test_an_empty_leaf_does_not_hide_a_null_gradient():
+    def model(p, x):
+        y = jnp.concatenate([x @ p["w"], x @ p["empty"]], 1) + p["null"]
+        return y - jnp.mean(y, 0)
+
+    params = {"w": W, "empty": W[:, :0], "null": jnp.ones(32)}
+    result = jinit.calibrate(params, model, X, random_loss)
+    assert "null" in result.report.null
+    assert rms(result.apply_fn(result.params, X)) == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", optax.sgd(1.0)])
+def test_the_step_of_a_complex_leaf_is_the_steepest(optimizer):
+    x = X + 1j * jax.random.normal(jax.random.key(2), X.shape)
+    weight = W + 1j * W.T
+
+    def model(p, x):
+        return x @ p["w"]
+
+    def loss(y):
+        return jnp.mean(jnp.abs(y - x @ weight.T) ** 2)
+
+    result = jinit.calibrate({"w": weight}, model, x, loss, optimizer=optimizer)
+    step = jnp.conj(jax.grad(lambda p: loss(model(p, x)))(result.params)["w"])
+    step = jnp.sign(step) if optimizer == "adam" else step
+    assert rms(jnp.abs(x @ step) * result.multipliers["w"]) == pytest.approx(1, rel=1e-4)
+
+
 def test_a_branch_counts_only_where_it_is_taken():
     def model(p, x):
         return jax.lax.cond(x[0, 0] > 1.5, lambda x: x @ p["a"], lambda x: x @ p["b"], x)
@@ -207,3 +330,18 @@ def test_a_partial_is_named_by_its_function():
 
     with pytest.raises(ValueError, match="the output of loses_its_parameters depends on no"):
         jinit.empirical_init(W, functools.partial(loses_its_parameters, 1), X, jnp.sum)
+
+
+def test_a_member_of_a_mapped_calibration_has_the_report():
+    def model(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["v"]
+
+    params = {"w": SLICES, "v": SLICES[::-1]}
+    mapped = jax.vmap(lambda p: jinit.calibrate(p, model, X, random_loss))(params)
+    with pytest.raises(TypeError, match=r"has been mapped over axes of \(4,\); take one out of it"):
+        _ = mapped.report
+    one = jax.tree.map(lambda x: x[2], mapped)
+    alone = jinit.calibrate(jax.tree.map(lambda x: x[2], params), model, X, random_loss)
+    np.testing.assert_allclose(one.params["v"], alone.params["v"], rtol=1e-4)
+    for row, expected in zip(one.report.rows, alone.report.rows, strict=True):
+        assert row.update_after == pytest.approx(expected.update_after, rel=1e-3)

@@ -254,6 +254,28 @@ def test_the_first_layer_that_is_not_finite_is_named(model, message):
         jinit.calibrate(params, model, vectors, random_loss)
 
 
+@pytest.mark.parametrize("bad", [jnp.log, lambda y: 1 / jnp.maximum(y, 0)])
+def test_a_layer_that_is_not_finite_is_named_by_the_forward_pass_alone(bad):
+    def model(p, x):
+        return bad(x @ p["a"]) @ p["b"] @ p["c"]
+
+    params = {name: jnp.eye(64) for name in "abc"}
+    message = "the output of b is not finite, the first of 2 such layers; params are unchanged"
+    with pytest.raises(ValueError, match=message):
+        jinit.empirical_init(params, model, vectors, random_loss)
+    traced = jax.jit(lambda p: jinit.empirical_init(p, model, vectors, random_loss))(params)
+    assert jax.tree.structure(traced) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize("mode", ["fold", "explicit"])
+def test_two_leaves_of_one_path_are_refused(mode):
+    params = {"a/b": jnp.eye(64), "a": {"b": jnp.eye(64)}}
+    with pytest.raises(ValueError, match="params has several leaves at the path a/b, which keys"):
+        jinit.calibrate(
+            params, lambda p, x: x @ p["a/b"] @ p["a"]["b"], vectors, random_loss, mode=mode
+        )
+
+
 def test_inputs_that_are_not_finite_are_refused():
     x = jnp.ones((2, 64)).at[0, 0].set(jnp.inf)
     with pytest.raises(ValueError, match="dummy_input holds values that are not finite; pass"):
