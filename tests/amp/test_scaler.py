@@ -239,8 +239,9 @@ def test_an_empty_tree_is_finite():
 def test_every_array_of_the_state_is_a_leaf():
     state = amp.loss_scaling(optax.sgd(0.1)).init(jnp.ones(2))
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    assert names == [".loss_scale", ".growth_count", ".last_finite"]
-    assert [str(leaf.dtype) for leaf in jax.tree.leaves(state)] == ["float32", "int32", "bool"]
+    assert names == [".loss_scale", ".growth_count", ".overflow_count", ".last_finite"]
+    leaves = jax.tree.leaves(state)
+    assert [str(leaf.dtype) for leaf in leaves] == ["float32", "int32", "int32", "bool"]
     assert isinstance(state, amp.LossScalingState)
 
 
