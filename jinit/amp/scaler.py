@@ -185,7 +185,7 @@ def _scaled(
             return _negative_zeros(unscaled.grads), state.inner_state
 
         new, inner_state = jax.lax.cond(unscaled.finite, step, skip) if schedule.skips else step()
-        return new, LossScalingState(*_moved(schedule, state, unscaled.overflow), inner_state)
+        return new, _moved(schedule, state, unscaled.overflow)._replace(inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -205,15 +205,17 @@ def _unscaled(grads: Any, state: LossScalingState) -> UnscaledGrads:
 
 def _moved(
     schedule: ScaleSchedule, state: LossScalingState, overflow: Mapping[int, Any]
-) -> list[jax.Array]:
-    """Returns the scaler's own fields, moved for the losses that an update comes from."""
+) -> LossScalingState:
+    """Moves the scales of the losses that an update comes from; the inner state stays."""
     shape, losses = state.loss_scale.shape, range(state.loss_scale.size)
     present = np.reshape([loss_id in overflow for loss_id in losses], shape)
     marks = [jnp.asarray(overflow.get(loss_id, 0.0)) for loss_id in losses]
     finite = jnp.stack([mark == 0 for mark in marks]).reshape(shape)
-    *old, last_finite, _ = state
-    moved = zip((*schedule.next(*old, finite), finite), (*old, last_finite), strict=True)
-    return [jnp.where(present, new, kept) for new, kept in moved]
+    moved = schedule.next(state.loss_scale, state.growth_count, state.overflow_count, finite)
+    fields = dict(zip(state._fields, (*moved, finite), strict=False))
+    return state._replace(
+        **{name: jnp.where(present, new, getattr(state, name)) for name, new in fields.items()}
+    )
 
 
 def _widen(tree: Any) -> Any:
