@@ -60,7 +60,8 @@ def loss_scaling(
                                                   scale last changed or a step was skipped
         s                                         otherwise
 
-    and never leaves float32's normal numbers: it reaches neither 0 nor infinity. A step whose
+    and stays between 2**-126 and 2**126, so that neither it nor its reciprocal reaches 0 or
+    infinity. A step whose
     gradients are not finite is skipped: the updates are -0.0 (x + -0.0 is x for both zeros), the
     inner state is returned as it was, and only the scaler's fields change. A constant scale
     never skips, unless ``skip_nonfinite``.
@@ -122,10 +123,9 @@ def loss_scaling(
         (4.0, [-0.0, -0.0])
 
     Reference:
-        NVIDIA apex's ``LossScaler`` and ``update_scale_hysteresis``. It differs in that its
-        minimum may also be 0, that it divides by the scale where apex multiplies by its
-        reciprocal, in the bounds that float32 sets to the scale, and in that a scale moves once
-        in an update where apex moves it once in a backward pass.
+        NVIDIA apex's ``LossScaler`` and ``update_scale_hysteresis``. It differs in the bounds
+        that float32 sets to the scale, and in that a scale moves once in an update where apex
+        moves it once in a backward pass.
     """
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(

@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["ScaleSchedule", "parse_count", "parse_loss_scale", "parse_positive"]
+__all__ = [
+    "GREATEST_SCALE",
+    "LEAST_SCALE",
+    "ScaleSchedule",
+    "parse_count",
+    "parse_loss_scale",
+    "parse_positive",
+]
+
+LEAST_SCALE, GREATEST_SCALE = 2.0**-126, 2.0**126  # these and their reciprocals are normal float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +79,9 @@ class ScaleSchedule:
             raise ValueError(f"backoff_factor must be below 1, not {backoff_factor!r}")
         if low > high:
             raise ValueError(f"min_loss_scale {low} is above max_loss_scale {high}")
-        float32 = jnp.finfo(jnp.float32)
-        low, high = max(low, float(float32.tiny)), min(high, float(float32.max))
+        if scale != "dynamic" and not LEAST_SCALE <= scale <= GREATEST_SCALE:
+            raise ValueError(f"loss_scale must be between 2**-126 and 2**126, not {loss_scale!r}")
+        low, high = max(low, LEAST_SCALE), min(high, GREATEST_SCALE)
         dynamic = scale == "dynamic"
         initial = min(max(first, low), high) if scale == "dynamic" else scale
         return cls(

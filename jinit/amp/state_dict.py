@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from jinit.amp.gradients import find_scale
+from jinit.amp.schedule import GREATEST_SCALE, LEAST_SCALE
 
 __all__ = ["load_state_dict", "state_dict"]
 
@@ -79,8 +80,11 @@ def load_state_dict(
         raise ValueError(f"the state dict does not fit: {'; '.join(problems)}")
 
     def filled(field: str, values: list[Any]) -> Any:
-        set_all = lambda old: old.at[...].set(jnp.asarray(values, old.dtype).reshape(old.shape))  # noqa: E731
-        return jax.tree.map(set_all, optax.tree.get(opt_state, field))
+        def fill(leaf: Any) -> jax.Array:
+            new = jnp.reshape(jnp.asarray(values, leaf.dtype), leaf.shape)
+            return jnp.asarray(leaf).at[...].set(new)  # keeps its sharding
+
+        return jax.tree.map(fill, optax.tree.get(opt_state, field))
 
     columns = {
         field: [np.asarray(state[name][field]).item() for name in names] for field in _FIELDS
@@ -104,7 +108,7 @@ def _problems(names: list[str], state: Any) -> list[str]:
             continue
         scale, unskipped = (state[name][field] for field in _FIELDS)
         if not _is_scale(scale):
-            problems.append(f"{name}.loss_scale must be positive and finite, not {scale!r}")
+            problems.append(f"{name}.loss_scale must be between 2**-126 and 2**126, not {scale!r}")
         if not _is_count(unskipped):
             problems.append(f"{name}.unskipped must be a count, not {unskipped!r}")
     return problems
@@ -126,8 +130,7 @@ def _is_scale(value: Any) -> bool:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "fiu":
         return False
-    float32 = jnp.finfo(jnp.float32)
-    return bool(float32.tiny <= array.item() <= float32.max)
+    return LEAST_SCALE <= array.item() <= GREATEST_SCALE
 
 
 def _is_count(value: Any) -> bool:

@@ -50,6 +50,7 @@ def test_scale_loss_errors(loss, state, loss_id, text):
         ({"growth_interval": True}, "growth_interval must be a positive integer, not True"),
         ({"init_scale": np.inf}, "init_scale must be a positive, finite number, not inf"),
         ({"loss_scale": None}, "loss_scale must be 'dynamic' or a positive, finite number, not N"),
+        ({"loss_scale": 1e300}, "loss_scale must be between 2**-126 and 2**126, not 1e+300"),
         (
             {"min_loss_scale": 4.0, "max_loss_scale": 2.0},
             "min_loss_scale 4.0 is above max_loss_scale 2.0",
