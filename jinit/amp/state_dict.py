@@ -81,8 +81,7 @@ def load_state_dict(
 
     def filled(field: str, values: list[Any]) -> Any:
         def fill(leaf: Any) -> jax.Array:
-            new = jnp.reshape(jnp.asarray(values, leaf.dtype), leaf.shape)
-            return jnp.asarray(leaf).at[...].set(new)  # keeps its sharding
+            return jnp.zeros_like(leaf) + np.reshape(np.asarray(values, leaf.dtype), leaf.shape)
 
         return jax.tree.map(fill, optax.tree.get(opt_state, field))
 
