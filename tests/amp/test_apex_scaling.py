@@ -205,7 +205,7 @@ def test_multiple_models_optimizers_losses(case):
 class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = x * self.param("param", nn.initializers.normal(), (1,)).reshape(1, 1, 1, 1)
+        x = x * self.param("param", nn.initializers.normal(1.0), (1,)).reshape(1, 1, 1, 1)
         x = nn.relu(nn.Conv(6, (3, 3))(x))
         return nn.BatchNorm(use_running_average=False)(x)
 
@@ -251,6 +251,7 @@ def test_restoring(level, num_losses):
             *restored, _, again = step(loss_ids, *restored, x, target)
             np.testing.assert_allclose(again, out, rtol=1e-5)
             assert bits(restored) == bits((variables, state))
+            assert amp.state_dict(state)["loss_scaler0"]["unskipped"] == epoch + 1
         if epoch == 4:
             checkpoint = {"model": variables, "optimizer": state}
             target_of = {"model": fresh[0], "optimizer": fresh[1]}
@@ -363,7 +364,7 @@ def test_multi_tensor_scale_fuzz(sizes, repeat, dtype):
         assert float(unscale(grads, state).overflow[0]) == 1.0
 
 
-@pytest.mark.parametrize(("x_type", "y_type"), itertools.product(TYPES, TYPES))
+@pytest.mark.parametrize(("x_type", "y_type"), list(itertools.product(TYPES, TYPES)))
 @pytest.mark.parametrize("sizes", SIZES[:3], ids=str)
 def test_multi_tensor_axpby_fuzz(sizes, x_type, y_type):
     """2 x + 8 y, as gradients of scales 1/2 and 1/8 meet."""
