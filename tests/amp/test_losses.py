@@ -232,6 +232,21 @@ def test_a_training_step_is_traced_once():
     assert (len(traces), step._cache_size()) == (1, 1)
 
 
+def test_every_gradient_is_checked_once():
+    tx = scaled(1)
+
+    def by_scale_loss(params, state):
+        grads = jax.grad(lambda params: amp.scale_loss(square(params), state))(params)
+        return tx.update(grads, state, params)
+
+    def by_value_and_grad(params, state):
+        return tx.update(amp.value_and_grad(square, state)(params)[1], state, params)
+
+    for step in (by_scale_loss, by_value_and_grad):
+        program = jax.jit(step).lower(PARAMS, tx.init(PARAMS)).compile().as_text()
+        assert program.count(" is-finite(") == len(PARAMS)
+
+
 STATE = scaled(2).init(PARAMS)
 GRADS = amp.UnscaledGrads(PARAMS, {2: jnp.float32(0)})
 
