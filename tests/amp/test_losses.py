@@ -173,6 +173,16 @@ def test_accumulated_gradients_keep_their_marks(combine, bad):
     np.testing.assert_allclose(updates["w"], -0.5 * factor * PARAMS["w"], rtol=1e-6)
 
 
+def test_a_mark_that_became_nan_is_an_overflow():
+    """As where gradients are clipped by a norm that is nan, before they are handed in."""
+    tx = scaled(2, init_scale=8.0)
+    state = tx.init(PARAMS)
+    _, grads = amp.value_and_grad(infinite, state, 1)(PARAMS)
+    updates, after = tx.update(jax.tree.map(lambda leaf: leaf * jnp.nan, grads), state, PARAMS)
+    assert after.loss_scale.tolist() == [8.0, 4.0]
+    assert not optax.tree.norm(updates)
+
+
 @pytest.mark.parametrize("bad", [None, 5])
 @pytest.mark.parametrize("num_losses", [1, 2])
 def test_replicas_agree_when_they_average_unscaled_gradients(num_losses, bad):

@@ -129,6 +129,37 @@ def squares(params, factor=1.0):
     return factor * sum((leaf**2).sum() for leaf in params.values())
 
 
+OUTER = {
+    "chain": lambda tx: optax.chain(optax.identity(), tx, optax.scale(1.0)),
+    "named_chain": lambda tx: optax.named_chain(("amp", tx)),
+    "inject_hyperparams": lambda tx: optax.inject_hyperparams(
+        lambda factor: optax.chain(tx, optax.scale(factor))
+    )(1.0),
+}
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+@pytest.mark.parametrize("name", OUTER)
+def test_unscaled_gradients_pass_through_other_transformations(name, keyword):
+    tx = OUTER[name](amp.loss_scaling(optax.sgd(0.25), init_scale=8.0, num_losses=2))
+    params, state = PARAMS, tx.init(PARAMS)
+    for factor in (1.0, np.inf):
+        _, grads = amp.value_and_grad(squares, state, 1)(params, factor)
+        handed, extra = (grads.grads, {"overflow": grads.overflow}) if keyword else (grads, {})
+        updates, state = jax.jit(tx.update)(handed, state, params, **extra)
+        params = optax.apply_updates(params, updates)
+    assert params["two"].tolist() == [0.5] * 3
+    assert optax.tree.get(state, "loss_scale").tolist() == [8.0, 4.0]
+
+
+def test_unscaled_gradients_in_an_accumulator_outside_are_an_error():
+    tx = optax.MultiSteps(amp.loss_scaling(optax.sgd(0.25)), 2).gradient_transformation()
+    state = tx.init(PARAMS)
+    _, grads = amp.value_and_grad(squares, state)(PARAMS)
+    with pytest.raises(ValueError, match="[Pp]ytree|structure|Expected"):
+        tx.update(grads, state, PARAMS)
+
+
 def test_parameter_groups_inside_share_the_scale():
     groups = optax.multi_transform({"fast": optax.sgd(0.25), "slow": optax.sgd(0.125)}, LABELS)
     tx = amp.loss_scaling(groups, init_scale=8.0)
