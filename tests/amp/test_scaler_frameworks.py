@@ -156,7 +156,7 @@ def test_unscaled_gradients_in_an_accumulator_outside_are_an_error():
     tx = optax.MultiSteps(amp.loss_scaling(optax.sgd(0.25)), 2).gradient_transformation()
     state = tx.init(PARAMS)
     _, grads = amp.value_and_grad(squares, state)(PARAMS)
-    with pytest.raises(ValueError, match="[Pp]ytree|structure|Expected"):
+    with pytest.raises(ValueError, match="pytree structure error: different types"):
         tx.update(grads, state, PARAMS)
 
 
