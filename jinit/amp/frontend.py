@@ -28,6 +28,8 @@ def initialize(
     num_losses: int = 1,
     min_loss_scale: float | None = None,
     max_loss_scale: float = 2.0**24,
+    hysteresis: int = 1,
+    skip_nonfinite: bool = False,
     verbosity: int = 1,
     enabled: bool = True,
 ) -> Any:
@@ -62,9 +64,12 @@ def initialize(
         loss_scale: ``"dynamic"`` or a number. The dynamic scale of O1 and O2 becomes 1 with
             bfloat16, which has the exponents of float32.
         cast_model_outputs: The dtype of floating outputs.
-        num_losses: The number of separately scaled losses; only 1 so far.
+        num_losses: The number of separately scaled losses of each optimizer; ``loss_scaling``
+            has the rule for several.
         min_loss_scale: The least dynamic scale.
         max_loss_scale: The greatest dynamic scale.
+        hysteresis: How many steps in a row must overflow for a dynamic scale to back off.
+        skip_nonfinite: Skips steps that are not finite under a constant scale too.
         verbosity: 1 prints the properties in effect beside the level's, 0 prints nothing.
         enabled: False returns the functions untouched (of a module its ``apply``), and the
             optimizers with a constant scale of 1, so that the same training step runs without
@@ -121,7 +126,9 @@ def initialize(
             policy.loss_scale if enabled else 1.0,
             min_loss_scale=policy.min_loss_scale,
             max_loss_scale=policy.max_loss_scale,
+            hysteresis=hysteresis,
             num_losses=num_losses,
+            skip_nonfinite=skip_nonfinite and enabled,
         )
 
     wrapped = _each(wrap_model, models)

@@ -1,30 +1,36 @@
-"""Loss scaling for optax: scale the loss, unscale its gradients, skip the step that overflowed."""
+"""Loss scaling for optax: take a scaled loss's gradients, skip the step that overflowed."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jinit.amp.schedule import ScaleSchedule
+from jinit.amp.gradients import UnscaledGrads, check_loss_id, map_inexact, unscale
+from jinit.amp.schedule import ScaleSchedule, parse_count
 
-__all__ = ["LossScalingState", "loss_scaling", "scale_loss"]
+__all__ = ["LossScalingState", "loss_scaling"]
 
 
 class LossScalingState(NamedTuple):
     """Holds the state of ``loss_scaling``; every array is a leaf.
 
+    The arrays have shape () for one loss, and (num_losses,) for several.
+
     Args:
-        loss_scale: Float32 of shape (), the factor of the loss.
-        growth_count: Int32 of shape (), steps since the scale last changed or a gradient
-            overflowed (apex's ``unskipped``).
-        last_finite: Bool of shape (), whether the last gradients were all finite.
+        loss_scale: Float32, the factor of the loss.
+        growth_count: Int32, steps since the scale last changed or a gradient overflowed
+            (apex's ``unskipped``).
+        overflow_count: Int32, steps in a row in which a gradient overflowed.
+        last_finite: Bool, whether the loss's last gradients were all finite.
         inner_state: The state of the inner transformation.
     """
 
     loss_scale: jax.Array
     growth_count: jax.Array
+    overflow_count: jax.Array
     last_finite: jax.Array
     inner_state: optax.OptState
 
@@ -37,29 +43,43 @@ def loss_scaling(
     growth_factor: float = 2.0,
     backoff_factor: float = 0.5,
     growth_interval: int = 2000,
+    hysteresis: int = 1,
     min_loss_scale: float | None = None,
     max_loss_scale: float = 2.0**24,
     num_losses: int = 1,
+    skip_nonfinite: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that it takes the gradients of a scaled loss.
 
     With scale s, the inner transformation sees g / s in float32 (or wider). A dynamic scale
     becomes::
 
-        max(s · backoff_factor, min_loss_scale)   if any gradient is not finite
+        max(s · backoff_factor, min_loss_scale)   if any gradient is not finite, for the
+                                                  hysteresis-th step in a row or a later one
         min(s · growth_factor, max_loss_scale)    after growth_interval finite steps since the
-                                                  scale last changed
+                                                  scale last changed or a step was skipped
         s                                         otherwise
 
-    and never leaves float32's normal numbers: it reaches neither 0 nor infinity. A step whose
+    and stays between 2**-126 and 2**126, so that neither it nor its reciprocal reaches 0 or
+    infinity. A step whose
     gradients are not finite is skipped: the updates are -0.0 (x + -0.0 is x for both zeros), the
     inner state is returned as it was, and only the scaler's fields change. A constant scale
-    never skips.
+    never skips, unless ``skip_nonfinite``.
+
+    Several losses, several optimizers: a loss is multiplied by a scale in the state of an
+    optimizer that it feeds, and unscaled by the same one before its gradients meet any other's
+    (``value_and_grad``, or ``scale_loss`` and ``unscale``). The ``UnscaledGrads`` name the losses
+    in them, and one rule follows: an update is skipped if any loss in its gradients overflowed,
+    and it moves the scales of just these losses, each once. So all optimizers that a loss feeds
+    skip together and hold the same scale of it, and no other optimizer notices. A scale is never
+    shared: losses with one ``loss_id`` overflow together in an update, and two optimizers that
+    use one ``loss_id`` for different losses move it each for itself.
 
     Put it outermost, ``loss_scaling(chain(clip, adam, ...))``, so that everything inside sees
     true gradients: also outside ``MultiSteps(...).gradient_transformation()``, whose accumulator
-    keeps a non-finite value for ever. Finiteness is read from the gradients that are handed in:
-    where replicas reduce them by hand (``shard_map``), reduce before the update.
+    keeps a non-finite value for ever, and outside ``multi_transform``, in whose groups each would
+    keep a scale of its own. Finiteness is read from the gradients that are handed in: where
+    replicas reduce them by hand (``shard_map``), reduce before the update.
 
     Args:
         inner: The optimizer. Its ``init`` and ``update`` see float32 parameters, so that its
@@ -69,25 +89,32 @@ def loss_scaling(
         growth_factor: Above 1.
         backoff_factor: Between 0 and 1.
         growth_interval: Steps, at least 1.
+        hysteresis: How many steps in a row must overflow for the scale to back off; every one is
+            skipped, and a finite step begins the count anew.
         min_loss_scale: The least scale that backing off leads to; None means no floor.
         max_loss_scale: The greatest scale that growing leads to.
-        num_losses: The number of separately scaled losses; only 1 so far.
+        num_losses: The number of separately scaled losses.
+        skip_nonfinite: Skips a step whose gradients are not finite under a constant scale too.
 
     Returns:
         The transformation, with a ``LossScalingState``. Its updates are float32 (or wider)
         whatever the dtype of the parameters: ``optax.apply_updates`` adds them in float32 and
-        rounds the sum once.
+        rounds the sum once. ``update`` takes ``UnscaledGrads``, or, of the only loss, the
+        gradients of ``scale_loss`` as they are. Where only arrays pass, as through
+        ``nnx.Optimizer``, hand it ``grads.grads`` and the keyword ``overflow=grads.overflow``.
 
     Raises:
-        ValueError: If a number is out of its range or, from ``init``, if the inner state holds
-            a loss scale already.
+        ValueError: If a number is out of its range; from ``init``, if the inner state holds a
+            loss scale already; from ``update``, if the gradients come from a loss that there is
+            not, or are of one of several losses and not unscaled.
         TypeError: If ``inner`` is not an optax transformation.
 
     Example:
+        >>> from jinit import amp
         >>> tx = loss_scaling(optax.sgd(0.5), init_scale=8.0)
         >>> params = jnp.array([1.0, 2.0])
         >>> state = tx.init(params)
-        >>> scaled_grads = jax.grad(lambda p: scale_loss((p**2).sum() / 2, state))(params)
+        >>> scaled_grads = jax.grad(lambda p: amp.scale_loss((p**2).sum() / 2, state))(params)
         >>> updates, state = tx.update(scaled_grads, state, params)
         >>> scaled_grads.tolist(), optax.apply_updates(params, updates).tolist()
         ([8.0, 16.0], [0.5, 1.0])
@@ -96,19 +123,14 @@ def loss_scaling(
         (4.0, [-0.0, -0.0])
 
     Reference:
-        NVIDIA apex's ``LossScaler``. It differs in that its minimum may also be 0, that it
-        divides by the scale where apex multiplies by its reciprocal, and in the bounds that
-        float32 sets to the scale.
+        NVIDIA apex's ``LossScaler`` and ``update_scale_hysteresis``. It differs in the bounds
+        that float32 sets to the scale, and in that a scale moves once in an update where apex
+        moves it once in a backward pass.
     """
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(
             f"an optimizer must be an optax.GradientTransformation, not {type(inner).__name__} "
             "(for MultiSteps: its gradient_transformation())"
-        )
-    if num_losses != 1:
-        raise ValueError(
-            f"num_losses must be 1, not {num_losses!r}: losses with scales of their own are not "
-            "supported yet; add the losses, or give each its own optimizer"
         )
     schedule = ScaleSchedule.parse(
         loss_scale,
@@ -116,23 +138,28 @@ def loss_scaling(
         growth_factor=growth_factor,
         backoff_factor=backoff_factor,
         growth_interval=growth_interval,
+        hysteresis=hysteresis,
         min_loss_scale=min_loss_scale,
         max_loss_scale=max_loss_scale,
+        skip_nonfinite=skip_nonfinite,
     )
-    return _scaled(optax.with_extra_args_support(inner), schedule)
+    count = parse_count("num_losses", num_losses)
+    shape = () if count == 1 else (count,)
+    return _scaled(optax.with_extra_args_support(inner), schedule, shape)
 
 
 def _scaled(
-    inner: optax.GradientTransformationExtraArgs, schedule: ScaleSchedule
+    inner: optax.GradientTransformationExtraArgs, schedule: ScaleSchedule, shape: tuple[int, ...]
 ) -> optax.GradientTransformationExtraArgs:
     def init(params: optax.Params) -> LossScalingState:
         inner_state = inner.init(_widen(params))
-        if _find_scales(inner_state):
+        if optax.tree.get_all_with_path(inner_state, "loss_scale"):
             raise ValueError("the optimizer holds a loss_scale already: it was initialized twice")
         return LossScalingState(
-            loss_scale=jnp.asarray(schedule.initial, jnp.float32),
-            growth_count=jnp.zeros((), jnp.int32),
-            last_finite=jnp.asarray(True),
+            loss_scale=jnp.full(shape, schedule.initial, jnp.float32),
+            growth_count=jnp.zeros(shape, jnp.int32),
+            overflow_count=jnp.zeros(shape, jnp.int32),
+            last_finite=jnp.full(shape, True),
             inner_state=inner_state,
         )
 
@@ -140,100 +167,60 @@ def _scaled(
         updates: optax.Updates,
         state: Any,
         params: optax.Params | None = None,
+        *,
+        overflow: Mapping[int, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, LossScalingState]:
+        handed = updates if overflow is None else UnscaledGrads(updates, dict(overflow))
+        unscaled = _unscaled(handed, state)
+
         def step() -> tuple[optax.Updates, optax.OptState]:
-            grads = _unscale(updates, state.loss_scale)
+            # Unscaled once more: the check and the update each fuse it into their own pass, where
+            # sharing it would write the gradients out in float32.
+            grads = _unscaled(handed, state).grads
             new, inner_state = inner.update(grads, state.inner_state, _widen(params), **extra_args)
             return optax.tree.cast_like(new, grads), inner_state
 
         def skip() -> tuple[optax.Updates, optax.OptState]:
-            return _negative_zeros(updates), state.inner_state
+            return _negative_zeros(unscaled.grads), state.inner_state
 
-        # Unscaled once more inside step: the check and the update each fuse it into their own
-        # pass, where sharing it would write the gradients out in float32.
-        finite = _all_finite(_unscale(updates, state.loss_scale))
-        new, inner_state = jax.lax.cond(finite, step, skip) if schedule.dynamic else step()
-        scale, count = schedule.next(state.loss_scale, state.growth_count, finite)
-        return new, LossScalingState(scale, count, finite, inner_state)
+        new, inner_state = jax.lax.cond(unscaled.finite, step, skip) if schedule.skips else step()
+        return new, _moved(schedule, state, unscaled.overflow)._replace(inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def scale_loss(
-    loss: jax.typing.ArrayLike, opt_state: optax.OptState, loss_id: int = 0
-) -> jax.Array:
-    """Multiplies a loss by the scale that the optimizer's state holds.
-
-    Differentiate the product, and hand its gradients to the optimizer, which unscales them.
-
-    Args:
-        loss: A scalar, float32 or wider.
-        opt_state: The state of one optimizer that ``initialize`` or ``loss_scaling`` returned,
-            alone or inside ``optax.chain``.
-        loss_id: Which of the optimizer's losses; only 0 so far.
-
-    Returns:
-        ``loss * loss_scale``, a float32 (or wider) scalar.
-
-    Raises:
-        ValueError: If the loss is not a float32 scalar, the state does not hold exactly one
-            loss scale, or there is no such loss.
-
-    Example:
-        >>> state = loss_scaling(optax.sgd(0.1), 128.0).init(jnp.ones(2))
-        >>> scale_loss(jnp.float32(0.5), state)
-        Array(64., dtype=float32)
-
-    Reference:
-        NVIDIA apex's ``amp.scale_loss``, a context manager there.
-    """
-    dtype, shape = jnp.result_type(loss), jnp.shape(loss)
-    wide = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
-    if shape != () or not wide:
-        raise ValueError(
-            f"a loss must be a float32 scalar, not {dtype} of shape {shape}: average it, and "
-            "cast the model's outputs to float32 before the loss is computed"
-        )
-    scales = _find_scales(opt_state)
-    if len(scales) != 1:
-        raise ValueError(
-            f"opt_state holds {len(scales) or 'no'} loss_scale where one is needed: initialize "
-            "the optimizer with amp.initialize or amp.loss_scaling, and give the state of one"
-        )
-    if loss_id != 0:
-        raise ValueError(f"loss_id must be 0, the only loss of this optimizer, not {loss_id!r}")
-    return jnp.asarray(loss) * scales[0]
+def _unscaled(grads: Any, state: LossScalingState) -> UnscaledGrads:
+    if not isinstance(grads, UnscaledGrads):
+        if state.loss_scale.ndim:
+            raise ValueError(
+                f"an optimizer with num_losses={state.loss_scale.size} takes gradients that are "
+                "unscaled and name their loss: take them from amp.value_and_grad or amp.unscale"
+            )
+        return unscale(grads, state)
+    for loss_id in grads.overflow:
+        check_loss_id(loss_id, state.loss_scale.size)
+    return grads
 
 
-def _find_scales(opt_state: optax.OptState) -> list[Any]:
-    return [value for _, value in optax.tree.get_all_with_path(opt_state, "loss_scale")]
-
-
-def _map_inexact(function: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
-    """Maps a function over float32 (or wider) views; integers and float0 gradients stay."""
-
-    def visit(leaf: Any) -> Any:
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            return leaf
-        return function(jnp.asarray(leaf).astype(jnp.promote_types(dtype, jnp.float32)))
-
-    return jax.tree.map(visit, tree)
+def _moved(
+    schedule: ScaleSchedule, state: LossScalingState, overflow: Mapping[int, Any]
+) -> LossScalingState:
+    """Moves the scales of the losses that an update comes from; the inner state stays."""
+    shape, losses = state.loss_scale.shape, range(state.loss_scale.size)
+    present = np.reshape([loss_id in overflow for loss_id in losses], shape)
+    marks = [jnp.asarray(overflow.get(loss_id, 0.0)) for loss_id in losses]
+    finite = jnp.stack([mark == 0 for mark in marks]).reshape(shape)
+    moved = schedule.next(state.loss_scale, state.growth_count, state.overflow_count, finite)
+    fields = dict(zip(state._fields, (*moved, finite), strict=False))
+    return state._replace(
+        **{name: jnp.where(present, new, getattr(state, name)) for name, new in fields.items()}
+    )
 
 
 def _widen(tree: Any) -> Any:
-    return _map_inexact(lambda leaf: leaf, tree)
-
-
-def _unscale(grads: optax.Updates, loss_scale: jax.Array) -> optax.Updates:
-    return _map_inexact(lambda grad: grad / loss_scale, grads)
+    return map_inexact(lambda leaf: leaf, tree)
 
 
 def _negative_zeros(grads: optax.Updates) -> optax.Updates:
-    return _map_inexact(lambda grad: jnp.full_like(grad, -0.0), grads)
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.stack([jnp.asarray(True), *(jnp.isfinite(leaf).all() for leaf in leaves)]).all()
+    return map_inexact(lambda grad: jnp.full_like(grad, -0.0), grads)

@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["ScaleSchedule", "parse_loss_scale", "parse_positive"]
+__all__ = [
+    "GREATEST_SCALE",
+    "LEAST_SCALE",
+    "ScaleSchedule",
+    "parse_count",
+    "parse_loss_scale",
+    "parse_positive",
+]
+
+LEAST_SCALE, GREATEST_SCALE = 2.0**-126, 2.0**126  # these and their reciprocals are normal float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +27,10 @@ class ScaleSchedule:
     Args:
         initial: The first scale.
         dynamic: Whether it moves.
+        skips: Whether a step that was not finite is skipped.
         growth_factor: What it is multiplied by after ``growth_interval`` finite steps.
         backoff_factor: What it is multiplied by after a step that was not finite.
+        hysteresis: How many such steps in a row it takes to multiply.
         growth_interval: Finite steps from the last change of the scale to its growth.
         minimum: The least scale.
         maximum: The greatest scale.
@@ -27,9 +38,11 @@ class ScaleSchedule:
 
     initial: float
     dynamic: bool
+    skips: bool
     growth_factor: float
     backoff_factor: float
     growth_interval: int
+    hysteresis: int
     minimum: float
     maximum: float
 
@@ -42,8 +55,10 @@ class ScaleSchedule:
         growth_factor: Any,
         backoff_factor: Any,
         growth_interval: Any,
+        hysteresis: Any,
         min_loss_scale: Any,
         max_loss_scale: Any,
+        skip_nonfinite: bool,
     ) -> "ScaleSchedule":
         """Checks the arguments of ``loss_scaling`` and brings them within float32's range.
 
@@ -56,39 +71,58 @@ class ScaleSchedule:
         backoff = parse_positive("backoff_factor", backoff_factor)
         low = 0.0 if min_loss_scale is None else parse_positive("min_loss_scale", min_loss_scale)
         high = parse_positive("max_loss_scale", max_loss_scale)
+        interval = parse_count("growth_interval", growth_interval)
+        patience = parse_count("hysteresis", hysteresis)
         if growth <= 1:
             raise ValueError(f"growth_factor must be above 1, not {growth_factor!r}")
         if backoff >= 1:
             raise ValueError(f"backoff_factor must be below 1, not {backoff_factor!r}")
-        if not _is_positive_integer(growth_interval):
-            raise ValueError(f"growth_interval must be a positive integer, not {growth_interval!r}")
         if low > high:
             raise ValueError(f"min_loss_scale {low} is above max_loss_scale {high}")
-        float32 = jnp.finfo(jnp.float32)
-        low, high = max(low, float(float32.tiny)), min(high, float(float32.max))
+        if scale != "dynamic" and not LEAST_SCALE <= scale <= GREATEST_SCALE:
+            raise ValueError(f"loss_scale must be between 2**-126 and 2**126, not {loss_scale!r}")
+        low, high = max(low, LEAST_SCALE), min(high, GREATEST_SCALE)
         dynamic = scale == "dynamic"
         initial = min(max(first, low), high) if scale == "dynamic" else scale
-        return cls(initial, dynamic, growth, backoff, growth_interval, low, high)
+        return cls(
+            initial=initial,
+            dynamic=dynamic,
+            skips=dynamic or skip_nonfinite,
+            growth_factor=growth,
+            backoff_factor=backoff,
+            growth_interval=interval,
+            hysteresis=patience,
+            minimum=low,
+            maximum=high,
+        )
 
     def next(
-        self, loss_scale: jax.Array, growth_count: jax.Array, finite: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the scale and the count of steps after a step.
+        self,
+        loss_scale: jax.Array,
+        growth_count: jax.Array,
+        overflow_count: jax.Array,
+        finite: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the scale and both counts after a step.
 
         Args:
-            loss_scale: Float32 of shape ().
-            growth_count: Int32 of shape ().
-            finite: Bool of shape (), whether the step's gradients were finite.
+            loss_scale: Float32, of one shape with the others, () or one entry a loss.
+            growth_count: Int32, steps since the scale last changed or a step was skipped.
+            overflow_count: Int32, steps in a row that were not finite.
+            finite: Bool, whether the step's gradients were finite.
         """
-        count = jnp.asarray(optax.safe_increment(growth_count))
+        growths = jnp.asarray(optax.safe_increment(growth_count))
+        overflows = jnp.where(finite, 0, jnp.asarray(optax.safe_increment(overflow_count)))
+        if self.skips:
+            growths = jnp.where(finite, growths, 0)
         if not self.dynamic:
-            return loss_scale, count
-        count = jnp.where(finite, count, 0)
-        due = count == self.growth_interval
+            return loss_scale, growths, overflows
+        due = growths == self.growth_interval
         grown = jnp.minimum(loss_scale * self.growth_factor, self.maximum)
         reduced = jnp.maximum(loss_scale * self.backoff_factor, self.minimum)
-        scale = jnp.where(finite, jnp.where(due, grown, loss_scale), reduced)
-        return scale, jnp.where(due, 0, count)
+        scale = jnp.where(due, grown, loss_scale)
+        scale = jnp.where(overflows >= self.hysteresis, reduced, scale)
+        return scale, jnp.where(due, 0, growths), overflows
 
 
 def parse_positive(name: str, value: Any, *, otherwise: str = "") -> float:
@@ -114,12 +148,26 @@ def parse_positive(name: str, value: Any, *, otherwise: str = "") -> float:
     return number
 
 
+def parse_count(name: str, value: Any) -> int:
+    """Checks a positive integer that fits into int32.
+
+    Args:
+        name: What the value is called in the error.
+        value: What was given.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+    return value
+
+
 def parse_loss_scale(name: str, value: Any) -> float | Literal["dynamic"]:
     """Reads ``"dynamic"``, or what ``parse_positive`` reads."""
     if isinstance(value, str) and value == "dynamic":
         return "dynamic"
     return parse_positive(name, value, otherwise="'dynamic' or ")
-
-
-def _is_positive_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31

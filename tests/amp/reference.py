@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclasses.dataclass
 class ApexScaler:
-    """The arithmetic of apex's LossScaler, step by step, on Python floats."""
+    """The arithmetic of apex's LossScaler and update_scale_hysteresis on Python floats."""
 
     scale: float
     dynamic: bool = True
@@ -17,12 +17,17 @@ class ApexScaler:
     window: int = 2000
     minimum: float | None = None
     maximum: float = 2.0**24
+    hysteresis: int = 1
     unskipped: int = 0
+    left: int | None = None
 
     def step(self, overflow):
         skip = overflow and self.dynamic
+        left = self.hysteresis if self.left is None else self.left
+        self.left = left - 1 if overflow else self.hysteresis
         if skip:
-            self.scale /= self.factor
+            if self.left <= 0:
+                self.scale /= self.factor
             if self.minimum:
                 self.scale = max(self.minimum, self.scale)
             self.unskipped = 0

@@ -270,9 +270,10 @@ def test_what_is_not_a_model_or_an_optimizer(models, optimizers, error, text, ca
     assert capsys.readouterr().out == ""
 
 
-def test_more_than_one_loss_is_refused():
-    with pytest.raises(ValueError, match="num_losses must be 1, not 2: losses with scales of thei"):
-        amp.initialize(mlp, optax.sgd(0.1), "O2", num_losses=2)
+def test_every_optimizer_has_a_scale_for_every_loss():
+    _, (first, second) = amp.initialize(mlp, [optax.sgd(0.1)] * 2, num_losses=3, verbosity=0)
+    for tx in (first, second):
+        assert optax.tree.get(tx.init(PARAMS), "loss_scale").shape == (3,)
 
 
 def test_importing_amp_does_not_import_flax():

@@ -16,6 +16,8 @@ CONFIGURATIONS = [
     {"init_scale": 4.0, "growth_interval": 2, "min_loss_scale": 1.0, "max_loss_scale": 16.0},
     {"init_scale": 1.0, "growth_interval": 5, "growth_factor": 4.0, "backoff_factor": 0.25},
     {"init_scale": 2.0**30, "growth_interval": 7},
+    {"init_scale": 2.0**10, "growth_interval": 2, "hysteresis": 3},
+    {"init_scale": 2.0**10, "growth_interval": 4, "hysteresis": 2, "min_loss_scale": 512.0},
     {"loss_scale": 128.0},
 ]
 
@@ -46,7 +48,7 @@ RUNS = [
 
 def apex_of(keywords):
     names = {"growth_factor": "factor", "growth_interval": "window", "min_loss_scale": "minimum"}
-    names |= {"max_loss_scale": "maximum"}
+    names |= {"max_loss_scale": "maximum", "hysteresis": "hysteresis"}
     scaler = ApexScaler(
         scale=keywords.get("loss_scale", keywords.get("init_scale")),
         dynamic="loss_scale" not in keywords,
@@ -89,11 +91,10 @@ def test_a_scale_reaches_neither_zero_nor_infinity():
     tx = amp.loss_scaling(optax.sgd(1.0), init_scale=1.0)
     down = np.asarray(jax.jit(lambda: run_scan(tx, jnp.ones(200, bool))[1])().loss_scale)
     assert down[19] == 2.0**-20
-    assert down[-1] == jnp.finfo(jnp.float32).tiny
+    assert down[-1] == 2.0**-126
     tx = amp.loss_scaling(optax.sgd(1.0), growth_interval=1, max_loss_scale=1e300)
     up = np.asarray(jax.jit(lambda: run_scan(tx, jnp.zeros(200, bool))[1])().loss_scale)
-    assert np.isfinite(up).all()
-    assert up.max() == jnp.finfo(jnp.float32).max
+    assert up.max() == 2.0**126
 
 
 GRADS = {
@@ -151,6 +152,27 @@ def test_a_constant_scale_never_skips():
     assert updates.tolist() == [-2.0, -jnp.inf]
     assert (float(state.loss_scale), int(state.growth_count)) == (4.0, 1)
     assert not state.last_finite
+
+
+def test_a_constant_scale_skips_where_it_is_asked_to():
+    tx = amp.loss_scaling(optax.adam(1.0), 4.0, skip_nonfinite=True)
+    params = jnp.ones(2)
+    _, before = tx.update(jnp.ones(2), tx.init(params), params)
+    updates, state = tx.update(jnp.array([8.0, jnp.inf]), before, params)
+    assert np.signbit(updates).all()
+    assert not updates.any()
+    assert bits(state.inner_state) == bits(before.inner_state)
+    assert (float(state.loss_scale), int(state.growth_count)) == (4.0, 0)
+    assert (int(state.overflow_count), bool(state.last_finite)) == (1, False)
+
+
+def test_hysteresis_skips_every_overflow_and_backs_off_from_its_number_on():
+    tx = amp.loss_scaling(optax.sgd(1.0), init_scale=64.0, hysteresis=3)
+    bad = np.array([1, 1, 0, 1, 1, 1, 1, 0, 1], bool)
+    params, state, _ = run_scan(tx, bad)
+    assert state.loss_scale.tolist() == [64, 64, 64, 64, 64, 32, 16, 16, 16]
+    assert state.overflow_count.tolist() == [1, 2, 0, 1, 2, 3, 4, 0, 1]
+    assert params[:, 0].tolist() == [1, 1, 0, 0, 0, 0, 0, -1, -1]
 
 
 @pytest.mark.parametrize(
@@ -239,8 +261,9 @@ def test_an_empty_tree_is_finite():
 def test_every_array_of_the_state_is_a_leaf():
     state = amp.loss_scaling(optax.sgd(0.1)).init(jnp.ones(2))
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    assert names == [".loss_scale", ".growth_count", ".last_finite"]
-    assert [str(leaf.dtype) for leaf in jax.tree.leaves(state)] == ["float32", "int32", "bool"]
+    assert names == [".loss_scale", ".growth_count", ".overflow_count", ".last_finite"]
+    leaves = jax.tree.leaves(state)
+    assert [str(leaf.dtype) for leaf in leaves] == ["float32", "int32", "int32", "bool"]
     assert isinstance(state, amp.LossScalingState)
 
 

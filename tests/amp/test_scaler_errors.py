@@ -29,7 +29,7 @@ STATE = amp.loss_scaling(optax.sgd(0.1)).init(jnp.ones(2))
             "amp.initialize or amp.loss_scaling, and give the state of one",
         ),
         (1.0, [STATE, STATE], 0, "opt_state holds 2 loss_scale where one is needed: "),
-        (1.0, STATE, 1, "loss_id must be 0, the only loss of this optimizer, not 1"),
+        (1.0, STATE, 1, "loss_id must be 0, the only loss, not 1: the optimizer has num_losses=1"),
     ],
 )
 def test_scale_loss_errors(loss, state, loss_id, text):
@@ -50,11 +50,14 @@ def test_scale_loss_errors(loss, state, loss_id, text):
         ({"growth_interval": True}, "growth_interval must be a positive integer, not True"),
         ({"init_scale": np.inf}, "init_scale must be a positive, finite number, not inf"),
         ({"loss_scale": None}, "loss_scale must be 'dynamic' or a positive, finite number, not N"),
+        ({"loss_scale": 1e300}, "loss_scale must be between 2**-126 and 2**126, not 1e+300"),
         (
             {"min_loss_scale": 4.0, "max_loss_scale": 2.0},
             "min_loss_scale 4.0 is above max_loss_scale 2.0",
         ),
-        ({"num_losses": 3}, "num_losses must be 1, not 3"),
+        ({"num_losses": 0}, "num_losses must be a positive integer, not 0"),
+        ({"num_losses": 2.0}, "num_losses must be a positive integer, not 2.0"),
+        ({"hysteresis": 0}, "hysteresis must be a positive integer, not 0"),
     ],
 )
 def test_loss_scaling_errors(keywords, text):
