@@ -15,6 +15,7 @@ from jinit.empirical.names import Named
 from jinit.empirical.plan import Plan
 from jinit.empirical.programs import Statistics
 from jinit.empirical.run import Findings
+from jinit.empirical.scales import log_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +28,7 @@ _ROUNDING = 1e-6  # of the largest gradient
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer, or one iteration of a layer in a loop.
+    """One layer, or one iteration of a layer in a loop; sizes are geometric means over keys.
 
     Attributes:
         path: The leaf that carries the layer's scale, or its first one.
@@ -42,6 +43,7 @@ class LayerRow:
         dead: The fraction of units that no gradient reaches, after rescaling.
         mean: The output's mean in units of its RMS, after rescaling; None unless ``verbose``.
         note: Why the layer was not rescaled, or what is special about it.
+        joined: The leaves that meet the input joined to ``path``, and take the same scale.
     """
 
     path: str
@@ -55,6 +57,7 @@ class LayerRow:
     dead: float = 0.0
     mean: float | None = None
     note: str = ""
+    joined: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def build_report(findings: Findings) -> Report:
     before, after = (_sizes(jax.device_get(s)) for s in (findings.before, findings.after))
     notes = [_note(named, plan) for named in naming.ordered]
     rows = tuple(
-        _row(named, before, after, note, detailed=plan.job.detailed)
+        _row(named, before, after, note, plan)
         for named, note in zip(naming.ordered, notes, strict=True)
     )
     empty = tuple(row.path for row in rows if _is_null(row))
@@ -192,11 +195,14 @@ def build_report(findings: Findings) -> Report:
 def _sizes(statistics: Statistics) -> dict[str, np.ndarray]:
     """Averages over the keys on which a layer was reached: in a branch not taken all is 0."""
     powers = {name: np.asarray(v, np.float64) for name, v in statistics._asdict().items()}
-    means = {
-        name: power.sum(0) / np.maximum((power != 0).sum(0), 1) for name, power in powers.items()
-    }
-    sizes = {name: np.sqrt(abs(mean)) for name, mean in means.items()}
+    sizes = {name: _typical(powers[name]) for name in ("activation", "gradient", "update", "leaf")}
     return {**sizes, "dead": powers["dead"].min(0), "mean": powers["mean"].mean(0)}
+
+
+def _typical(power: np.ndarray) -> np.ndarray:
+    """Returns the geometric mean of an RMS, as scales are found; what is not finite stays so."""
+    logs, live = log_mean(power)
+    return np.where(np.isfinite(power).all(0), np.exp(logs) * live, power.sum(0))
 
 
 def _null_leaves(plan: Plan, sizes: np.ndarray) -> list[str]:
@@ -241,7 +247,7 @@ def _note(named: Named, plan: Plan) -> str:
         return "excluded"
     if {plan.naming.leaf_at(leaf, named) for leaf, _ in layer.leaves} & {*plan.job.zeros}:
         return "zero: the gradient passes it as if it were random"
-    joined = [plan.naming.paths[plan.naming.leaf_at(leaf, named)] for leaf in layer.joined]
+    joined = _joined(named, plan)
     notes = [
         "shared" if layer.shared else "",
         f"one scale with {', '.join(joined)}" if joined else "",
@@ -249,15 +255,23 @@ def _note(named: Named, plan: Plan) -> str:
     return "; ".join(note for note in notes if note)
 
 
-def _row(named: Named, before: Any, after: Any, note: str, *, detailed: bool) -> LayerRow:
+def _joined(named: Named, plan: Plan) -> tuple[str, ...]:
+    naming = plan.naming
+    return tuple(naming.paths[naming.leaf_at(leaf, named)] for leaf in named.layer.joined)
+
+
+def _row(named: Named, before: Any, after: Any, note: str, plan: Plan) -> LayerRow:
     numbers: dict[str, Any] = {}
     for name in ("activation", "gradient", "update"):
         known = name != "gradient" or named.layer.differentiable
         for when, sizes in (("before", before), ("after", after)):
             numbers[f"{name}_{when}"] = float(sizes[name][named.statistic]) if known else None
     dead = float(after["dead"][named.statistic])
-    mean = float(after["mean"][named.statistic]) if detailed else None
-    return LayerRow(named.label, named.layer.kind, dead=dead, mean=mean, note=note, **numbers)
+    mean = float(after["mean"][named.statistic]) if plan.job.detailed else None
+    return LayerRow(
+        named.label, named.layer.kind, dead=dead, mean=mean, note=note,
+        joined=_joined(named, plan), **numbers,
+    )  # fmt: skip
 
 
 def _is_null(row: LayerRow) -> bool:

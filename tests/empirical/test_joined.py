@@ -68,7 +68,7 @@ def test_the_report_names_what_is_joined():
         params, lambda p, x: x @ jnp.concatenate([p["a"], p["b"]], 1), X, random_loss
     )
     (row,) = result.report.rows
-    assert (row.path, row.note) == ("a", "one scale with b")
+    assert (row.path, row.note, row.joined) == ("a", "one scale with b", ("b",))
     assert result.report.not_tuned == {}
     assert row.update_after == pytest.approx(1, rel=0.1)
     assert float(result.multipliers["a"]) == float(result.multipliers["b"])

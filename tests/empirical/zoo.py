@@ -56,6 +56,7 @@ class Case:
             is captured; negative where they are the inner scans of the model, and so the last in
             the report.
         shared: The leaves that serve several uses or iterations.
+        unseen: The leaves whose outputs are not captured.
         null: The leaves that must be listed as null.
         perhaps_null: Those that may be: what lies before a null gradient.
         not_tuned: The leaves that must be listed as left alone, and why.
@@ -73,6 +74,7 @@ class Case:
     scans: Mapping[str, int] = field(default_factory=dict)
     own: Mapping[str, int] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
     null: tuple[str, ...] = ()
     perhaps_null: tuple[str, ...] = ()
     not_tuned: Mapping[str, str] = field(default_factory=dict)

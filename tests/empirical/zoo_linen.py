@@ -154,13 +154,22 @@ class ResNet(nn.Module):
         return nn.Dense(10)(nn.relu(norm()(x)).mean((1, 2)))
 
 
+TAKEN_AWAY = (r"params/Conv_\d+/bias",)  # by the mean of the norm that follows
+
+
 @case("resnet_with_batch_statistics")
 def resnet() -> Case:
     def apply(variables, x):
         return ResNet().apply(variables, x, mutable=["batch_stats"])[0]
 
-    images = normal(16, 8, 8, 3)
-    return linen(ResNet(), images, mutable=["batch_stats"], apply_fn=apply, not_tuned=NORMS)
+    return linen(
+        ResNet(),
+        normal(16, 8, 8, 3),
+        mutable=["batch_stats"],
+        apply_fn=apply,
+        not_tuned=NORMS,
+        perhaps_null=TAKEN_AWAY,
+    )
 
 
 @case("resnet_with_running_statistics")
@@ -234,6 +243,7 @@ def resnet_by_has_aux() -> Case:
         mutable=["batch_stats"],
         apply_fn=functools.partial(net.apply, mutable=["batch_stats"]),
         not_tuned=NORMS,
+        perhaps_null=TAKEN_AWAY,
         options={"has_aux": True},
     )
 
@@ -277,6 +287,7 @@ def fused_lstm() -> Case:
         Recurrent(nn.OptimizedLSTMCell),
         normal(32, 6, 16),
         shared=(kernels,),
+        unseen=(kernels,),
         perhaps_not_tuned={"params/cell/h[fgio]/bias": BIAS},
         perhaps_null=(START,),
     )
