@@ -1,5 +1,6 @@
 """Applying a function under a policy: casts on the way in and on the way out."""
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -39,7 +40,10 @@ class MixedPrecisionApply:
         Returns:
             What the function returns, in the policy's output dtype.
         """
-        function = self._function_for(variables)
+        return self.run(self.function_for(variables), variables, inputs, kwargs)
+
+    def run(self, function: Callable[..., Any], variables: Any, inputs: Any, kwargs: Any) -> Any:
+        """Calls a function on cast variables and inputs, and casts its outputs."""
         variables = self.policy.cast_to_compute(variables)
         if self.policy.cast_model_type is not None:
             inputs, kwargs = cast_floating((inputs, kwargs), self.policy.cast_model_type)
@@ -49,7 +53,8 @@ class MixedPrecisionApply:
         outputs, updated = outputs
         return self.policy.cast_to_output(outputs), updated
 
-    def _function_for(self, variables: Any) -> Callable[..., Any]:
+    def function_for(self, variables: Any) -> Callable[..., Any]:
+        """Returns the function as it is, or under autocast where operations are to be cast."""
         if not self.policy.patch_functions and not self.policy.keeps_any(variables):
             return self.apply_fn
         return self._autocast
@@ -57,9 +62,10 @@ class MixedPrecisionApply:
     @functools.cached_property
     def _autocast(self) -> Callable[..., Any]:
         # Behind a parameter that stays float32, products would become float32 as well.
-        products_only = not self.policy.patch_functions
-        half = self.policy.half_dtype
-        return autocast(self.apply_fn, half_dtype=half, products_only=products_only)
+        ops = self.policy.ops
+        if not self.policy.patch_functions:
+            ops = dataclasses.replace(ops, float32=frozenset())
+        return autocast(self.apply_fn, self.policy, ops=ops)
 
     def __reduce__(self) -> Any:
         return type(self), (self.apply_fn, self.policy)  # without what was compiled

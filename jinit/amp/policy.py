@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jinit._tables import format_table
+from jinit.amp.op_lists import OPS, OpLists
 
 __all__ = ["Policy", "cast_floating", "opt_levels", "param_mask"]
 
@@ -39,6 +40,7 @@ class Policy:
             ``cast_model_type`` is set, and no cast where it is not.
         min_loss_scale: The least dynamic scale; None means no floor.
         max_loss_scale: The greatest dynamic scale.
+        ops: Which operations autocast runs in which dtype; ``print(policy.ops)`` shows them.
 
     Example:
         >>> from jinit import amp
@@ -58,6 +60,7 @@ class Policy:
           cast_model_outputs    None         None
           min_loss_scale        None         None
           max_loss_scale        16777216.0   16777216.0
+          ops                   OPS          OPS
 
     Reference:
         The properties of NVIDIA apex's amp levels; ``cast_to_param``, ``cast_to_compute`` and
@@ -74,6 +77,7 @@ class Policy:
     cast_model_outputs: np.dtype | None = None
     min_loss_scale: float | None = None
     max_loss_scale: float = 2.0**24
+    ops: OpLists = OPS
 
     @property
     def param_dtype(self) -> np.dtype:
@@ -150,12 +154,18 @@ class Policy:
         default = opt_levels(self.half_dtype)[self.opt_level]
         properties = [field.name for field in dataclasses.fields(self)][2:]
         rows = [
-            (name, str(getattr(default, name)), str(getattr(self, name))) for name in properties
+            (name, _cell(getattr(default, name)), _cell(getattr(self, name))) for name in properties
         ]
         title = f"amp {self.opt_level} with {self.half_dtype}"
         return format_table(
             ["property", f"{self.opt_level} default", "in effect"], rows, title=title
         )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, OpLists):
+        return "OPS" if value == OPS else "extended"
+    return getattr(value, "__qualname__", str(value))
 
 
 def opt_levels(half_dtype: np.dtype) -> dict[str, Policy]:

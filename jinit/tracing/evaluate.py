@@ -13,7 +13,7 @@ from jinit.tracing.custom_rules import evaluate_custom_jvp, evaluate_custom_vjp
 from jinit.tracing.loops import evaluate_cond, evaluate_scan, evaluate_while
 from jinit.tracing.structure import Body, Entry, Kind, Path, structure_of
 
-__all__ = ["EquationView", "Rule", "evaluate"]
+__all__ = ["EquationView", "Region", "Rule", "evaluate"]
 
 Reaped = dict[Path, Any]
 
@@ -58,6 +58,19 @@ class Rule(Protocol):
         ...
 
 
+class Region(Protocol):
+    """Which rule holds inside an equation that is gone into.
+
+    Returns the rule, and the operands that the equation is evaluated with.
+    """
+
+    def __call__(
+        self, equation: jex.JaxprEqn, values: list[Any], rule: Rule
+    ) -> tuple[Rule, list[Any]]:
+        """Returns the rule inside, given the one outside, and the operands."""
+        ...
+
+
 def evaluate(
     jaxpr: jex.Jaxpr,
     consts: Sequence[Any],
@@ -67,6 +80,7 @@ def evaluate(
     planted: Mapping[Path, Any] | None = None,
     enter: Collection[Path] | None = None,
     alike: Callable[[Path], Hashable] | None = None,
+    region: Region | None = None,
 ) -> tuple[list[Any], Reaped]:
     """Runs a jaxpr, handing every equation to a rule.
 
@@ -87,6 +101,7 @@ def evaluate(
             equations below the path of a jit or remat. Calls of one function on equal shapes
             for which that is equal are evaluated once, and stay calls. Without it a jit is
             inlined, under its name, unless it pins shardings or layouts, or donates.
+        region: Chooses the rule inside each equation that is gone into; None for one rule.
 
     Returns:
         The outputs, and what the rule reaped, by path; inside scans it is stacked, and in the
@@ -96,7 +111,7 @@ def evaluate(
         ValueError: If something is planted or reaped in a call although ``alike`` is given.
     """
     chosen = None if enter is None else frozenset(enter)
-    run = Run(rule, chosen, alike)
+    run = Run(rule, chosen, alike, region)
     return run.body(Body(jaxpr, tuple(consts)), list(args), planted or {}, ())
 
 
@@ -107,11 +122,19 @@ class Run:
     rule: Rule
     chosen: frozenset[Path] | None
     alike: Callable[[Path], Hashable] | None
+    region: Region | None = None
     calls: dict[Any, Call] = field(default_factory=dict)
 
     def everywhere(self) -> "Run":
         """Returns the same evaluation, which goes into everything."""
         return replace(self, chosen=None)
+
+    def inside(self, equation: jex.JaxprEqn, values: list[Any]) -> tuple["Run", list[Any]]:
+        """Returns the evaluation inside an equation, and the equation's operands there."""
+        if self.region is None:
+            return self, values
+        rule, values = self.region(equation, values, self.rule)
+        return self if rule is self.rule else replace(self, rule=rule), values
 
     def body(
         self, body: Body, args: Sequence[Any], planted: Mapping[Path, Any], path: Path
@@ -143,7 +166,8 @@ class Run:
         structure = structure_of(equation)
         handler = _HANDLERS.get(structure.kind)
         if handler is not None and (self.chosen is None or path in self.chosen):
-            results, inner = handler(self, Entry(equation, structure, values, planted, path))
+            run, values = self.inside(equation, values)
+            results, inner = handler(run, Entry(equation, structure, values, planted, path))
             reaped.update(inner)
             return results
         view = EquationView(equation, path, planted.get(path), reaped)

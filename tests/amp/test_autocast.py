@@ -1,5 +1,6 @@
 """Autocast against float32 in value, and against the op lists in dtype."""
 
+import dataclasses
 import gc
 import weakref
 
@@ -310,12 +311,12 @@ def test_a_haiku_net():
         assert dtypes(cast, params, X)["dot_general"] == {"bfloat16"}
 
 
-def test_products_only_leaves_the_float32_list_alone():
+def test_a_list_that_is_empty_leaves_the_float32_list_alone():
     def fn(w, x):
         return jnp.exp(x @ w).sum()
 
     half = W.astype(jnp.bfloat16)
-    found = dtypes(autocast(fn, products_only=True), half, X)
+    found = dtypes(autocast(fn, ops=dataclasses.replace(OPS, float32=frozenset())), half, X)
     assert found["dot_general"] == {"bfloat16"}
     assert found["exp"] == {"bfloat16"}
 
