@@ -7,6 +7,7 @@ import optax
 
 from jinit.amp.apply import MixedPrecisionApply, find_apply_fn
 from jinit.amp.levels import resolve_policy
+from jinit.amp.op_lists import OpLists
 from jinit.amp.scaler import loss_scaling
 
 __all__ = ["initialize"]
@@ -28,6 +29,7 @@ def initialize(
     num_losses: int = 1,
     min_loss_scale: float | None = None,
     max_loss_scale: float = 2.0**24,
+    ops: OpLists | None = None,
     verbosity: int = 1,
     enabled: bool = True,
 ) -> Any:
@@ -65,6 +67,7 @@ def initialize(
         num_losses: The number of separately scaled losses; only 1 so far.
         min_loss_scale: The least dynamic scale.
         max_loss_scale: The greatest dynamic scale.
+        ops: Which operations O1 runs in which dtype, by default ``amp.OPS``.
         verbosity: 1 prints the properties in effect beside the level's, 0 prints nothing.
         enabled: False returns the functions untouched (of a module its ``apply``), and the
             optimizers with a constant scale of 1, so that the same training step runs without
@@ -109,6 +112,7 @@ def initialize(
         cast_model_outputs=cast_model_outputs,
         min_loss_scale=min_loss_scale,
         max_loss_scale=max_loss_scale,
+        ops=ops,
     )
 
     def wrap_model(model: Any) -> Callable[..., Any]:

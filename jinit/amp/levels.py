@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import BFLOAT16, FLOAT16, FLOAT32, Policy, opt_levels
 from jinit.amp.schedule import parse_loss_scale, parse_positive
 
@@ -127,6 +128,12 @@ def _parse_bool(name: str, value: Any) -> bool:
     return parsed
 
 
+def _parse_ops(name: str, value: Any) -> OpLists:
+    if not isinstance(value, OpLists):
+        raise ValueError(f"{name} must be amp.OPS or its extension, not {value!r}")
+    return value
+
+
 _PARSERS = {
     "cast_model_type": _parse_dtype,
     "cast_model_outputs": _parse_dtype,
@@ -135,5 +142,6 @@ _PARSERS = {
     "master_weights": _parse_bool,
     "loss_scale": parse_loss_scale,
     "min_loss_scale": parse_positive,
+    "ops": _parse_ops,
     "max_loss_scale": parse_positive,
 }

@@ -78,7 +78,8 @@ def source_line(equation: jex.JaxprEqn) -> str:
     frame = source_info_util.user_frame(equation.source_info.traceback)
     if frame is None:
         return "unknown"
-    return f"{os.path.basename(frame.file_name)}:{frame.start_line} ({frame.function_name})"
+    function = frame.function_name.split("<locals>.")[-1]
+    return f"{os.path.basename(frame.file_name)}:{frame.start_line} ({function})"
 
 
 def scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
