@@ -128,7 +128,9 @@ def _runner(fn: Callable[..., Any], record: Record) -> tuple[str, Any, Callable[
     if isinstance(fn, MixedPrecisionApply):
 
         def run(variables: Any, *inputs: Any, **kwargs: Any) -> Any:
-            function = _recorded(fn.function_for(variables), record, fn.policy.opt_level)
+            function = _recorded(
+                fn.function_for(variables, inputs, kwargs), record, fn.policy.opt_level
+            )
             return fn.run(function, variables, inputs, kwargs)
 
         return repr(fn)[1:-1].split(" with ")[0], fn.policy.half_dtype, run

@@ -8,6 +8,7 @@ import optax
 from jinit.amp.apply import MixedPrecisionApply, find_apply_fn
 from jinit.amp.levels import resolve_policy
 from jinit.amp.op_lists import OpLists
+from jinit.amp.policy import KeepFp32
 from jinit.amp.scaler import loss_scaling
 
 __all__ = ["initialize"]
@@ -30,6 +31,7 @@ def initialize(
     min_loss_scale: float | None = None,
     max_loss_scale: float = 2.0**24,
     ops: OpLists | None = None,
+    keep_fp32: KeepFp32 | None = None,
     verbosity: int = 1,
     enabled: bool = True,
 ) -> Any:
@@ -48,8 +50,10 @@ def initialize(
 
     Args:
         models: An ``apply_fn(variables, *inputs, **kwargs)`` or a linen module, or a list of
-            them. ``variables`` is the parameters, or a mapping of collections of which only
-            ``"params"`` is cast.
+            them. ``variables`` is the parameters; a mapping of collections of which only
+            ``"params"`` is cast; or the state of an NNX module, of which ``nnx.Param`` is: with
+            ``graphdef, state = nnx.split(model)`` the function is
+            ``lambda state, *inputs: nnx.merge(graphdef, state)(*inputs)``.
         optimizers: An optax transformation, or a list of them.
         opt_level: ``"O0"`` to ``"O3"``, with the letter O.
         half_dtype: bfloat16 or float16. ``"auto"`` is bfloat16 except on NVIDIA GPUs older than
@@ -58,8 +62,10 @@ def initialize(
         patch_functions: Whether operations are cast one by one, at O1 only.
         patch_torch_functions: The old name of ``patch_functions``.
         keep_batchnorm_fp32: Whether the parameters of batch normalization stay float32 inside
-            the function: those below a path component with ``BatchNorm``, ``batch_norm`` or
-            the word ``bn`` in it, numbered or not, as in ``BatchNorm_0`` or ``bn1``.
+            the function. It is found by the type of its module in linen modules and in
+            functions that merge one NNX graph definition; elsewhere by its path: below a
+            component with ``BatchNorm``, ``batch_norm`` or the word ``bn`` in it, numbered or
+            not, as in ``BatchNorm_0`` or ``bn1``.
         master_weights: Whether stored parameters are float32 where the computation is half.
         loss_scale: ``"dynamic"`` or a number. The dynamic scale of O1 and O2 becomes 1 with
             bfloat16, which has the exponents of float32.
@@ -67,6 +73,10 @@ def initialize(
         num_losses: The number of separately scaled losses; only 1 so far.
         min_loss_scale: The least dynamic scale.
         max_loss_scale: The greatest dynamic scale.
+        keep_fp32: ``keep_fp32(path, module_type)`` tells of a parameter, such as
+            ``"Block_0/LayerNorm_0/scale"``, whether it stays float32 inside a half function.
+            The type of its module is known for linen and NNX, and None elsewhere. What a kept
+            norm puts out is half again; at O2 and O3 only.
         ops: Which operations O1 runs in which dtype, by default ``amp.OPS``.
         verbosity: 1 prints the properties in effect beside the level's, 0 prints nothing.
         enabled: False returns the functions untouched (of a module its ``apply``), and the
@@ -113,6 +123,7 @@ def initialize(
         min_loss_scale=min_loss_scale,
         max_loss_scale=max_loss_scale,
         ops=ops,
+        keep_fp32=keep_fp32,
     )
 
     def wrap_model(model: Any) -> Callable[..., Any]:

@@ -96,6 +96,8 @@ def _check_level(opt_level: str, given: dict[str, Any]) -> None:
             f"patch_functions=True casts operation by operation, which only opt_level 'O1' does, "
             f"not {opt_level!r}"
         )
+    if opt_level == "O0" and "keep_fp32" in given:
+        raise ValueError("opt_level 'O0' keeps everything float32: keep_fp32 must be None")
     if opt_level != "O1":
         return
     if given.get("cast_model_type", FLOAT32) != FLOAT32:
@@ -103,7 +105,7 @@ def _check_level(opt_level: str, given: dict[str, Any]) -> None:
             "opt_level 'O1' casts operations and leaves the parameters float32: to compute "
             f"wholly in {given['cast_model_type']} use opt_level 'O2' or 'O3'"
         )
-    for name in ("keep_batchnorm_fp32", "master_weights"):
+    for name in ("keep_batchnorm_fp32", "master_weights", "keep_fp32"):
         if name in given:
             raise ValueError(
                 f"opt_level 'O1' keeps parameters float32 by itself: {name} must be None, "
@@ -134,11 +136,18 @@ def _parse_ops(name: str, value: Any) -> OpLists:
     return value
 
 
+def _parse_predicate(name: str, value: Any) -> Any:
+    if not callable(value):
+        raise ValueError(f"{name} must be a function of path and module type, not {value!r}")
+    return value
+
+
 _PARSERS = {
     "cast_model_type": _parse_dtype,
     "cast_model_outputs": _parse_dtype,
     "patch_functions": _parse_bool,
     "keep_batchnorm_fp32": _parse_bool,
+    "keep_fp32": _parse_predicate,
     "master_weights": _parse_bool,
     "loss_scale": parse_loss_scale,
     "min_loss_scale": parse_positive,
