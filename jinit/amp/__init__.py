@@ -7,10 +7,12 @@ the loss of a training step; ``loss_scaling`` is the optax transformation alone.
 from jinit.amp.autocast import Autocast, autocast
 from jinit.amp.explain import ExplainedOp, Explanation, explain
 from jinit.amp.frontend import initialize
+from jinit.amp.master_weights import MasterWeightsState, master_weights
 from jinit.amp.op_lists import OPS, OpLists
 from jinit.amp.policy import Policy
 from jinit.amp.regions import disable_casts, float_function, half_function, promote_function
 from jinit.amp.scaler import LossScalingState, loss_scaling, scale_loss
+from jinit.amp.stochastic_rounding import StochasticRoundingState, stochastic_rounding
 
 __all__ = [
     "OPS",
@@ -18,8 +20,10 @@ __all__ = [
     "ExplainedOp",
     "Explanation",
     "LossScalingState",
+    "MasterWeightsState",
     "OpLists",
     "Policy",
+    "StochasticRoundingState",
     "autocast",
     "disable_casts",
     "explain",
@@ -27,6 +31,8 @@ __all__ = [
     "half_function",
     "initialize",
     "loss_scaling",
+    "master_weights",
     "promote_function",
     "scale_loss",
+    "stochastic_rounding",
 ]

@@ -7,6 +7,7 @@ import optax
 
 from jinit.amp.apply import MixedPrecisionApply, find_apply_fn
 from jinit.amp.levels import resolve_policy
+from jinit.amp.master_weights import master_weights as stepping_masters
 from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import KeepFp32
 from jinit.amp.scaler import loss_scaling
@@ -67,6 +68,7 @@ def initialize(
             component with ``BatchNorm``, ``batch_norm`` or the word ``bn`` in it, numbered or
             not, as in ``BatchNorm_0`` or ``bn1``.
         master_weights: Whether stored parameters are float32 where the computation is half.
+            ``"optimizer"`` stores them in half, with float32 masters in the optimizer's state.
         loss_scale: ``"dynamic"`` or a number. The dynamic scale of O1 and O2 becomes 1 with
             bfloat16, which has the exponents of float32.
         cast_model_outputs: The dtype of floating outputs.
@@ -131,13 +133,15 @@ def initialize(
         return MixedPrecisionApply(apply_fn, policy) if enabled else apply_fn
 
     def wrap_optimizer(tx: Any) -> optax.GradientTransformationExtraArgs:
-        return loss_scaling(
+        scaled = loss_scaling(
             tx,
             policy.loss_scale if enabled else 1.0,
             min_loss_scale=policy.min_loss_scale,
             max_loss_scale=policy.max_loss_scale,
             num_losses=num_losses,
         )
+        masters = enabled and policy.computes_in_half and policy.master_weights == "optimizer"
+        return stepping_masters(scaled) if masters else scaled
 
     wrapped = _each(wrap_model, models)
     if optimizers is not None:

@@ -130,6 +130,10 @@ def _parse_bool(name: str, value: Any) -> bool:
     return parsed
 
 
+def _parse_masters(name: str, value: Any) -> bool | str:
+    return value if isinstance(value, str) and value == "optimizer" else _parse_bool(name, value)
+
+
 def _parse_ops(name: str, value: Any) -> OpLists:
     if not isinstance(value, OpLists):
         raise ValueError(f"{name} must be amp.OPS or its extension, not {value!r}")
@@ -148,7 +152,7 @@ _PARSERS = {
     "patch_functions": _parse_bool,
     "keep_batchnorm_fp32": _parse_bool,
     "keep_fp32": _parse_predicate,
-    "master_weights": _parse_bool,
+    "master_weights": _parse_masters,
     "loss_scale": parse_loss_scale,
     "min_loss_scale": parse_positive,
     "ops": _parse_ops,

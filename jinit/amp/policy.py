@@ -37,7 +37,8 @@ class Policy:
         cast_model_type: The dtype in which parameters and floating inputs enter the function.
         patch_functions: Whether every operation is cast by its own rule (autocast).
         keep_batchnorm_fp32: Whether the parameters of batch normalization stay float32.
-        master_weights: Whether the stored parameters are float32 where the computation is half.
+        master_weights: Whether the stored parameters are float32 where the computation is half;
+            ``"optimizer"`` where they are half and the optimizer holds float32 masters.
         loss_scale: ``"dynamic"``, or the constant factor of the loss.
         cast_model_outputs: The dtype of floating outputs; None means float32 where
             ``cast_model_type`` is set, and no cast where it is not.
@@ -77,7 +78,7 @@ class Policy:
     cast_model_type: np.dtype | None
     patch_functions: bool
     keep_batchnorm_fp32: bool | None
-    master_weights: bool | None
+    master_weights: bool | Literal["optimizer"] | None
     loss_scale: float | Literal["dynamic"]
     cast_model_outputs: np.dtype | None = None
     min_loss_scale: float | None = None
@@ -87,8 +88,8 @@ class Policy:
 
     @property
     def param_dtype(self) -> np.dtype:
-        """The dtype in which parameters are stored: half only without master weights."""
-        stored_half = self.computes_in_half and not self.master_weights
+        """The dtype in which parameters are stored: half unless they are the masters."""
+        stored_half = self.computes_in_half and self.master_weights is not True
         return self.half_dtype if stored_half else FLOAT32
 
     @property
