@@ -54,6 +54,7 @@ class MixedPrecisionApply:
 
     def run(self, function: Callable[..., Any], variables: Any, inputs: Any, kwargs: Any) -> Any:
         """Calls a function on cast variables and inputs, and casts its outputs."""
+        self.policy.check_params(variables)
         types = self._types(variables, inputs, kwargs)
         variables = self.policy.cast_to_compute(variables, types)
         if self.policy.cast_model_type is not None:

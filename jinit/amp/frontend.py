@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 from jinit.amp.apply import MixedPrecisionApply, find_apply_fn
+from jinit.amp.backend import check_backend
 from jinit.amp.levels import resolve_policy
 from jinit.amp.master_weights import master_weights as stepping_masters
 from jinit.amp.op_lists import OpLists
@@ -92,7 +93,8 @@ def initialize(
     Raises:
         TypeError: If a model or an optimizer is not one.
         ValueError: If a keyword has a value that it cannot have, or the level excludes it, or a
-            model was initialized before. Nothing is changed then.
+            model was initialized before, or the backend cannot compute in the half dtype.
+            Nothing is changed then.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -127,6 +129,8 @@ def initialize(
         ops=ops,
         keep_fp32=keep_fp32,
     )
+    if enabled and opt_level != "O0":
+        check_backend(policy.half_dtype)
 
     def wrap_model(model: Any) -> Callable[..., Any]:
         apply_fn = find_apply_fn(model)

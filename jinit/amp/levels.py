@@ -123,15 +123,17 @@ def _parse_dtype(name: str, value: Any, among: str = "bfloat16, float16 or float
     return dtype
 
 
-def _parse_bool(name: str, value: Any) -> bool:
+def _parse_bool(name: str, value: Any, among: str = "True, False, 'True', 'False' or None") -> bool:
     parsed = {"True": True, "False": False}.get(value, value) if isinstance(value, str) else value
     if not isinstance(parsed, bool):
-        raise ValueError(f"{name} must be True, False, 'True', 'False' or None, not {value!r}")
+        raise ValueError(f"{name} must be {among}, not {value!r}")
     return parsed
 
 
 def _parse_masters(name: str, value: Any) -> bool | str:
-    return value if isinstance(value, str) and value == "optimizer" else _parse_bool(name, value)
+    if isinstance(value, str) and value == "optimizer":
+        return value
+    return _parse_bool(name, value, among="True, False, 'True', 'False', 'optimizer' or None")
 
 
 def _parse_ops(name: str, value: Any) -> OpLists:

@@ -95,7 +95,7 @@ def _widen(leaf: Any) -> Any:
     return jnp.asarray(leaf).astype(jnp.float32) if is_half(leaf) else leaf
 
 
-def _advance(param: Any, master: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _advance(param: Any, master: jax.Array, step: jax.Array) -> tuple[Any, Any]:
     """Returns the update of a parameter, and its master after it."""
     if not is_half(param):
         return step, optax.apply_updates(param, step)

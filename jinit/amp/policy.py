@@ -117,7 +117,11 @@ class Policy:
 
         Returns:
             The tree, float32 at O0, O1 and O2 and half at O3.
+
+        Raises:
+            ValueError: If it is to be float32, and a parameter is half already.
         """
+        self.check_params(variables)
         return self._cast_params(variables, self.param_dtype, module_types)
 
     def cast_to_compute(self, variables: Any, module_types: ModuleTypes | None = None) -> Any:
@@ -134,6 +138,27 @@ class Policy:
         if self.cast_model_type is None:
             return variables
         return self._cast_params(variables, self.cast_model_type, module_types)
+
+    def check_params(self, variables: Any) -> None:
+        """Checks that parameters come in float32 where they are stored in it.
+
+        Raises:
+            ValueError: If one is half already; the paths of all such are named.
+        """
+        if self.param_dtype != FLOAT32:
+            return
+        leaves = jax.tree_util.tree_leaves_with_path(variables)
+        found = [
+            f"{'/'.join(_parameter_path(path, variables))} ({leaf.dtype})"
+            for (path, leaf), param in zip(leaves, param_mask(variables), strict=True)
+            if param and getattr(leaf, "dtype", None) in (FLOAT16, BFLOAT16)
+        ]
+        if found:
+            raise ValueError(
+                f"opt_level {self.opt_level!r} takes float32 parameters and casts them itself, "
+                f"but half already are: {', '.join(found)}. Give them as they were initialized, "
+                "or store them in half with 'O3' or master_weights='optimizer'"
+            )
 
     def cast_to_output(self, outputs: Any) -> Any:
         """Casts floating outputs to the dtype that the caller sees.
