@@ -68,7 +68,7 @@ class CastRule:
             case "as given":
                 return view.bind(values)
             case dtype:
-                operands = _cast_managed(view.equation, values, self.half, dtype)
+                operands = _cast_managed(view.equation, values, self.half, dtype, view.memo)
                 return view.bind(operands, **_accumulation(view.equation, self.half, dtype))
 
 
@@ -170,10 +170,26 @@ def cast_to(value: Any, dtype: Any) -> Any:
 
 
 def _cast_managed(
-    equation: jex.JaxprEqn, values: Sequence[Any], half: np.dtype, dtype: Any
+    equation: jex.JaxprEqn,
+    values: Sequence[Any],
+    half: np.dtype,
+    dtype: Any,
+    memo: dict[Any, Any] | None = None,
 ) -> list[Any]:
+    """Casts the operands that are cast; one that goes up again takes the last such cast.
+
+    A cast down is made anew at every use: the gradients of the uses then meet in float32.
+    """
+
+    def cast(value: Any) -> Any:
+        if memo is None or dtype != FLOAT32 or jnp.result_type(value) == FLOAT32:
+            return cast_to(value, dtype)
+        if id(value) not in memo:
+            memo[id(value)] = value, cast_to(value, dtype)  # kept, so that its id is its own
+        return memo[id(value)][1]
+
     pairs = zip(values, equation.invars, strict=True)
-    return [cast_to(v, dtype) if is_managed(a, half) else v for v, a in pairs]
+    return [cast(v) if is_managed(a, half) else v for v, a in pairs]
 
 
 def _accumulation(product: jex.JaxprEqn, half: np.dtype, dtype: np.dtype) -> dict[str, Any]:

@@ -27,11 +27,14 @@ class EquationView:
         path: Where it stands.
         planted: What the caller of ``evaluate`` planted at this path, one iteration's slice of
             it inside a scan; None where nothing was.
+        memo: What the rule remembers among the equations of one jaxpr, while it is evaluated:
+            values made there are not good elsewhere.
     """
 
     equation: jex.JaxprEqn
     path: Path
     planted: Any = None
+    memo: dict[Any, Any] = field(default_factory=dict)
     _reaped: Reaped = field(default_factory=dict)
 
     def bind(self, values: Sequence[Any], **params: Any) -> list[Any]:
@@ -44,7 +47,11 @@ class EquationView:
         Nothing comes out of while loops, whose length is unknown, nor out of custom derivatives
         and shard_map, whose results are fixed.
         """
-        self._reaped[self.path] = tree
+        self.collect({self.path: tree})
+
+    def collect(self, reaped: Reaped) -> None:
+        """Adds what was reaped at other paths."""
+        self._reaped.update(reaped)
 
 
 class Rule(Protocol):
@@ -143,6 +150,7 @@ class Run:
         env: dict[Any, Any] = dict(zip(body.jaxpr.constvars, body.consts, strict=True))
         env.update(zip(body.jaxpr.invars, args, strict=True))
         reaped: Reaped = {}
+        memo: dict[Any, Any] = {}
 
         def read(atom: Any) -> Any:
             return atom.val if isinstance(atom, jex.Literal) else env[atom]
@@ -150,27 +158,24 @@ class Run:
         for index, equation in enumerate(body.jaxpr.eqns):
             values = [read(atom) for atom in equation.invars]
             with equation_context(equation):
-                results = self.equation(equation, values, planted, (*path, index), reaped)
+                place = (*path, index)
+                view = EquationView(equation, place, planted.get(place), memo, reaped)
+                results = self.equation(view, values, planted)
             env.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in body.jaxpr.outvars], reaped
 
     def equation(
-        self,
-        equation: jex.JaxprEqn,
-        values: list[Any],
-        planted: Mapping[Path, Any],
-        path: Path,
-        reaped: Reaped,
+        self, view: EquationView, values: list[Any], planted: Mapping[Path, Any]
     ) -> list[Any]:
         """Goes into an equation, or hands it to the rule."""
+        equation, path = view.equation, view.path
         structure = structure_of(equation)
         handler = _HANDLERS.get(structure.kind)
         if handler is not None and (self.chosen is None or path in self.chosen):
             run, values = self.inside(equation, values)
             results, inner = handler(run, Entry(equation, structure, values, planted, path))
-            reaped.update(inner)
+            view.collect(inner)
             return results
-        view = EquationView(equation, path, planted.get(path), reaped)
         results = self.rule(view, values)
         if results is None:
             return view.bind(cast_to_declared(values, equation.invars))
