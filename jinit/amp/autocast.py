@@ -44,6 +44,10 @@ class Autocast:
         static, values = partition((args, kwargs))
         return (self._jitted if static.hashable else self.evaluate)(static, values)
 
+    def __get__(self, instance: Any, owner: type | None = None) -> Callable[..., Any]:
+        """Binds a decorated method."""
+        return self if instance is None else functools.partial(self, instance)
+
     def evaluate(self, static: Static, values: list[Any], record: Record | None = None) -> Any:
         """Runs the function under its rules.
 

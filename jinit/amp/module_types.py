@@ -56,7 +56,10 @@ def _held(fn: Callable[..., Any]) -> list[Any]:
         return [*fn.args, *fn.keywords.values(), *_held(fn.func)]
     if not inspect.isfunction(fn):
         return []
-    closure = inspect.getclosurevars(fn)
+    try:
+        closure = inspect.getclosurevars(fn)
+    except ValueError:  # a name that it closes over has no value yet
+        return []
     return [*closure.nonlocals.values(), *closure.globals.values()]
 
 
