@@ -59,7 +59,7 @@ def master_weights(
         >>> for _ in range(5):
         ...     updates, state = tx.update(jnp.ones(2, "bfloat16"), state, params)
         ...     params = optax.apply_updates(params, updates)
-        >>> state.master_params.round(4).tolist(), params.tolist()
+        >>> [round(x, 4) for x in state.master_params.tolist()], params.tolist()
         ([0.995, 1.995], [0.99609375, 1.9921875])
 
     Reference:
