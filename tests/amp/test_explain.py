@@ -166,6 +166,25 @@ def test_a_model_is_explained_at_its_level(level, product, exp, why):
     assert {dtype for op, dtype, _ in rows if op == "exp"} == {exp}
 
 
+def test_o2_is_explained_with_its_kept_norm():
+    """In a linen module the norm's output is half again; elsewhere products are cast one by one."""
+    variables = Net().init(jax.random.key(0), X)
+    rows = found(
+        amp.initialize(Net(), None, "O2", half_dtype="bfloat16", verbosity=0), variables, X
+    )
+    why = "O2 casts the function's inputs"
+    assert rows["dot_general", "bfloat16", why] == rows["exp", "bfloat16", why] == 1
+    assert rows["rsqrt", "float32", why] == 1
+
+    def apply_fn(params, x):
+        return jnp.exp((x * params["bn"]) @ params["w"])
+
+    model = amp.initialize(apply_fn, None, "O2", half_dtype="bfloat16", verbosity=0)
+    rows = found(model, {"w": W, "bn": jnp.ones((1, 4))}, X)
+    assert rows["dot_general", "bfloat16", "half list"] == 1
+    assert rows["exp", "bfloat16", "match"] == 1
+
+
 def test_the_source_is_the_users_line():
     def fn(w, x):
         return jnp.tanh(x @ w)
