@@ -547,9 +547,9 @@ def test_the_program_grows_linearly_and_converts_no_more_than_by_hand():
         tokens = jnp.zeros((2, 9), int)
         model = Transformer(depth, 32)
         variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
-        loss_fn = loss_of(at_level("O1", depth, 32))
+        loss_fn = loss_of(at_level("O1", model))
         counts = [converts_traced(f, variables, tokens) for f in (loss_fn, jax.grad(loss_fn))]
-        by_hands = loss_of(by_hand(depth, 32))
+        by_hands = loss_of(by_hand(model))
         hands = [converts_traced(f, variables, tokens) for f in (by_hands, jax.grad(by_hands))]
         assert all(ours <= theirs for ours, theirs in zip(counts, hands, strict=True))
         return np.array(

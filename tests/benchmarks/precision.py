@@ -1,7 +1,8 @@
 """What precision costs against code written by hand: ``python -m tests.benchmarks.precision``.
 
-The model is a linen transformer. By hand it is ``dtype=bfloat16`` with layer norms and softmax in
-float32, the usual way; under O1 and O2 it is the same model without a dtype. Four tables:
+The model is a linen transformer, or with ``--model resnet`` a ResNet-50. By hand it is
+``dtype=bfloat16`` with norms and softmax in float32, the usual way; at a level it is the same model
+without a dtype. Four tables:
 
 - the conversions between dtypes, forward and with the gradient, as traced and as compiled (O2
   itself has norms in half, as in apex; with norms kept it is the model by hand);
@@ -14,6 +15,7 @@ not the gain; on a GPU the same command measures the gain.
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -86,24 +88,75 @@ class Transformer(nn.Module):
         return nn.Dense(self.vocabulary, dtype=self.dtype)(x).astype(jnp.float32)
 
 
-def by_hand(depth: int, width: int) -> Callable[..., jax.Array]:
-    """Returns the apply function of the model with its dtypes written out."""
-    return Transformer(depth, width, dtype=jnp.bfloat16, norm_dtype=jnp.float32).apply
+class Bottleneck(nn.Module):
+    """A residual block of three convolutions."""
+
+    features: int
+    strides: int = 1
+    dtype: Any = None
+    norm_dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the block's outputs, with four times its features."""
+        conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        norm = functools.partial(nn.BatchNorm, use_running_average=False, dtype=self.norm_dtype)
+        y = nn.relu(norm()(conv(self.features, (1, 1))(x)))
+        y = nn.relu(norm()(conv(self.features, (3, 3), self.strides)(y)))
+        y = norm()(conv(4 * self.features, (1, 1))(y))
+        if x.shape != y.shape:
+            x = norm()(conv(4 * self.features, (1, 1), self.strides)(x))
+        return nn.relu(x.astype(y.dtype) + y)
 
 
-def at_level(level: str, depth: int, width: int) -> Callable[..., jax.Array]:
-    """Returns the apply function of the model without dtypes at a level."""
-    model = Transformer(depth, width)
+class ResNet(nn.Module):
+    """A residual network in four stages; its logits are float32.
+
+    Attributes:
+        stages: The number of blocks of each stage; ResNet-50 has 3, 4, 6 and 3.
+        width: The features of the first stage.
+    """
+
+    stages: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
+    dtype: Any = None
+    norm_dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns logits, shape ``(batch, 1000)``."""
+        x = nn.Conv(self.width, (7, 7), 2, use_bias=False, dtype=self.dtype)(x)
+        x = nn.BatchNorm(use_running_average=False, dtype=self.norm_dtype)(x)
+        x = nn.max_pool(nn.relu(x), (3, 3), (2, 2), "SAME")
+        for stage, count in enumerate(self.stages):
+            for block in range(count):
+                strides = 2 if stage and not block else 1
+                features = self.width * 2**stage
+                x = Bottleneck(features, strides, self.dtype, self.norm_dtype)(x)
+        return nn.Dense(1000, dtype=self.dtype)(x.mean((1, 2))).astype(jnp.float32)
+
+
+def by_hand(model: nn.Module) -> Callable[..., Any]:
+    """Returns the apply function of a model with its dtypes written out."""
+    return model.clone(dtype=jnp.bfloat16, norm_dtype=jnp.float32).apply
+
+
+def at_level(level: str, model: nn.Module) -> Callable[..., Any]:
+    """Returns the apply function of a model without dtypes at a level."""
     kept = {"keep_fp32": lambda path, kind: kind is nn.LayerNorm} if "kept" in level else {}
     return amp.initialize(model, None, level[:2], half_dtype="bfloat16", verbosity=0, **kept)
 
 
-def loss_of(apply_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Returns the loss of predicting the next token."""
+def loss_of(apply_fn: Callable[..., Any]) -> Callable[..., jax.Array]:
+    """Returns the loss of predicting the next token, or the labels of images."""
 
-    def loss_fn(variables: Any, tokens: jax.Array) -> jax.Array:
-        logits = apply_fn(variables, tokens[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+    def loss_fn(variables: Any, batch: Any) -> jax.Array:
+        if isinstance(batch, jax.Array):
+            logits, labels = apply_fn(variables, batch[:, :-1]), batch[:, 1:]
+        else:
+            logits, _ = apply_fn(variables, batch[0], mutable=["batch_stats"])
+            labels = batch[1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     return loss_fn
 
@@ -137,15 +190,15 @@ def converts_compiled(fn: Callable[..., Any], *args: Any) -> int:
     return sum(" convert(" in line for line in text.splitlines())
 
 
-def table_of_converts(depth: int, width: int, variables: Any, tokens: jax.Array) -> str:
+def table_of_converts(model: nn.Module, variables: Any, batch: Any) -> str:
     """Tabulates the conversions."""
     rows = []
-    versions = {"by hand": by_hand(depth, width)}
-    versions |= {level: at_level(level, depth, width) for level in LEVELS[1:4]}
+    versions = {"by hand": by_hand(model)}
+    versions |= {level: at_level(level, model) for level in LEVELS[1:4]}
     for name, apply_fn in versions.items():
         loss_fn = loss_of(apply_fn)
         counts = [
-            count(fn, variables, tokens)
+            count(fn, variables, batch)
             for count in (converts_traced, converts_compiled)
             for fn in (loss_fn, jax.grad(loss_fn))
         ]
@@ -175,27 +228,27 @@ def table_of_traces(width: int, batch: jax.Array) -> str:
         model = Transformer(depth, width)
         variables = jax.eval_shape(model.init, jax.random.key(0), batch)
         plain = trace(model.apply, variables)
-        cast = trace(at_level("O1", depth, width), variables)
+        cast = trace(at_level("O1", model), variables)
         rows.append([str(depth), f"{1e3 * plain:.0f}", f"{1e3 * cast:.0f}", f"{cast / plain:.2f}"])
     return format_table([">depth", ">plain ms", ">O1 ms", ">ratio"], rows)
 
 
-def steps(depth: int, width: int, variables: Any, tokens: jax.Array) -> dict[str, Any]:
+def steps(model: nn.Module, variables: Any, batch: Any) -> dict[str, Any]:
     """Compiles a training step of every version: name to the program and its arguments."""
-    versions = {"by hand": by_hand(depth, width)}
-    versions |= {level: at_level(level, depth, width) for level in LEVELS}
+    versions = {"by hand": by_hand(model)}
+    versions |= {level: at_level(level, model) for level in LEVELS}
     compiled = {}
     for name, apply_fn in versions.items():
         tx = optax.adam(1e-3)
         params = apply_fn.policy.cast_to_param(variables) if name in LEVELS else variables
 
-        def step(params: Any, state: Any, tokens: Any, apply_fn: Any = apply_fn, tx: Any = tx):
-            grads = jax.grad(loss_of(apply_fn))(params, tokens)
+        def step(params: Any, state: Any, batch: Any, apply_fn: Any = apply_fn, tx: Any = tx):
+            grads = jax.grad(loss_of(apply_fn))(params, batch)
             updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        args = params, tx.init(params), tokens
-        program = jax.jit(step, donate_argnums=()).lower(*args).compile()
+        args = params, tx.init(params), batch
+        program = jax.jit(step).lower(*args).compile()
         compiled[name] = program, args
     return compiled
 
@@ -239,20 +292,32 @@ def table_of_memory(compiled: dict[str, Any]) -> str:
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--model", choices=("transformer", "resnet"), default="transformer")
+    parser.add_argument("--depth", type=int, default=4, help="blocks of the transformer")
+    parser.add_argument("--width", type=int, help="of the stream, or of the first stage")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--time", type=int, default=129, help="tokens a row")
+    parser.add_argument("--size", type=int, help="tokens of a row, or pixels of a side")
     options = parser.parse_args()
-    tokens = jax.random.randint(jax.random.key(0), (options.batch, options.time), 0, 256)
-    model = Transformer(options.depth, options.width)
-    variables = model.init(jax.random.key(1), tokens[:, :-1])
+    model, batch, inputs = _workload(options)
+    variables = model.init(jax.random.key(1), inputs)
     print(f"on {jax.devices()[0].device_kind}")
-    print(table_of_converts(options.depth, options.width, variables, tokens))
-    print(table_of_traces(options.width, tokens))
-    compiled = steps(options.depth, options.width, variables, tokens)
+    print(table_of_converts(model, variables, batch))
+    if options.model == "transformer":
+        print(table_of_traces(model.width, batch))
+    compiled = steps(model, variables, batch)
     print(table_of_times(compiled))
     print(table_of_memory(compiled))
+
+
+def _workload(options: argparse.Namespace) -> tuple[Any, Any, jax.Array]:
+    """Returns the model, a batch for its loss, and inputs for its parameters."""
+    key = jax.random.key(0)
+    if options.model == "resnet":
+        side = options.size or 64
+        images = jax.random.normal(key, (options.batch, side, side, 3))
+        return ResNet(width=options.width or 64), (images, jnp.arange(options.batch)), images
+    tokens = jax.random.randint(key, (options.batch, options.size or 129), 0, 256)
+    return Transformer(options.depth, options.width or 128), tokens, tokens[:, :-1]
 
 
 if __name__ == "__main__":
