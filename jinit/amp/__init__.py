@@ -5,23 +5,42 @@ the loss of a training step, and ``value_and_grad`` differentiates it at its sca
 ``loss_scaling`` is the optax transformation alone.
 """
 
-from jinit.amp.autocast import autocast
+from jinit.amp.autocast import Autocast, autocast
+from jinit.amp.explain import ExplainedOp, Explanation, explain
 from jinit.amp.frontend import initialize
 from jinit.amp.gradients import UnscaledGrads, scale_loss, unscale, value_and_grad
+from jinit.amp.master_weights import MasterWeightsState, master_weights
+from jinit.amp.op_lists import OPS, OpLists
 from jinit.amp.policy import Policy
+from jinit.amp.regions import disable_casts, float_function, half_function, promote_function
 from jinit.amp.scaler import LossScalingState, loss_scaling
 from jinit.amp.state_dict import load_state_dict, state_dict
+from jinit.amp.stochastic_rounding import StochasticRoundingState, stochastic_rounding
 
 __all__ = [
+    "OPS",
+    "Autocast",
+    "ExplainedOp",
+    "Explanation",
     "LossScalingState",
+    "MasterWeightsState",
+    "OpLists",
     "Policy",
+    "StochasticRoundingState",
     "UnscaledGrads",
     "autocast",
+    "disable_casts",
+    "explain",
+    "float_function",
+    "half_function",
     "initialize",
     "load_state_dict",
     "loss_scaling",
+    "master_weights",
+    "promote_function",
     "scale_loss",
     "state_dict",
+    "stochastic_rounding",
     "unscale",
     "value_and_grad",
 ]

@@ -1,12 +1,21 @@
 """Applying a function under a policy: casts on the way in and on the way out."""
 
+import dataclasses
 import functools
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jinit.amp.autocast import autocast
+from jinit.amp.between_modules import cast_between_modules, is_linen_apply
+from jinit.amp.module_types import (
+    ModuleTypes,
+    find_graphdef,
+    is_framework_type,
+    linen_types,
+    nnx_types,
+)
 from jinit.amp.policy import Policy, cast_floating
+from jinit.tracing import partition
 
 __all__ = ["MixedPrecisionApply", "find_apply_fn"]
 
@@ -25,6 +34,7 @@ class MixedPrecisionApply:
     def __init__(self, apply_fn: Callable[..., Any], policy: Policy):
         self.apply_fn = apply_fn
         self.policy = policy
+        self._known_types: dict[Any, ModuleTypes] = {}
         functools.update_wrapper(self, apply_fn, updated=())
 
     def __call__(self, variables: Any, *inputs: Any, **kwargs: Any) -> Any:
@@ -39,8 +49,14 @@ class MixedPrecisionApply:
         Returns:
             What the function returns, in the policy's output dtype.
         """
-        function = self._function_for(variables)
-        variables = self.policy.cast_to_compute(variables)
+        function = self.function_for(variables, inputs, kwargs)
+        return self.run(function, variables, inputs, kwargs)
+
+    def run(self, function: Callable[..., Any], variables: Any, inputs: Any, kwargs: Any) -> Any:
+        """Calls a function on cast variables and inputs, and casts its outputs."""
+        self.policy.check_params(variables)
+        types = self._types(variables, inputs, kwargs)
+        variables = self.policy.cast_to_compute(variables, types)
         if self.policy.cast_model_type is not None:
             inputs, kwargs = cast_floating((inputs, kwargs), self.policy.cast_model_type)
         outputs = function(variables, *inputs, **kwargs)
@@ -49,17 +65,59 @@ class MixedPrecisionApply:
         outputs, updated = outputs
         return self.policy.cast_to_output(outputs), updated
 
-    def _function_for(self, variables: Any) -> Callable[..., Any]:
-        if not self.policy.patch_functions and not self.policy.keeps_any(variables):
+    def module_types(self, variables: Any, *inputs: Any, **kwargs: Any) -> ModuleTypes:
+        """Returns the type of the module at each path below the parameters.
+
+        Args:
+            variables: As the function is called with; nothing is run.
+            *inputs: Likewise.
+            **kwargs: Likewise.
+
+        Returns:
+            The types by path. A linen module's are found by tracing it, those of an NNX module
+            in its graph definition, which the function closes over; of any other function none
+            are known.
+        """
+        if is_linen_apply(self.apply_fn):
+            return linen_types(self.apply_fn, variables, inputs, kwargs)
+        graphdef = find_graphdef(self.apply_fn)
+        return {} if graphdef is None else nnx_types(graphdef)
+
+    def function_for(self, variables: Any, inputs: Any, kwargs: Any) -> Callable[..., Any]:
+        """Returns the function as it is, or with casts inside where some are to be made."""
+        if self.policy.patch_functions:
+            return self._autocast
+        types = self._types(variables, inputs, kwargs)
+        if not self.policy.keeps_any(variables, types):
             return self.apply_fn
+        if is_linen_apply(self.apply_fn):
+            kept = self.policy.kept_paths(variables, types)
+            return cast_between_modules(self.apply_fn, kept, types, self.policy.half_dtype)
         return self._autocast
+
+    def _types(self, variables: Any, inputs: Any, kwargs: Any) -> ModuleTypes:
+        """Returns the module types where the casts depend on them, from the last such call."""
+        policy = self.policy
+        stateless = set(variables) == {"params"} if isinstance(variables, Mapping) else False
+        plain = stateless and is_linen_apply(self.apply_fn)  # no batch norm has no statistics
+        by_type = policy.keep_fp32 is not None or (policy.keep_batchnorm_fp32 and not plain)
+        if not (policy.computes_in_half and by_type):
+            return {}
+        static, values = partition((variables, inputs, kwargs))
+        key = static, tuple((x.shape, x.dtype) for x in values)
+        if not static.hashable:
+            return self.module_types(variables, *inputs, **kwargs)
+        if key not in self._known_types:
+            self._known_types[key] = self.module_types(variables, *inputs, **kwargs)
+        return self._known_types[key]
 
     @functools.cached_property
     def _autocast(self) -> Callable[..., Any]:
-        # Behind a parameter that stays float32, products would become float32 as well.
-        products_only = not self.policy.patch_functions
-        half = self.policy.half_dtype
-        return autocast(self.apply_fn, half_dtype=half, products_only=products_only)
+        # behind a parameter that stays float32, products would become float32 as well
+        ops = self.policy.ops
+        if not self.policy.patch_functions:
+            ops = dataclasses.replace(ops, float32=frozenset())
+        return autocast(self.apply_fn, self.policy, ops=ops)
 
     def __reduce__(self) -> Any:
         return type(self), (self.apply_fn, self.policy)  # without what was compiled
@@ -95,17 +153,11 @@ def find_apply_fn(model: Any) -> Callable[..., Any]:
     """
     if isinstance(model, MixedPrecisionApply):
         raise ValueError(f"the model {model!r} was initialized twice")
-    if _is_instance(model, "flax.linen"):
+    if is_framework_type(model, "flax.linen", "Module"):
         return model.apply
-    if not callable(model) or _is_instance(model, "flax.nnx"):
+    if not callable(model) or is_framework_type(model, "flax.nnx", "Module"):
         raise TypeError(
             "a model must be an apply_fn(variables, *inputs) or a linen module, "
             f"not {type(model).__name__} (split an NNX module, and apply its graph definition)"
         )
     return model
-
-
-def _is_instance(model: Any, framework: str) -> bool:
-    """Tells a framework's modules without importing it: they exist only where it is imported."""
-    module = sys.modules.get(framework)
-    return module is not None and isinstance(model, module.Module)

@@ -6,7 +6,11 @@ from typing import Any
 import optax
 
 from jinit.amp.apply import MixedPrecisionApply, find_apply_fn
+from jinit.amp.backend import check_backend
 from jinit.amp.levels import resolve_policy
+from jinit.amp.master_weights import master_weights as stepping_masters
+from jinit.amp.op_lists import OpLists
+from jinit.amp.policy import KeepFp32
 from jinit.amp.scaler import loss_scaling
 
 __all__ = ["initialize"]
@@ -30,6 +34,8 @@ def initialize(
     max_loss_scale: float = 2.0**24,
     hysteresis: int = 1,
     skip_nonfinite: bool = False,
+    ops: OpLists | None = None,
+    keep_fp32: KeepFp32 | None = None,
     verbosity: int = 1,
     enabled: bool = True,
 ) -> Any:
@@ -48,8 +54,10 @@ def initialize(
 
     Args:
         models: An ``apply_fn(variables, *inputs, **kwargs)`` or a linen module, or a list of
-            them. ``variables`` is the parameters, or a mapping of collections of which only
-            ``"params"`` is cast.
+            them. ``variables`` is the parameters; a mapping of collections of which only
+            ``"params"`` is cast; or the state of an NNX module, of which ``nnx.Param`` is: with
+            ``graphdef, state = nnx.split(model)`` the function is
+            ``lambda state, *inputs: nnx.merge(graphdef, state)(*inputs)``.
         optimizers: An optax transformation, or a list of them.
         opt_level: ``"O0"`` to ``"O3"``, with the letter O.
         half_dtype: bfloat16 or float16. ``"auto"`` is bfloat16 except on NVIDIA GPUs older than
@@ -58,9 +66,12 @@ def initialize(
         patch_functions: Whether operations are cast one by one, at O1 only.
         patch_torch_functions: The old name of ``patch_functions``.
         keep_batchnorm_fp32: Whether the parameters of batch normalization stay float32 inside
-            the function: those below a path component with ``BatchNorm``, ``batch_norm`` or
-            the word ``bn`` in it, numbered or not, as in ``BatchNorm_0`` or ``bn1``.
+            the function. It is found by the type of its module in linen modules and in
+            functions that merge one NNX graph definition; elsewhere by its path: below a
+            component with ``BatchNorm``, ``batch_norm`` or the word ``bn`` in it, numbered or
+            not, as in ``BatchNorm_0`` or ``bn1``.
         master_weights: Whether stored parameters are float32 where the computation is half.
+            ``"optimizer"`` stores them in half, with float32 masters in the optimizer's state.
         loss_scale: ``"dynamic"`` or a number. The dynamic scale of O1 and O2 becomes 1 with
             bfloat16, which has the exponents of float32.
         cast_model_outputs: The dtype of floating outputs.
@@ -70,6 +81,11 @@ def initialize(
         max_loss_scale: The greatest dynamic scale.
         hysteresis: How many steps in a row must overflow for a dynamic scale to back off.
         skip_nonfinite: Skips steps that are not finite under a constant scale too.
+        keep_fp32: ``keep_fp32(path, module_type)`` tells of a parameter, such as
+            ``"Block_0/LayerNorm_0/scale"``, whether it stays float32 inside a half function.
+            The type of its module is known for linen and NNX, and None elsewhere. What a kept
+            norm puts out is half again; at O2 and O3 only.
+        ops: Which operations O1 runs in which dtype, by default ``amp.OPS``.
         verbosity: 1 prints the properties in effect beside the level's, 0 prints nothing.
         enabled: False returns the functions untouched (of a module its ``apply``), and the
             optimizers with a constant scale of 1, so that the same training step runs without
@@ -82,7 +98,8 @@ def initialize(
     Raises:
         TypeError: If a model or an optimizer is not one.
         ValueError: If a keyword has a value that it cannot have, or the level excludes it, or a
-            model was initialized before. Nothing is changed then.
+            model was initialized before, or the backend cannot compute in the half dtype.
+            Nothing is changed then.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -114,14 +131,18 @@ def initialize(
         cast_model_outputs=cast_model_outputs,
         min_loss_scale=min_loss_scale,
         max_loss_scale=max_loss_scale,
+        ops=ops,
+        keep_fp32=keep_fp32,
     )
+    if enabled and opt_level != "O0":
+        check_backend(policy.half_dtype)
 
     def wrap_model(model: Any) -> Callable[..., Any]:
         apply_fn = find_apply_fn(model)
         return MixedPrecisionApply(apply_fn, policy) if enabled else apply_fn
 
     def wrap_optimizer(tx: Any) -> optax.GradientTransformationExtraArgs:
-        return loss_scaling(
+        scaled = loss_scaling(
             tx,
             policy.loss_scale if enabled else 1.0,
             min_loss_scale=policy.min_loss_scale,
@@ -130,6 +151,8 @@ def initialize(
             num_losses=num_losses,
             skip_nonfinite=skip_nonfinite and enabled,
         )
+        masters = enabled and policy.computes_in_half and policy.master_weights == "optimizer"
+        return stepping_masters(scaled) if masters else scaled
 
     wrapped = _each(wrap_model, models)
     if optimizers is not None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import BFLOAT16, FLOAT16, FLOAT32, Policy, opt_levels
 from jinit.amp.schedule import parse_loss_scale, parse_positive
 
@@ -95,6 +96,8 @@ def _check_level(opt_level: str, given: dict[str, Any]) -> None:
             f"patch_functions=True casts operation by operation, which only opt_level 'O1' does, "
             f"not {opt_level!r}"
         )
+    if opt_level == "O0" and "keep_fp32" in given:
+        raise ValueError("opt_level 'O0' keeps everything float32: keep_fp32 must be None")
     if opt_level != "O1":
         return
     if given.get("cast_model_type", FLOAT32) != FLOAT32:
@@ -102,7 +105,7 @@ def _check_level(opt_level: str, given: dict[str, Any]) -> None:
             "opt_level 'O1' casts operations and leaves the parameters float32: to compute "
             f"wholly in {given['cast_model_type']} use opt_level 'O2' or 'O3'"
         )
-    for name in ("keep_batchnorm_fp32", "master_weights"):
+    for name in ("keep_batchnorm_fp32", "master_weights", "keep_fp32"):
         if name in given:
             raise ValueError(
                 f"opt_level 'O1' keeps parameters float32 by itself: {name} must be None, "
@@ -120,11 +123,29 @@ def _parse_dtype(name: str, value: Any, among: str = "bfloat16, float16 or float
     return dtype
 
 
-def _parse_bool(name: str, value: Any) -> bool:
+def _parse_bool(name: str, value: Any, among: str = "True, False, 'True', 'False' or None") -> bool:
     parsed = {"True": True, "False": False}.get(value, value) if isinstance(value, str) else value
     if not isinstance(parsed, bool):
-        raise ValueError(f"{name} must be True, False, 'True', 'False' or None, not {value!r}")
+        raise ValueError(f"{name} must be {among}, not {value!r}")
     return parsed
+
+
+def _parse_masters(name: str, value: Any) -> bool | str:
+    if isinstance(value, str) and value == "optimizer":
+        return value
+    return _parse_bool(name, value, among="True, False, 'True', 'False', 'optimizer' or None")
+
+
+def _parse_ops(name: str, value: Any) -> OpLists:
+    if not isinstance(value, OpLists):
+        raise ValueError(f"{name} must be amp.OPS or its extension, not {value!r}")
+    return value
+
+
+def _parse_predicate(name: str, value: Any) -> Any:
+    if not callable(value):
+        raise ValueError(f"{name} must be a function of path and module type, not {value!r}")
+    return value
 
 
 _PARSERS = {
@@ -132,8 +153,10 @@ _PARSERS = {
     "cast_model_outputs": _parse_dtype,
     "patch_functions": _parse_bool,
     "keep_batchnorm_fp32": _parse_bool,
-    "master_weights": _parse_bool,
+    "keep_fp32": _parse_predicate,
+    "master_weights": _parse_masters,
     "loss_scale": parse_loss_scale,
     "min_loss_scale": parse_positive,
+    "ops": _parse_ops,
     "max_loss_scale": parse_positive,
 }

@@ -1,5 +1,6 @@
 """Which operations autocast runs in which dtype: data, to be read and printed."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from jinit._tables import format_table
@@ -24,9 +25,50 @@ class OpLists:
     declared: frozenset[str]
     separate: frozenset[str]
 
+    def extend(
+        self,
+        *,
+        half: Iterable[str] = (),
+        float32: Iterable[str] = (),
+        promote: Iterable[str] = (),
+        declared: Iterable[str] = (),
+        separate: Iterable[str] = (),
+    ) -> "OpLists":
+        """Returns the lists with some primitives moved.
+
+        Args:
+            half: The names of primitives that go to this list, and out of every other.
+            float32: Likewise.
+            promote: Those that go out of every list.
+            declared: Likewise.
+            separate: Likewise.
+
+        Raises:
+            TypeError: If what should be names is one string.
+            ValueError: If a name is given twice.
+
+        Example:
+            >>> ops = OPS.extend(half=["my_kernel"], promote=["logistic"])
+            >>> "my_kernel" in ops.half, "logistic" in ops.float32
+            (True, False)
+        """
+        given = {"half": half, "float32": float32, "declared": declared, "separate": separate}
+        moved = {name: _names(name, ops) for name, ops in {**given, "promote": promote}.items()}
+        every = sorted(op for ops in moved.values() for op in ops)
+        twice = sorted({op for op in every if every.count(op) > 1})
+        if twice:
+            raise ValueError(f"a primitive can go to one list, but given twice: {', '.join(twice)}")
+        return OpLists(**{name: (getattr(self, name) - {*every}) | moved[name] for name in given})
+
     def __str__(self) -> str:
         rows = [[f.name, ", ".join(sorted(getattr(self, f.name)))] for f in fields(self)]
         return format_table(["dtype", "primitives"], rows)
+
+
+def _names(name: str, ops: Iterable[str]) -> frozenset[str]:
+    if isinstance(ops, str):
+        raise TypeError(f"{name} must be an iterable of primitives' names, not {ops!r}")
+    return frozenset(ops)
 
 
 OPS = OpLists(

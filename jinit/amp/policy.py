@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -10,12 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jinit._tables import format_table
+from jinit.amp.module_types import ModuleTypes, is_framework_type
+from jinit.amp.op_lists import OPS, OpLists
 
 __all__ = ["Policy", "cast_floating", "opt_levels", "param_mask"]
 
 FLOAT32 = jnp.dtype(jnp.float32)
 FLOAT16 = jnp.dtype(jnp.float16)
 BFLOAT16 = jnp.dtype(jnp.bfloat16)
+
+KeepFp32 = Callable[[str, type | None], bool]
 
 _BATCH_NORM = re.compile(r"batch_?norm|(?<![a-z0-9])bn\d*(?![a-z0-9])", re.IGNORECASE)
 
@@ -33,12 +37,15 @@ class Policy:
         cast_model_type: The dtype in which parameters and floating inputs enter the function.
         patch_functions: Whether every operation is cast by its own rule (autocast).
         keep_batchnorm_fp32: Whether the parameters of batch normalization stay float32.
-        master_weights: Whether the stored parameters are float32 where the computation is half.
+        master_weights: Whether the stored parameters are float32 where the computation is half;
+            ``"optimizer"`` where they are half and the optimizer holds float32 masters.
         loss_scale: ``"dynamic"``, or the constant factor of the loss.
         cast_model_outputs: The dtype of floating outputs; None means float32 where
             ``cast_model_type`` is set, and no cast where it is not.
         min_loss_scale: The least dynamic scale; None means no floor.
         max_loss_scale: The greatest dynamic scale.
+        ops: Which operations autocast runs in which dtype; ``print(policy.ops)`` shows them.
+        keep_fp32: Tells of a parameter's path and its module's type whether it stays float32.
 
     Example:
         >>> from jinit import amp
@@ -58,6 +65,8 @@ class Policy:
           cast_model_outputs    None         None
           min_loss_scale        None         None
           max_loss_scale        16777216.0   16777216.0
+          ops                   OPS          OPS
+          keep_fp32             None         None
 
     Reference:
         The properties of NVIDIA apex's amp levels; ``cast_to_param``, ``cast_to_compute`` and
@@ -69,16 +78,18 @@ class Policy:
     cast_model_type: np.dtype | None
     patch_functions: bool
     keep_batchnorm_fp32: bool | None
-    master_weights: bool | None
+    master_weights: bool | Literal["optimizer"] | None
     loss_scale: float | Literal["dynamic"]
     cast_model_outputs: np.dtype | None = None
     min_loss_scale: float | None = None
     max_loss_scale: float = 2.0**24
+    ops: OpLists = OPS
+    keep_fp32: KeepFp32 | None = None
 
     @property
     def param_dtype(self) -> np.dtype:
-        """The dtype in which parameters are stored: half only without master weights."""
-        stored_half = self.computes_in_half and not self.master_weights
+        """The dtype in which parameters are stored: half unless they are the masters."""
+        stored_half = self.computes_in_half and self.master_weights is not True
         return self.half_dtype if stored_half else FLOAT32
 
     @property
@@ -93,31 +104,61 @@ class Policy:
         """Whether parameters and inputs enter the function in the half type."""
         return self.cast_model_type == self.half_dtype
 
-    def cast_to_param(self, variables: Any) -> Any:
+    def cast_to_param(self, variables: Any, module_types: ModuleTypes | None = None) -> Any:
         """Casts floating parameters to the dtype in which they are stored.
 
         Args:
-            variables: A tree of parameters, or a mapping of collections of which only
-                ``"params"`` is cast. Batch statistics keep their dtype, and so does every leaf
-                that is not a floating array.
+            variables: A tree of parameters; a mapping of collections of which only
+                ``"params"`` is cast; or an NNX state, of which ``nnx.Param`` is. Batch statistics
+                keep their dtype, and so does every leaf that is not a floating array.
+            module_types: The type of the module at each path, as the model's
+                ``module_types(variables, *inputs)`` returns them; where they are not given,
+                batch normalization is found by its path.
 
         Returns:
             The tree, float32 at O0, O1 and O2 and half at O3.
-        """
-        return self._cast_params(variables, self.param_dtype)
 
-    def cast_to_compute(self, variables: Any) -> Any:
+        Raises:
+            ValueError: If it is to be float32, and a parameter is half already.
+        """
+        self.check_params(variables)
+        return self._cast_params(variables, self.param_dtype, module_types)
+
+    def cast_to_compute(self, variables: Any, module_types: ModuleTypes | None = None) -> Any:
         """Casts floating parameters to the dtype in which they enter the function.
 
         Args:
             variables: As for ``cast_to_param``.
+            module_types: As for ``cast_to_param``.
 
         Returns:
-            The tree; batch normalization's parameters are float32 if ``keep_batchnorm_fp32``.
+            The tree; batch normalization's parameters are float32 if ``keep_batchnorm_fp32``,
+            and so are those that ``keep_fp32`` names.
         """
         if self.cast_model_type is None:
             return variables
-        return self._cast_params(variables, self.cast_model_type)
+        return self._cast_params(variables, self.cast_model_type, module_types)
+
+    def check_params(self, variables: Any) -> None:
+        """Checks that parameters come in float32 where they are stored in it.
+
+        Raises:
+            ValueError: If one is half already; the paths of all such are named.
+        """
+        if self.param_dtype != FLOAT32:
+            return
+        leaves = jax.tree_util.tree_leaves_with_path(variables)
+        found = [
+            f"{'/'.join(_parameter_path(path, variables))} ({leaf.dtype})"
+            for (path, leaf), param in zip(leaves, param_mask(variables), strict=True)
+            if param and getattr(leaf, "dtype", None) in (FLOAT16, BFLOAT16)
+        ]
+        if found:
+            raise ValueError(
+                f"opt_level {self.opt_level!r} takes float32 parameters and casts them itself, "
+                f"but half already are: {', '.join(found)}. Give them as they were initialized, "
+                "or store them in half with 'O3' or master_weights='optimizer'"
+            )
 
     def cast_to_output(self, outputs: Any) -> Any:
         """Casts floating outputs to the dtype that the caller sees.
@@ -130,32 +171,61 @@ class Policy:
         """
         return outputs if self.output_dtype is None else cast_floating(outputs, self.output_dtype)
 
-    def keeps_any(self, variables: Any) -> bool:
+    def keeps_any(self, variables: Any, module_types: ModuleTypes | None = None) -> bool:
         """Tells whether a parameter enters a half computation in float32."""
-        if not (self.computes_in_half and self.keep_batchnorm_fp32):
-            return False
-        paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(variables))
-        return any(_is_param(path, variables) and _names_batch_norm(path) for path in paths)
+        return self.computes_in_half and any(self.kept_mask(variables, module_types))
 
-    def _cast_params(self, variables: Any, dtype: np.dtype) -> Any:
-        def cast(path: tuple, leaf: Any) -> Any:
-            if not _is_param(path, variables):
-                return leaf
-            kept = self.keep_batchnorm_fp32 and _names_batch_norm(path)
-            return cast_floating(leaf, FLOAT32 if kept else dtype)
+    def kept_mask(self, variables: Any, module_types: ModuleTypes | None = None) -> list[bool]:
+        """Tells for every leaf whether it is a parameter that stays float32 by itself."""
+        leaves = jax.tree_util.tree_leaves_with_path(variables)
+        marked = zip(leaves, param_mask(variables), strict=True)
+        return [
+            param and self._keeps(_parameter_path(path, variables), module_types or {})
+            for (path, _), param in marked
+        ]
 
-        return jax.tree_util.tree_map_with_path(cast, variables)
+    def kept_paths(
+        self, variables: Any, module_types: ModuleTypes | None = None
+    ) -> set[tuple[str, ...]]:
+        """Returns the paths of the modules that own what ``kept_mask`` marks."""
+        leaves = jax.tree_util.tree_leaves_with_path(variables)
+        marked = zip(leaves, self.kept_mask(variables, module_types), strict=True)
+        return {_parameter_path(path, variables)[:-1] for (path, _), kept in marked if kept}
+
+    def _keeps(self, path: tuple[str, ...], module_types: ModuleTypes) -> bool:
+        module_type = module_types.get(path[:-1])
+        named = path if module_type is None else [base.__name__ for base in module_type.__mro__]
+        if self.keep_batchnorm_fp32 and any(map(_BATCH_NORM.search, named)):
+            return True
+        return self.keep_fp32 is not None and bool(self.keep_fp32("/".join(path), module_type))
+
+    def _cast_params(
+        self, variables: Any, dtype: np.dtype, module_types: ModuleTypes | None
+    ) -> Any:
+        leaves, structure = jax.tree.flatten(variables)
+        masks = param_mask(variables), self.kept_mask(variables, module_types)
+        marked = zip(leaves, *masks, strict=True)
+        return jax.tree.unflatten(
+            structure,
+            [cast_floating(x, FLOAT32 if kept else dtype) if p else x for x, p, kept in marked],
+        )
 
     def __str__(self) -> str:
         default = opt_levels(self.half_dtype)[self.opt_level]
         properties = [field.name for field in dataclasses.fields(self)][2:]
         rows = [
-            (name, str(getattr(default, name)), str(getattr(self, name))) for name in properties
+            (name, _cell(getattr(default, name)), _cell(getattr(self, name))) for name in properties
         ]
         title = f"amp {self.opt_level} with {self.half_dtype}"
         return format_table(
             ["property", f"{self.opt_level} default", "in effect"], rows, title=title
         )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, OpLists):
+        return "OPS" if value == OPS else "extended"
+    return getattr(value, "__qualname__", str(value))
 
 
 def opt_levels(half_dtype: np.dtype) -> dict[str, Policy]:
@@ -212,21 +282,32 @@ def cast_floating(tree: Any, dtype: np.dtype) -> Any:
 
 
 def param_mask(variables: Any) -> list[bool]:
-    """Tells for every leaf whether it is a parameter, and not in another collection."""
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    return [_is_param(path, variables) for path, _ in leaves]
+    """Tells for every leaf whether it is a parameter.
+
+    Flax's other collections, and NNX's variables of other types, are not.
+    """
+    collections = isinstance(variables, Mapping) and "params" in variables
+    nodes = jax.tree_util.tree_leaves_with_path(variables, is_leaf=_is_nnx_variable)
+    mask: list[bool] = []
+    for path, node in nodes:
+        param = not _is_nnx_variable(node) or is_framework_type(node, "flax.nnx", "Param")
+        param = param and (not collections or _component(path[0]) == "params")
+        mask += [param] * len(jax.tree.leaves(node))
+    return mask
+
+
+def _is_nnx_variable(node: Any) -> bool:
+    return is_framework_type(node, "flax.nnx", "Variable")
 
 
 def _component(entry: Any) -> str:
     return jax.tree_util.keystr((entry,), simple=True)
 
 
-def _is_param(path: tuple, variables: Any) -> bool:
-    """Tells parameters from Flax's other collections, which stay as they are stored."""
-    if not (isinstance(variables, Mapping) and "params" in variables):
-        return True
-    return _component(path[0]) == "params"
-
-
-def _names_batch_norm(path: tuple) -> bool:
-    return any(_BATCH_NORM.search(_component(entry)) for entry in path)
+def _parameter_path(path: tuple, variables: Any) -> tuple[str, ...]:
+    """Returns a path below the parameters: without the collection, and NNX's inner value."""
+    components = tuple(_component(entry) for entry in path)
+    if isinstance(variables, Mapping) and "params" in variables:
+        components = components[1:]
+    inner = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and components[-1] == "value"
+    return components[:-1] if inner else components

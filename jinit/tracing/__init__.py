@@ -6,12 +6,20 @@ through jit, remat, scan, while, cond, shard_map and custom derivatives. ``roll`
 its equal blocks, so that none of this grows with depth.
 """
 
-from jinit.tracing._jax import aval_of, is_tracing, sub_jaxprs, trace_context
+from jinit.tracing._jax import (
+    aval_of,
+    is_hidden,
+    is_tracing,
+    scopes_of,
+    source_line,
+    sub_jaxprs,
+    trace_context,
+)
 from jinit.tracing.dataflow import DataflowRules, Frame, propagate
-from jinit.tracing.evaluate import EquationView, Rule, evaluate
+from jinit.tracing.evaluate import EquationView, Region, Rule, evaluate
 from jinit.tracing.roll import Rolled, roll
 from jinit.tracing.static import ARRAYS, Static, partition
-from jinit.tracing.structure import PRODUCTS, Path
+from jinit.tracing.structure import PRODUCTS, Path, structure_of
 from jinit.tracing.trace import TracedFunction, trace
 
 __all__ = [
@@ -21,16 +29,21 @@ __all__ = [
     "EquationView",
     "Frame",
     "Path",
+    "Region",
     "Rolled",
     "Rule",
     "Static",
     "TracedFunction",
     "aval_of",
     "evaluate",
+    "is_hidden",
     "is_tracing",
     "partition",
     "propagate",
     "roll",
+    "scopes_of",
+    "source_line",
+    "structure_of",
     "sub_jaxprs",
     "trace",
     "trace_context",

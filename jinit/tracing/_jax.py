@@ -6,6 +6,7 @@ parameters of its control-flow primitives change between releases. Both are conf
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from jax._src.linear_util import DebugInfo, WrappedFun
 from jax._src.named_sharding import UNSPECIFIED
 from jax.extend import core as jex
 
+_HIDDEN = frozenset({"call_hi_primitive", "call_hi_primitive_linearized", "CustomVJPTraced"})
 _THUNK_MODULES = ("jax._src.interpreters.partial_eval", "jax._src.custom_derivatives")
 
 __all__ = [
@@ -32,10 +34,13 @@ __all__ = [
     "define_vjp",
     "equation_context",
     "hoist_consts",
+    "is_hidden",
     "is_pinned",
     "is_tracing",
     "scan_sizes",
+    "scopes_of",
     "shard_map_like",
+    "source_line",
     "sub_jaxprs",
     "trace_context",
 ]
@@ -56,6 +61,25 @@ def aval_of(atom: Any) -> Any:
 def sub_jaxprs(equation: jex.JaxprEqn) -> list[Any]:
     """Lists the jaxprs among an equation's parameters."""
     return list(jex.jaxprs_in_params(equation.params))
+
+
+def is_hidden(equation: jex.JaxprEqn) -> bool:
+    """Tells a call whose body is no jaxpr, as a custom_vjp's under ``jax_custom_vjp3``."""
+    return equation.primitive.name in _HIDDEN
+
+
+def scopes_of(equation: jex.JaxprEqn) -> tuple[str, ...]:
+    """Lists the named scopes that an equation stands in, within its own jaxpr."""
+    return tuple(entry.name for entry in equation.source_info.name_stack.stack)
+
+
+def source_line(equation: jex.JaxprEqn) -> str:
+    """Returns the user's line that an equation comes from: file, line and function."""
+    frame = source_info_util.user_frame(equation.source_info.traceback)
+    if frame is None:
+        return "unknown"
+    function = frame.function_name.split("<locals>.")[-1]
+    return f"{os.path.basename(frame.file_name)}:{frame.start_line} ({function})"
 
 
 def scan_sizes(params: dict[str, Any]) -> tuple[int, int]:

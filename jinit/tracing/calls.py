@@ -83,7 +83,7 @@ def _call(
 ) -> Call:
     if run.alike is None:
         return _evaluated(run, body, values, planted, path)
-    key = (id(body.jaxpr), *map(jax.typeof, values), run.alike(path))
+    key = (id(body.jaxpr), run.rule, *map(jax.typeof, values), run.alike(path))
     if key in run.calls:
         return run.calls[key]
     call = _evaluated(run, body, values, planted, path)

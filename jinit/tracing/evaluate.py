@@ -13,7 +13,7 @@ from jinit.tracing.custom_rules import evaluate_custom_jvp, evaluate_custom_vjp
 from jinit.tracing.loops import evaluate_cond, evaluate_scan, evaluate_while
 from jinit.tracing.structure import Body, Entry, Kind, Path, structure_of
 
-__all__ = ["EquationView", "Rule", "evaluate"]
+__all__ = ["EquationView", "Region", "Rule", "evaluate"]
 
 Reaped = dict[Path, Any]
 
@@ -27,11 +27,14 @@ class EquationView:
         path: Where it stands.
         planted: What the caller of ``evaluate`` planted at this path, one iteration's slice of
             it inside a scan; None where nothing was.
+        memo: What the rule remembers among the equations of one jaxpr, while it is evaluated:
+            values made there are not good elsewhere.
     """
 
     equation: jex.JaxprEqn
     path: Path
     planted: Any = None
+    memo: dict[Any, Any] = field(default_factory=dict)
     _reaped: Reaped = field(default_factory=dict)
 
     def bind(self, values: Sequence[Any], **params: Any) -> list[Any]:
@@ -44,7 +47,11 @@ class EquationView:
         Nothing comes out of while loops, whose length is unknown, nor out of custom derivatives
         and shard_map, whose results are fixed.
         """
-        self._reaped[self.path] = tree
+        self.collect({self.path: tree})
+
+    def collect(self, reaped: Reaped) -> None:
+        """Adds what was reaped at other paths."""
+        self._reaped.update(reaped)
 
 
 class Rule(Protocol):
@@ -58,6 +65,19 @@ class Rule(Protocol):
         ...
 
 
+class Region(Protocol):
+    """Which rule holds inside an equation that is gone into.
+
+    Returns the rule, and the operands that the equation is evaluated with.
+    """
+
+    def __call__(
+        self, equation: jex.JaxprEqn, values: list[Any], rule: Rule
+    ) -> tuple[Rule, list[Any]]:
+        """Returns the rule inside, given the one outside, and the operands."""
+        ...
+
+
 def evaluate(
     jaxpr: jex.Jaxpr,
     consts: Sequence[Any],
@@ -67,6 +87,7 @@ def evaluate(
     planted: Mapping[Path, Any] | None = None,
     enter: Collection[Path] | None = None,
     alike: Callable[[Path], Hashable] | None = None,
+    region: Region | None = None,
 ) -> tuple[list[Any], Reaped]:
     """Runs a jaxpr, handing every equation to a rule.
 
@@ -87,6 +108,7 @@ def evaluate(
             equations below the path of a jit or remat. Calls of one function on equal shapes
             for which that is equal are evaluated once, and stay calls. Without it a jit is
             inlined, under its name, unless it pins shardings or layouts, or donates.
+        region: Chooses the rule inside each equation that is gone into; None for one rule.
 
     Returns:
         The outputs, and what the rule reaped, by path; inside scans it is stacked, and in the
@@ -96,7 +118,7 @@ def evaluate(
         ValueError: If something is planted or reaped in a call although ``alike`` is given.
     """
     chosen = None if enter is None else frozenset(enter)
-    run = Run(rule, chosen, alike)
+    run = Run(rule, chosen, alike, region)
     return run.body(Body(jaxpr, tuple(consts)), list(args), planted or {}, ())
 
 
@@ -107,11 +129,19 @@ class Run:
     rule: Rule
     chosen: frozenset[Path] | None
     alike: Callable[[Path], Hashable] | None
+    region: Region | None = None
     calls: dict[Any, Call] = field(default_factory=dict)
 
     def everywhere(self) -> "Run":
         """Returns the same evaluation, which goes into everything."""
         return replace(self, chosen=None)
+
+    def inside(self, equation: jex.JaxprEqn, values: list[Any]) -> tuple["Run", list[Any]]:
+        """Returns the evaluation inside an equation, and the equation's operands there."""
+        if self.region is None:
+            return self, values
+        rule, values = self.region(equation, values, self.rule)
+        return self if rule is self.rule else replace(self, rule=rule), values
 
     def body(
         self, body: Body, args: Sequence[Any], planted: Mapping[Path, Any], path: Path
@@ -120,6 +150,7 @@ class Run:
         env: dict[Any, Any] = dict(zip(body.jaxpr.constvars, body.consts, strict=True))
         env.update(zip(body.jaxpr.invars, args, strict=True))
         reaped: Reaped = {}
+        memo: dict[Any, Any] = {}
 
         def read(atom: Any) -> Any:
             return atom.val if isinstance(atom, jex.Literal) else env[atom]
@@ -127,26 +158,24 @@ class Run:
         for index, equation in enumerate(body.jaxpr.eqns):
             values = [read(atom) for atom in equation.invars]
             with equation_context(equation):
-                results = self.equation(equation, values, planted, (*path, index), reaped)
+                place = (*path, index)
+                view = EquationView(equation, place, planted.get(place), memo, reaped)
+                results = self.equation(view, values, planted)
             env.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in body.jaxpr.outvars], reaped
 
     def equation(
-        self,
-        equation: jex.JaxprEqn,
-        values: list[Any],
-        planted: Mapping[Path, Any],
-        path: Path,
-        reaped: Reaped,
+        self, view: EquationView, values: list[Any], planted: Mapping[Path, Any]
     ) -> list[Any]:
         """Goes into an equation, or hands it to the rule."""
+        equation, path = view.equation, view.path
         structure = structure_of(equation)
         handler = _HANDLERS.get(structure.kind)
         if handler is not None and (self.chosen is None or path in self.chosen):
-            results, inner = handler(self, Entry(equation, structure, values, planted, path))
-            reaped.update(inner)
+            run, values = self.inside(equation, values)
+            results, inner = handler(run, Entry(equation, structure, values, planted, path))
+            view.collect(inner)
             return results
-        view = EquationView(equation, path, planted.get(path), reaped)
         results = self.rule(view, values)
         if results is None:
             return view.bind(cast_to_declared(values, equation.invars))

@@ -40,8 +40,8 @@ class Static:
         return jax.tree.unflatten(self.tree, leaves)
 
 
-def partition(tree: Any) -> tuple[Static, list[Any]]:
-    """Divides a tree into its arrays and the rest."""
+def partition(tree: Any, arrays: tuple[type, ...] = ARRAYS) -> tuple[Static, list[Any]]:
+    """Divides a tree into its arrays, the leaves of some types, and the rest."""
     leaves, structure = jax.tree.flatten(tree)
-    kept = tuple(None if isinstance(leaf, ARRAYS) else (type(leaf), leaf) for leaf in leaves)
-    return Static(structure, kept), [leaf for leaf in leaves if isinstance(leaf, ARRAYS)]
+    kept = tuple(None if isinstance(leaf, arrays) else (type(leaf), leaf) for leaf in leaves)
+    return Static(structure, kept), [leaf for leaf in leaves if isinstance(leaf, arrays)]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from jax.extend import core as jex
 
-from jinit.tracing._jax import close, scan_sizes, sub_jaxprs
+from jinit.tracing._jax import close, is_hidden, scan_sizes, sub_jaxprs
 
 __all__ = ["PRODUCTS", "Body", "Entry", "Kind", "Path", "Structure", "below", "structure_of"]
 
@@ -124,4 +124,5 @@ def structure_of(equation: jex.JaxprEqn) -> Structure:
         return _while(params)
     if name == "cond":
         return Structure("cond", tuple(_body(branch) for branch in params["branches"]))
-    return Structure("opaque") if sub_jaxprs(equation) else _PLAIN
+    hidden = is_hidden(equation) or sub_jaxprs(equation)
+    return Structure("opaque") if hidden else _PLAIN

@@ -1,8 +1,10 @@
 """Autocast against float32 in value, and against the op lists in dtype."""
 
+import dataclasses
 import gc
 import weakref
 
+import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -13,8 +15,15 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jinit.amp import autocast
+from jinit.amp import autocast, initialize
 from jinit.amp.op_lists import OPS
+from tests.benchmarks.precision import (
+    Transformer,
+    at_level,
+    by_hand,
+    converts_traced,
+    loss_of,
+)
 
 HALVES = [jnp.bfloat16, jnp.float16]
 W = jax.random.normal(jax.random.key(0), (16, 16)) / 4
@@ -310,12 +319,12 @@ def test_a_haiku_net():
         assert dtypes(cast, params, X)["dot_general"] == {"bfloat16"}
 
 
-def test_products_only_leaves_the_float32_list_alone():
+def test_a_list_that_is_empty_leaves_the_float32_list_alone():
     def fn(w, x):
         return jnp.exp(x @ w).sum()
 
     half = W.astype(jnp.bfloat16)
-    found = dtypes(autocast(fn, products_only=True), half, X)
+    found = dtypes(autocast(fn, ops=dataclasses.replace(OPS, float32=frozenset())), half, X)
     assert found["dot_general"] == {"bfloat16"}
     assert found["exp"] == {"bfloat16"}
 
@@ -480,3 +489,72 @@ def test_a_product_that_the_user_made_of_halves_keeps_its_result():
         return jnp.matmul(low[1], low[0], preferred_element_type=jnp.float32)
 
     assert dtypes(autocast(fn), W, X)["dot_general"] == {"float32"}
+
+
+def test_an_equinox_model():
+    model = eqx.nn.MLP(16, 4, 32, 2, key=jax.random.key(0))
+    params, static = eqx.partition(model, eqx.is_array)
+    apply_fn = lambda params, x: jax.vmap(eqx.combine(params, static))(x)  # noqa: E731
+    cast = autocast(apply_fn, half_dtype="float16")
+    np.testing.assert_allclose(cast(params, X), apply_fn(params, X), atol=0.05)
+    value, gradient = jax.value_and_grad(total(cast))(params, X)
+    exact_value, exact = jax.value_and_grad(total(apply_fn))(params, X)
+    np.testing.assert_allclose(value, exact_value, rtol=0.02)
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(exact), strict=True):
+        assert ours.dtype == jnp.float32
+        assert cosine(ours, theirs) > 0.999
+    assert dtypes(cast, params, X)["dot_general"] == {"float16"}
+    assert dtypes(autocast(jax.vmap(model)), X)["dot_general"] == {"bfloat16"}
+
+
+def test_the_half_dtype_is_checked():
+    with pytest.raises(ValueError, match="half_dtype must be 'auto', bfloat16 or float16, not 'i"):
+        autocast(lambda w: w, half_dtype="int8")
+
+
+def test_a_policy_gives_the_half_dtype():
+    policy = initialize(lambda w, x: x @ w, None, "O1", half_dtype="float16", verbosity=0).policy
+    assert dtypes(autocast(jnp.matmul, policy), W, W)["dot_general"] == {"float16"}
+    cast = autocast(jnp.matmul, policy, half_dtype="bfloat16")
+    assert dtypes(cast, W, W)["dot_general"] == {"bfloat16"}
+
+
+def test_a_method_can_be_decorated():
+    class Layer:
+        @autocast
+        def __call__(self, x):
+            return x @ W
+
+    assert dtypes(Layer(), X)["dot_general"] == {"bfloat16"}
+
+
+def test_a_value_goes_up_to_float32_once_for_all_its_uses():
+    def fn(w, x):
+        y = x @ w
+        return jnp.exp(y) + jnp.log(y) + y**3 + y.sum()
+
+    program = jax.make_jaxpr(autocast(fn))(W, X).jaxpr.eqns[0].params["jaxpr"].jaxpr
+    up = [e for e in program.eqns if e.primitive.name == "convert_element_type"
+          and e.params["new_dtype"] == jnp.float32]  # fmt: skip
+    assert len(up) == 1
+    slope = jax.grad(lambda x: autocast(lambda x: jnp.exp(x @ W) + jnp.sin(x @ W))(x).sum())(X)
+    exact = jax.grad(lambda x: (jnp.exp(x @ W) + jnp.sin(x @ W)).sum())(X)
+    assert cosine(slope, exact) > 0.999
+
+
+def test_the_program_grows_linearly_and_converts_no_more_than_by_hand():
+    def sizes(depth):
+        tokens = jnp.zeros((2, 9), int)
+        model = Transformer(depth, 32)
+        variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+        loss_fn = loss_of(at_level("O1", model))
+        counts = [converts_traced(f, variables, tokens) for f in (loss_fn, jax.grad(loss_fn))]
+        by_hands = loss_of(by_hand(model))
+        hands = [converts_traced(f, variables, tokens) for f in (by_hands, jax.grad(by_hands))]
+        assert all(ours <= theirs for ours, theirs in zip(counts, hands, strict=True))
+        return np.array(
+            [len(str(jax.make_jaxpr(loss_fn)(variables, tokens)).split(" = ")), *counts]
+        )
+
+    two, three, four = map(sizes, (2, 3, 4))
+    np.testing.assert_array_equal(four - three, three - two)

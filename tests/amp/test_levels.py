@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from jinit import amp
+from jinit.amp import backend
 from jinit.amp.levels import resolve_half_dtype, resolve_policy
 
 # Read from apex: cast_model_type, op-level casts, keep_batchnorm_fp32, master_weights, loss_scale.
@@ -88,6 +89,11 @@ ERRORS = [
         "opt_level 'O1' keeps parameters float32 by itself: master_weights must be None, not False",
     ),
     (
+        {"opt_level": "O2", "master_weights": "optimiser"},
+        "master_weights must be True, False, 'True', 'False', 'optimizer' or None, not 'optimiser'",
+    ),
+    ({"opt_level": "O1", "ops": {"half": []}}, "ops must be amp.OPS or its extension, not {'half'"),
+    (
         {"opt_level": "O1", "cast_model_type": jnp.bfloat16},
         "opt_level 'O1' casts operations and leaves the parameters float32: to compute wholly in "
         "bfloat16 use opt_level 'O2' or 'O3'",
@@ -167,3 +173,48 @@ def test_auto_is_bfloat16_here():
 @pytest.mark.parametrize("given", ["float16", jnp.float16, jnp.dtype("float16")])
 def test_half_dtype_forms(given):
     assert resolve_half_dtype(given) == jnp.float16
+
+
+PARAMS = {"params": {"Dense_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2, "float16")}},
+          "batch_stats": {"mean": jnp.ones(2, "float16")}}  # fmt: skip
+
+
+@pytest.mark.parametrize("level", ["O0", "O1", "O2"])
+def test_half_parameters_are_refused_where_float32_ones_are_cast(level):
+    text = (
+        f"opt_level {level!r} takes float32 parameters and casts them itself, but half already "
+        "are: Dense_0/bias (float16). Give them as they were initialized, or store them in half "
+        "with 'O3' or master_weights='optimizer'"
+    )
+    model = amp.initialize(lambda variables, x: x, opt_level=level, verbosity=0)
+    for use in (lambda: model(PARAMS, jnp.ones(2)), lambda: model.policy.cast_to_param(PARAMS)):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 (the text is compared below)
+            use()
+        assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(("level", "masters"), [("O3", None), ("O2", "optimizer"), ("O2", False)])
+def test_half_parameters_are_taken_where_they_are_stored_in_half(level, masters):
+    model = amp.initialize(
+        lambda variables, x: x, opt_level=level, master_weights=masters, verbosity=0
+    )
+    assert model(PARAMS, jnp.ones(2)).dtype == jnp.float32
+
+
+def test_a_half_dtype_that_the_backend_lacks_is_refused(monkeypatch, capsys):
+    class Product:
+        def lower(self, matrix):
+            raise NotImplementedError(f"no {matrix.dtype} here")
+
+    monkeypatch.setattr(backend, "_product", Product())
+    backend._failure.cache_clear()
+    text = (
+        "the backend 'cpu' cannot compute in float16, choose another half_dtype or opt_level "
+        "'O0': no float16 here"
+    )
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the text is compared below)
+        amp.initialize(lambda params, x: x, opt_level="O2", half_dtype="float16")
+    backend._failure.cache_clear()
+    assert str(caught.value) == text
+    assert capsys.readouterr().out == ""
+    amp.initialize(lambda params, x: x, opt_level="O0", half_dtype="float16", verbosity=0)

@@ -1,0 +1,59 @@
+"""How half and float32 modules of one linen model hand values to each other."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+
+from jinit.amp.module_types import ModuleTypes, is_framework_type
+from jinit.amp.policy import cast_floating
+
+__all__ = ["cast_between_modules", "is_linen_apply"]
+
+
+def is_linen_apply(apply_fn: Callable[..., Any]) -> bool:
+    """Tells the ``apply`` of a linen module."""
+    return is_framework_type(getattr(apply_fn, "__self__", None), "flax.linen", "Module")
+
+
+def cast_between_modules(
+    apply_fn: Callable[..., Any],
+    kept: Collection[tuple[str, ...]],
+    module_types: ModuleTypes,
+    half: np.dtype,
+) -> Callable[..., Any]:
+    """Returns a linen ``apply`` in which float32 modules leave the others half.
+
+    What a kept norm puts out is cast to half; so is what goes into every other layer, since a
+    kept layer that is no norm, such as the last one, puts out float32.
+
+    Args:
+        apply_fn: The ``apply`` of a linen module.
+        kept: The paths of the modules with float32 parameters.
+        module_types: The type of the module at each path.
+        half: The half dtype.
+    """
+    parents = {path[:depth] for path in module_types for depth in range(len(path))}
+
+    norms = {path for path in kept if path in module_types and _is_norm(module_types[path])}
+
+    def cast(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        path = context.module.path
+        if context.method_name != "__call__" or path in parents:
+            return method(*args, **kwargs)
+        if path not in kept:
+            args, kwargs = cast_floating((args, kwargs), half)
+        outputs = method(*args, **kwargs)
+        return cast_floating(outputs, half) if path in norms else outputs
+
+    def cast_apply(*args: Any, **kwargs: Any) -> Any:
+        from flax import linen as nn
+
+        with nn.intercept_methods(cast):
+            return apply_fn(*args, **kwargs)
+
+    return cast_apply
+
+
+def _is_norm(module_type: type) -> bool:
+    return any("norm" in base.__name__.lower() for base in module_type.__mro__)

@@ -1,0 +1,221 @@
+"""The rule of autocast: which dtype an equation runs in, and why."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core as jex
+
+from jinit.amp.op_lists import OpLists
+from jinit.amp.policy import FLOAT32
+from jinit.amp.promotion import Tag, promote
+from jinit.amp.regions import casts_disabled, region_of
+from jinit.tracing import EquationView, Path, Rule, aval_of, is_hidden, source_line, structure_of
+
+__all__ = ["CastRule", "Decision", "Decisions", "Record", "cast_to", "is_managed"]
+
+Record = Callable[[EquationView, Sequence[Any], "Decision"], None]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How an equation runs.
+
+    Attributes:
+        target: The dtype its float operands are cast to; ``declared`` is that of the traced
+            program, ``as given`` whatever they come in, ``dropped`` a cast that changes nothing.
+        why: The reason, in words.
+    """
+
+    target: np.dtype | Literal["declared", "as given", "dropped"]
+    why: str
+
+
+_DISABLED = Decision("declared", "disable_casts")
+
+
+class CastRule:
+    """A rule for ``evaluate`` that casts operands as it decides, and may record that.
+
+    Args:
+        decide: Returns the decision on an equation.
+        half: The half dtype.
+        record: Called with every decision.
+    """
+
+    def __init__(
+        self,
+        decide: Callable[[EquationView, Sequence[Any]], Decision],
+        half: np.dtype,
+        record: Record | None = None,
+    ) -> None:
+        self.decide, self.half, self.record = decide, half, record
+
+    def __call__(self, view: EquationView, values: Sequence[Any]) -> list[Any] | None:
+        """Runs an equation as decided."""
+        decision = self.decide(view, values)
+        if self.record is not None:
+            self.record(view, values, decision)
+        match decision.target:
+            case "declared":
+                return None
+            case "dropped":
+                return list(values)
+            case "as given":
+                return view.bind(values)
+            case dtype:
+                operands = _cast_managed(view.equation, values, self.half, dtype, view.memo)
+                return view.bind(operands, **_accumulation(view.equation, self.half, dtype))
+
+
+class Decisions:
+    """The rules of one traced function: that of the lists, and those of the user's regions.
+
+    Args:
+        ops: The lists.
+        half: The half dtype.
+        tags: The tags of operands by path.
+        record: Called with every decision.
+    """
+
+    def __init__(
+        self,
+        ops: OpLists,
+        half: np.dtype,
+        tags: Mapping[Path, tuple[Tag, ...]],
+        record: Record | None = None,
+    ) -> None:
+        self.ops, self.half, self.tags, self.record = ops, half, tags, record
+        self.rule = CastRule(self._by_list, half, record)
+        self.disabled = CastRule(lambda view, values: _DISABLED, half, record)
+        self._uniform: dict[Decision, CastRule] = {}
+
+    def region(
+        self, equation: jex.JaxprEqn, values: list[Any], rule: Rule
+    ) -> tuple[Rule, list[Any]]:
+        """Returns the rule inside an equation, and what it is called with."""
+        if rule is self.disabled or casts_disabled(equation):
+            return self.disabled, values
+        found = region_of(equation)
+        if found is None:
+            return rule, values
+        dtype = self._dtype_of(found[0], equation, values)
+        decision = Decision(dtype, " ".join(found))
+        return self._uniform_rule(decision), _cast_managed(equation, values, self.half, dtype)
+
+    def _dtype_of(self, kind: str, equation: jex.JaxprEqn, values: Sequence[Any]) -> np.dtype:
+        if kind == "half_function":
+            return self.half
+        pairs = zip(values, equation.invars, strict=True)
+        wide = any(jnp.result_type(v) == FLOAT32 for v, a in pairs if is_managed(a, self.half))
+        return FLOAT32 if wide or kind == "float_function" else self.half
+
+    def _uniform_rule(self, decision: Decision) -> CastRule:
+        def decide(view: EquationView, values: Sequence[Any]) -> Decision:
+            return self._before_lists(view.equation) or decision
+
+        if decision not in self._uniform:
+            self._uniform[decision] = CastRule(decide, self.half, self.record)
+        return self._uniform[decision]
+
+    def _before_lists(self, equation: jex.JaxprEqn) -> Decision | None:
+        name = equation.primitive.name
+        if casts_disabled(equation):
+            return _DISABLED
+        if name in self.ops.declared:
+            return Decision("declared", "declared list")
+        if structure_of(equation).kind != "plain":
+            _warn_if_hidden(equation)
+            return Decision("declared", "not entered")
+        if equation.params.get("out_dtype") is not None:
+            return Decision("declared", "declared by out_dtype")
+        if not any(is_managed(atom, self.half) for atom in equation.invars):
+            return Decision("declared", f"neither float32 nor {self.half}")
+        if name == "convert_element_type" and _changes_nothing(equation):
+            return Decision("dropped", "changes nothing")
+        return None
+
+    def _by_list(self, view: EquationView, values: Sequence[Any]) -> Decision:
+        equation, name, ops = view.equation, view.equation.primitive.name, self.ops
+        first = self._before_lists(equation)
+        if first is not None:
+            return first
+        if name in ops.half:
+            return Decision(self.half, "half list")
+        if name in ops.float32:
+            return Decision(FLOAT32, "float32 list")
+        if "square" in ops.float32 and _squares(equation):
+            return Decision(FLOAT32, "float32 list (a square)")
+        managed = [is_managed(atom, self.half) for atom in equation.invars]
+        if name in ops.separate or sum(managed) < 2:
+            return Decision("as given", "match")
+        tags = self.tags.get(view.path, (None,) * len(values))
+        mine = [(v, t) for v, t, m in zip(values, tags, managed, strict=True) if m]
+        dtype, reason = promote(mine, self.half)
+        return Decision(dtype, f"promote ({reason})")
+
+
+def is_managed(atom: Any, half: np.dtype) -> bool:
+    """Tells whether an operand's declared dtype is one that is cast: float32 or half."""
+    return getattr(aval_of(atom), "dtype", None) in (FLOAT32, half)
+
+
+def cast_to(value: Any, dtype: Any) -> Any:
+    """Casts a value that has another dtype."""
+    return value if jnp.result_type(value) == dtype else lax.convert_element_type(value, dtype)
+
+
+def _cast_managed(
+    equation: jex.JaxprEqn,
+    values: Sequence[Any],
+    half: np.dtype,
+    dtype: Any,
+    memo: dict[Any, Any] | None = None,
+) -> list[Any]:
+    """Casts the operands that are cast; one that goes up again takes the last such cast.
+
+    A cast down is made anew at every use: the gradients of the uses then meet in float32.
+    """
+
+    def cast(value: Any) -> Any:
+        if memo is None or dtype != FLOAT32 or jnp.result_type(value) == FLOAT32:
+            return cast_to(value, dtype)
+        if id(value) not in memo:
+            memo[id(value)] = value, cast_to(value, dtype)  # kept, so that its id is its own
+        return memo[id(value)][1]
+
+    pairs = zip(values, equation.invars, strict=True)
+    return [cast(v) if is_managed(a, half) else v for v, a in pairs]
+
+
+def _accumulation(product: jex.JaxprEqn, half: np.dtype, dtype: np.dtype) -> dict[str, Any]:
+    """Asks a float32 product for a half result; one that the user made of halves stays."""
+    wanted = product.params.get("preferred_element_type")
+    if dtype != half or wanted != FLOAT32:
+        return {}
+    whole = any(aval_of(atom).dtype == FLOAT32 for atom in product.invars)
+    return {"preferred_element_type": half} if whole else {}
+
+
+def _warn_if_hidden(equation: jex.JaxprEqn) -> None:
+    """Warns of a call whose body JAX keeps to itself, so that nothing in it is cast."""
+    if is_hidden(equation):
+        warnings.warn(
+            f"autocast cannot see into {equation.primitive.name} at {source_line(equation)}, "
+            "which runs in its declared dtypes: set jax_custom_vjp3 to False",
+            stacklevel=2,
+        )
+
+
+def _squares(equation: jex.JaxprEqn) -> bool:
+    """Tells a product of a value with itself, as in a norm, which overflows as a square does."""
+    atoms = equation.invars
+    return equation.primitive.name == "mul" and atoms[0] is atoms[1]
+
+
+def _changes_nothing(conversion: jex.JaxprEqn) -> bool:
+    return conversion.params["new_dtype"] == aval_of(conversion.invars[0]).dtype

@@ -1,0 +1,180 @@
+"""Says which operations of a function run in which dtype, and why."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jinit._plain import PlainData
+from jinit._tables import format_table
+from jinit.amp.apply import MixedPrecisionApply
+from jinit.amp.autocast import Autocast, autocast
+from jinit.amp.casting import Decision, Record
+from jinit.tracing import (
+    ARRAYS,
+    EquationView,
+    Path,
+    aval_of,
+    evaluate,
+    partition,
+    source_line,
+    trace,
+)
+
+__all__ = ["ExplainedOp", "Explanation", "explain"]
+
+
+@dataclass(frozen=True)
+class ExplainedOp:
+    """One kind of operation at one line.
+
+    Attributes:
+        op: The primitive.
+        dtype: What its floating operands are when it runs.
+        why: The list, the promotion or the user's mark that decided it: ``half list``,
+            ``float32 list``, ``promote (...)``, ``match``, ``declared list``, ``not entered``,
+            ``half_function f``, ``disable_casts``.
+        source: The user's file, line and function.
+        count: How many equations of the program; one in a loop counts once.
+    """
+
+    op: str
+    dtype: str
+    why: str
+    source: str
+    count: int
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation(PlainData):
+    """What autocast makes of a function. Printed it is a table.
+
+    Attributes:
+        function: Its name.
+        half_dtype: The half dtype.
+        operations: One row an operation, dtype, reason and line, in the program's order.
+    """
+
+    function: str
+    half_dtype: str
+    operations: tuple[ExplainedOp, ...]
+
+    def counts(self) -> dict[str, int]:
+        """Returns the number of operations by the dtype that they run in."""
+        total: Counter[str] = Counter()
+        for row in self.operations:
+            total[row.dtype] += row.count
+        return dict(total)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} in {dtype}" for dtype, count in self.counts().items())
+        return f"<{self.function} with {self.half_dtype}: operations {counts or 'none'}>"
+
+    def __str__(self) -> str:
+        cells = [[r.op, r.dtype, r.why, r.source, str(r.count)] for r in self.operations]
+        columns = ["operation", "runs in", "why", "at", ">count"]
+        return format_table(columns, cells, title=repr(self)[1:-1])
+
+
+def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Prints which operations of a function run in which dtype, and why; nothing is run.
+
+    Operations without a floating operand are left out. To see the backward pass, explain the
+    gradient of the function.
+
+    Args:
+        fn: What ``autocast`` or ``initialize`` returned, explained as it is; or any function,
+            explained under ``autocast`` with bfloat16.
+        *args: Its arguments; arrays may be given as ``jax.ShapeDtypeStruct``.
+        **kwargs: Its keywords, likewise.
+
+    Returns:
+        What was printed, as data.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jinit import amp
+        >>> found = amp.explain(lambda w, x: jnp.exp(x @ w), jnp.ones((2, 2)), jnp.ones((2, 2)))
+        ... # doctest: +ELLIPSIS
+        <lambda> with bfloat16: operations 1 in bfloat16, 1 in float32
+          operation     runs in    why            at ... count
+         ─...
+          dot_general   bfloat16   half list      ...       1
+          exp           float32    float32 list   ...       1
+        >>> found.counts()
+        {'bfloat16': 1, 'float32': 1}
+    """
+    rows: dict[Path, tuple[str, str, str, str]] = {}
+    static, values = partition((args, kwargs), (*ARRAYS, jax.ShapeDtypeStruct))
+    name, half, run = _runner(fn, functools.partial(_note, rows))
+
+    def of_values(values: list[Any]) -> Any:
+        args, kwargs = static.fill(values)
+        return run(*args, **kwargs)
+
+    jax.eval_shape(of_values, values)
+    operations = tuple(ExplainedOp(*row, count) for row, count in Counter(rows.values()).items())
+    found = Explanation(name, str(half), operations)
+    print(found)
+    return found
+
+
+def _runner(fn: Callable[..., Any], record: Record) -> tuple[str, Any, Callable[..., Any]]:
+    """Returns a function's name, its half dtype, and the function that records how it runs."""
+    if isinstance(fn, MixedPrecisionApply):
+
+        def run(variables: Any, *inputs: Any, **kwargs: Any) -> Any:
+            function = _recorded(
+                fn.function_for(variables, inputs, kwargs), record, fn.policy.opt_level
+            )
+            return fn.run(function, variables, inputs, kwargs)
+
+        return repr(fn)[1:-1].split(" with ")[0], fn.policy.half_dtype, run
+    cast = fn if isinstance(fn, Autocast) else autocast(fn)
+    name = getattr(cast, "__qualname__", type(cast.fn).__qualname__).split("<locals>.")[-1]
+    return name, cast.half_dtype, _recorded(cast, record, "O1")
+
+
+def _recorded(fn: Callable[..., Any], record: Record, opt_level: str) -> Callable[..., Any]:
+    decision = Decision("declared", f"{opt_level} casts the function's inputs")
+
+    def observe(view: EquationView, values: Sequence[Any]) -> None:
+        record(view, values, decision)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        static, values = partition((args, kwargs))
+        if isinstance(fn, Autocast):
+            return fn.evaluate(static, values, record)
+
+        def of_values(values: list[Any]) -> Any:
+            args, kwargs = static.fill(values)
+            return fn(*args, **kwargs)
+
+        traced = trace(of_values, values)
+        outputs, _ = evaluate(traced.jaxpr, traced.consts, values, observe)
+        return traced.unflatten(outputs)
+
+    return run
+
+
+def _note(
+    rows: dict[Path, tuple[str, str, str, str]],
+    view: EquationView,
+    values: Sequence[Any],
+    decision: Decision,
+) -> None:
+    """Keeps what was decided on an equation, unless it has no floating operand or vanishes."""
+    equation = view.equation
+    declared = decision.target == "declared"
+    typed = [aval_of(atom) for atom in equation.invars] if declared else values
+    dtypes = [getattr(x, "dtype", None) or jnp.result_type(x) for x in typed]
+    floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+    if decision.target == "dropped" or not floats:
+        return
+    named = floats if isinstance(decision.target, str) else [decision.target]
+    dtype = " and ".join(dict.fromkeys(str(dtype) for dtype in named))
+    rows[view.path] = equation.primitive.name, dtype, decision.why, source_line(equation)
