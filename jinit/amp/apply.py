@@ -17,7 +17,7 @@ from jinit.amp.module_types import (
 from jinit.amp.policy import Policy, cast_floating
 from jinit.tracing import partition
 
-__all__ = ["MixedPrecisionApply", "find_apply_fn"]
+__all__ = ["MixedPrecisionApply", "find_apply_fn", "function_name"]
 
 
 class MixedPrecisionApply:
@@ -131,11 +131,16 @@ class MixedPrecisionApply:
         return hash((self.apply_fn, self.policy))
 
     def __repr__(self) -> str:
-        owner = getattr(self.apply_fn, "__self__", None)
-        name = getattr(self.apply_fn, "__qualname__", type(self.apply_fn).__qualname__)
-        if owner is not None:
-            name = f"{type(owner).__qualname__}.{self.apply_fn.__name__}"
+        name = function_name(self.apply_fn)
         return f"<{name} at {self.policy.opt_level} with {self.policy.half_dtype}>"
+
+
+def function_name(fn: Callable[..., Any]) -> str:
+    """Names a function; a method by the class of its object."""
+    owner = getattr(fn, "__self__", None)
+    if owner is not None:
+        return f"{type(owner).__qualname__}.{fn.__name__}"
+    return getattr(fn, "__qualname__", type(fn).__qualname__)
 
 
 def find_apply_fn(model: Any) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jinit._plain import PlainData
 from jinit._tables import format_table
-from jinit.amp.apply import MixedPrecisionApply
+from jinit.amp.apply import MixedPrecisionApply, function_name
 from jinit.amp.autocast import Autocast, autocast
 from jinit.amp.casting import Decision, Record
 from jinit.tracing import (
@@ -135,7 +135,7 @@ def _runner(fn: Callable[..., Any], record: Record) -> tuple[str, Any, Callable[
 
         return repr(fn)[1:-1].split(" with ")[0], fn.policy.half_dtype, run
     cast = fn if isinstance(fn, Autocast) else autocast(fn)
-    name = getattr(cast, "__qualname__", type(cast.fn).__qualname__).split("<locals>.")[-1]
+    name = function_name(cast.fn).split("<locals>.")[-1]
     return name, cast.half_dtype, _recorded(cast, record, "O1")
 
 
