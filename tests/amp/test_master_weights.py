@@ -8,6 +8,8 @@ import pytest
 
 from jinit import amp
 from tests.amp.reference import bits, dtypes
+from tests.amp.regression import PARAMS as WEIGHTS
+from tests.amp.regression import mlp, train
 
 HALVES = ["bfloat16", "float16"]
 RNG = np.random.default_rng(0)
@@ -111,45 +113,21 @@ def test_without_parameters_they_say_so():
             tx.update(PARAMS, tx.init(PARAMS))
 
 
-def mlp(params, x):
-    return jnp.tanh(x @ params["w1"]) @ params["w2"]
-
-
-X = RNG.normal(size=(64, 8)).astype(np.float32)
-Y = np.tanh(X @ RNG.normal(size=(8, 3)).astype(np.float32) / 3)
-WEIGHTS = {
-    "w1": RNG.normal(size=(8, 32)).astype(np.float32) / 8**0.5,
-    "w2": RNG.normal(size=(32, 3)).astype(np.float32) / 32**0.5,
-}
-
-
-def train(apply_fn, tx, params, steps=150):
-    def step(carry, _):
-        params, state = carry
-
-        def loss_fn(params):
-            loss = ((apply_fn(params, X) - Y) ** 2).mean()
-            return amp.scale_loss(loss, state), loss
-
-        grads, loss = jax.grad(loss_fn, has_aux=True)(params)
-        updates, state = tx.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), loss
-
-    run = jax.jit(lambda params, state: jax.lax.scan(step, (params, state), None, steps))
-    (params, state), losses = run(params, tx.init(params))
-    return params, state, np.asarray(losses)
-
-
 @pytest.mark.parametrize("half", HALVES)
 def test_o2_with_masters_in_the_optimizer_trains_as_with_float32_parameters(half):
     losses = {}
     for where in (True, "optimizer"):
         apply_fn, tx = amp.initialize(
-            mlp, optax.adam(0.02), "O2", half_dtype=half, master_weights=where, verbosity=0
+            mlp,
+            optax.adam(0.02),
+            "O2",
+            half_dtype=half,
+            master_weights=where,
+            verbosity=0,
         )
         params = apply_fn.policy.cast_to_param(WEIGHTS)
         assert dtypes(params) == {half if where == "optimizer" else "float32"}
-        params, state, losses[where] = train(apply_fn, tx, params)
+        (params, state), (losses[where], *_) = train(apply_fn, tx, params)
         assert optax.tree.get(state, "loss_scale").dtype == jnp.float32
     assert bits(params) == bits(jax.tree.map(lambda m: m.astype(half), state.master_params))
     assert losses["optimizer"][-1] < 0.03 * losses["optimizer"][0]
@@ -167,7 +145,7 @@ def test_o3_in_float16_stays_finite_with_adam_which_alone_does_not():
     updates, _ = tx.update(grads, tx.init(params), params)
     np.testing.assert_allclose(updates, -1e-3, rtol=0.01)
     weights = apply_fn.policy.cast_to_param(WEIGHTS)
-    params, state, losses = train(apply_fn, tx, weights)
+    (params, state), (losses, *_) = train(apply_fn, tx, weights)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, state)))
     assert losses[-1] < losses[0]
 

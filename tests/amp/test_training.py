@@ -8,54 +8,19 @@ import pytest
 
 from jinit import amp
 from tests.amp.reference import bits, dtypes
-
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(64, 8)).astype(np.float32)
-Y = np.tanh(X @ RNG.normal(size=(8, 3)).astype(np.float32) / 3)
-PARAMS = {
-    "w1": RNG.normal(size=(8, 32)).astype(np.float32) / 8**0.5,
-    "w2": RNG.normal(size=(32, 3)).astype(np.float32) / 32**0.5,
-}
-STEPS = 200
-
-
-def mlp(params, x):
-    return jnp.tanh(x @ params["w1"]) @ params["w2"]
-
-
-def train(apply_fn, tx, params):
-    """Returns the parameters, and per step the loss, the scale and whether all was finite."""
-
-    def step(carry, _):
-        params, state = carry
-
-        def loss_fn(params):
-            loss = ((apply_fn(params, X) - Y) ** 2).mean()
-            return amp.scale_loss(loss, state), loss
-
-        grads, loss = jax.grad(loss_fn, has_aux=True)(params)
-        updates, after = tx.update(grads, state, params)
-        record = loss, state.loss_scale, after.last_finite, bits_of(params)
-        return (optax.apply_updates(params, updates), after), record
-
-    run = jax.jit(lambda params, state: jax.lax.scan(step, (params, state), None, STEPS))
-    (params, _), records = run(params, tx.init(params))
-    return params, *map(np.asarray, records)
-
-
-def bits_of(params):
-    return jnp.concatenate([leaf.ravel().astype(jnp.float32) for leaf in jax.tree.leaves(params)])
+from tests.amp.regression import PARAMS, X, Y, mlp, train
 
 
 def reference_losses():
     apply_fn, tx = amp.initialize(mlp, optax.adam(0.02), "O0", verbosity=0)
-    return train(apply_fn, tx, apply_fn.policy.cast_to_param(PARAMS))[1]
+    _, (losses, *_) = train(apply_fn, tx, apply_fn.policy.cast_to_param(PARAMS))
+    return losses
 
 
 def test_a_scale_that_starts_too_high_halves_trains_and_grows_again():
     apply_fn = amp.initialize(mlp, None, "O2", half_dtype="float16", verbosity=0)
     tx = amp.loss_scaling(optax.adam(0.02), init_scale=2.0**24, growth_interval=40)
-    params, losses, scales, finite, weights = train(apply_fn, tx, PARAMS)
+    (params, _), (losses, scales, finite, weights) = train(apply_fn, tx, PARAMS)
     skips = np.flatnonzero(~finite[:-1])
     first = int(np.argmax(finite))
     assert first >= 3
@@ -75,7 +40,7 @@ def test_a_scale_that_starts_too_high_halves_trains_and_grows_again():
 @pytest.mark.parametrize("level", ["O1", "O2", "O3"])
 def test_every_level_trains(level, half):
     apply_fn, tx = amp.initialize(mlp, optax.adam(0.02), level, half_dtype=half, verbosity=0)
-    params, losses, *_ = train(apply_fn, tx, apply_fn.policy.cast_to_param(PARAMS))
+    (params, _), (losses, *_) = train(apply_fn, tx, apply_fn.policy.cast_to_param(PARAMS))
     assert np.isfinite(losses).all()
     assert dtypes(params) == {half if level == "O3" else "float32"}
     assert losses[-1] < (0.15 if level == "O3" else 0.03) * losses[0]
