@@ -265,7 +265,8 @@ def cast_floating(tree: Any, dtype: np.dtype) -> Any:
 
     Args:
         tree: Any tree. Integers, booleans, keys, Python scalars (which follow the arrays they
-            meet) and whatever is not an array are passed on as they are.
+            meet), NNX variables other than ``nnx.Param`` (statistics) and whatever is not an
+            array are passed on as they are.
         dtype: The dtype of floating leaves.
 
     Returns:
@@ -273,12 +274,14 @@ def cast_floating(tree: Any, dtype: np.dtype) -> Any:
     """
 
     def cast(leaf: Any) -> Any:
+        if _is_nnx_statistic(leaf):
+            return jax.tree.map(lambda value: value, leaf)  # a copy: NNX writes into it
         array = isinstance(leaf, (jax.Array, np.ndarray, np.generic))
         if array and jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.asarray(leaf).astype(dtype)
         return leaf
 
-    return jax.tree.map(cast, tree)
+    return jax.tree.map(cast, tree, is_leaf=_is_nnx_statistic)
 
 
 def param_mask(variables: Any) -> list[bool]:
@@ -290,14 +293,17 @@ def param_mask(variables: Any) -> list[bool]:
     nodes = jax.tree_util.tree_leaves_with_path(variables, is_leaf=_is_nnx_variable)
     mask: list[bool] = []
     for path, node in nodes:
-        param = not _is_nnx_variable(node) or is_framework_type(node, "flax.nnx", "Param")
-        param = param and (not collections or _component(path[0]) == "params")
+        param = not _is_nnx_statistic(node) and (not collections or _component(path[0]) == "params")
         mask += [param] * len(jax.tree.leaves(node))
     return mask
 
 
 def _is_nnx_variable(node: Any) -> bool:
     return is_framework_type(node, "flax.nnx", "Variable")
+
+
+def _is_nnx_statistic(node: Any) -> bool:
+    return _is_nnx_variable(node) and not is_framework_type(node, "flax.nnx", "Param")
 
 
 def _component(entry: Any) -> str:

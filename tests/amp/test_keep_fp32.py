@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 from jinit import amp
-from tests.amp.reference import dtypes, operand_dtypes
+from tests.amp.reference import bits, dtypes, operand_dtypes
 
 X = jax.random.normal(jax.random.key(0), (4, 8))
 HALVES = ["bfloat16", "float16"]
@@ -162,6 +162,31 @@ def test_only_the_parameters_of_an_nnx_state_are_cast():
     stored = initialize(nnx_apply()[0], "O3").policy.cast_to_param(state)
     assert dtypes(nnx.filter_state(stored, nnx.Param)) == {"bfloat16"}
     assert dtypes(nnx.filter_state(stored, nnx.BatchStat)) == {"float32"}
+
+
+@pytest.mark.parametrize("level", ["O2", "O3"])
+def test_statistics_of_an_nnx_module_may_be_an_input_of_their_own(level):
+    """They stay float32, and what the module writes into them does not reach the caller's."""
+    graphdef, params, rest = nnx.split(NnxNet(nnx.Rngs(0)), nnx.Param, ...)
+
+    def apply_fn(params, x, rest):
+        model = nnx.merge(graphdef, params, rest)
+        return model(x), nnx.state(model, nnx.BatchStat)
+
+    model, before = initialize(apply_fn, level), bits(rest)
+    stored = model.policy.cast_to_param(params)
+
+    def loss(params):
+        y, updated = model(params, X, rest)
+        return jnp.mean(y**2), updated
+
+    slopes, updated = jax.grad(loss, has_aux=True)(stored)
+    assert dtypes(slopes) == {"bfloat16" if level == "O3" else "float32"}
+    assert dtypes(updated) == {"float32"}
+    assert bits(rest) == before != bits(updated)
+    expected = apply_fn(params, X, rest)[1]
+    for new, old in zip(jax.tree.leaves(updated), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(new, old, atol=0.05)
 
 
 def test_a_model_is_traced_for_its_types_once(count_compilations):
