@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import os
-import tempfile
-from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -14,12 +12,6 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# Most of the suite's time is XLA's: workers, and the next run, share what is compiled. The cache
-# is keyed by program, flags and versions.
-jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "jinit-tests"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(params=["typed", "legacy"])
