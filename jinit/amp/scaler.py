@@ -61,10 +61,9 @@ def loss_scaling(
         s                                         otherwise
 
     and stays between 2**-126 and 2**126, so that neither it nor its reciprocal reaches 0 or
-    infinity. A step whose
-    gradients are not finite is skipped: the updates are -0.0 (x + -0.0 is x for both zeros), the
-    inner state is returned as it was, and only the scaler's fields change. A constant scale
-    never skips, unless ``skip_nonfinite``.
+    infinity. A step whose gradients are not finite is skipped: the updates are -0.0 (x + -0.0 is
+    x for both zeros), the inner state is returned as it was, and only the scaler's fields change.
+    A constant scale never skips, unless ``skip_nonfinite``.
 
     Several losses, several optimizers: a loss is multiplied by a scale in the state of an
     optimizer that it feeds, and unscaled by the same one before its gradients meet any other's

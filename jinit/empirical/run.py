@@ -210,8 +210,11 @@ def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Pro
         scale = namespace(logs).exp(logs)
     multiplier = _multiplier(plan, solved)
     explicit = job.mode == "explicit"
-    find = functools.partial(_explicit, solved=solved, degrees=degrees, **balance)
-    find = find if explicit else _folded
+    find = (
+        functools.partial(_explicit, solved=solved, degrees=degrees, **balance)
+        if explicit
+        else _folded
+    )
     pillars = find(plan, scale, multiplier)
     after, _ = run.measure(3, scale, **_options(pillars, job))
     # a gradient is measured where it enters the factor that it leaves with
