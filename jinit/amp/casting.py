@@ -105,7 +105,7 @@ class Decisions:
         """Returns the rule inside an equation, and what it is called with."""
         if rule is self.disabled or casts_disabled(equation):
             return self.disabled, values
-        found = region_of(equation)
+        found = region_of(equation, self.ops.float32_calls)
         if found is None:
             return rule, values
         dtype = self._dtype_of(found[0], equation, values)

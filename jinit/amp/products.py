@@ -11,6 +11,8 @@ from jinit.tracing import PRODUCTS, aval_of
 
 __all__ = ["asks_for_precision", "contracts"]
 
+_OPTION = "jax_default_matmul_precision"
+
 
 def contracts(product: jex.JaxprEqn) -> bool:
     """Returns whether an operation sums two products or more for an entry of its result.
@@ -42,7 +44,7 @@ def asks_for_precision(product: jex.JaxprEqn) -> bool:
 
 
 def _default_precision() -> Any:
-    name = jax.config.jax_default_matmul_precision
+    name = getattr(jax.config, _OPTION)  # in a context that of the context, unlike config.values
     if name is None:
         return None
     try:

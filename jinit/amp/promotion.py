@@ -37,7 +37,8 @@ ARRAY = "array"
 INDICATOR = "indicator"
 Tag = str | float | None
 """What a value is to promotion: a parameter, an argument that is one array, numbers made of
-booleans or integers (a mask, positions, a one-hot code), a known constant, or None: it votes."""
+booleans, integers or constants alone (a mask, positions, a one-hot code, a table of cosines), one
+known constant, or None: it votes."""
 
 _FOLDS: Mapping[str, Callable[..., Any]] = {
     "add": np.add,
@@ -196,13 +197,11 @@ def _result(equation: jex.JaxprEqn, tags: Sequence[Tag]) -> Tag:
     if name in KEEPS_TAG:
         return tags[0]
     constants = [tag for tag in tags if isinstance(tag, float)]
-    if name == "select_n" and len(constants) == len(tags) - 1:
-        return INDICATOR
     if name in _FOLDS and len(constants) == len(tags):
         return _fold(equation, tags)
-    if name in _FOLDS and len(constants) + tags.count(INDICATOR) == len(tags):
-        return INDICATOR
-    return None
+    chosen = name == "select_n" and len(constants) == len(tags) - 1  # by data: a mask
+    fixed = len(constants) + tags.count(INDICATOR) == len(tags)
+    return INDICATOR if chosen or (fixed and INDICATOR in tags) else None
 
 
 def _counts(atom: Any) -> bool:

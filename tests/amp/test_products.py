@@ -73,6 +73,40 @@ def test_a_mask_does_not_make_a_half_product_float32():
     assert operand_dtypes(autocast(dispatch), *args)["dot_general"] == {"bfloat16": 2}
 
 
+def resize(params, x):
+    return jax.image.resize(x @ params["w"], (1, 9, 9, 4), "cubic")
+
+
+def interpolate(params, x):
+    return jnp.interp(x, jnp.arange(16) * 1.0, jnp.sin(jnp.arange(16.0)))
+
+
+def coordinates(params, x):
+    image = x[0, :, :, 0]
+    return jax.scipy.ndimage.map_coordinates(image, [image % 4, image % 3], 1)
+
+
+@pytest.mark.parametrize("fn", [resize, interpolate, coordinates])
+def test_interpolation_is_float32(fn):
+    """As in apex; the product in front of it is half."""
+    x = 10 * jax.random.uniform(jax.random.key(1), (1, 5, 5, 4))
+    params = {"w": jnp.eye(4)}
+    exact = fn(params, x.astype(jnp.bfloat16).astype(jnp.float32) if fn is resize else x)
+    np.testing.assert_allclose(autocast(fn)(params, x), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_product_with_a_table_of_constants_keeps_the_digits_of_float32_data():
+    """A cosine transform by a matrix: nothing in it is learned."""
+
+    def transform(params, x):
+        angles = jnp.arange(64)[:, None] * (jnp.arange(64)[None] + 0.5)
+        return jnp.cos(jnp.pi / 64 * angles) @ x
+
+    x = 1000 + jax.random.normal(jax.random.key(2), (64, 1))
+    exact = transform({}, x)
+    np.testing.assert_allclose(autocast(transform)({}, x), exact, atol=1e-4 * np.abs(exact).max())
+
+
 def products(precision):
     def fn(w, x):
         y = jnp.matmul(x, w, precision=precision)
