@@ -138,4 +138,5 @@ def _jit_named_as(fn: Callable[..., Any], run: Callable[..., Any]) -> Callable[.
     def evaluated(static: Static, values: list[Any]) -> Any:
         return run(static, values)
 
+    del evaluated.__wrapped__  # it has the name, and not the arguments: they may all be keywords
     return jax.jit(evaluated, static_argnums=0)
