@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jinit.empirical.degrees import Degree
 from jinit.empirical.layout import Layout
 from jinit.empirical.sites import Layer
 from jinit.empirical.targets import Site
@@ -75,6 +76,25 @@ class Naming:
     def leaf_at(self, leaf: int, named: "Named") -> int:
         """Returns the leaf of the variables that a layer has in the place of a stacked one."""
         return self._member(leaf, named.iteration)
+
+    def scaled(self, named: "Named") -> list[int]:
+        """Returns the leaves of the variables that take a layer's scale."""
+        return [x for leaf, d in named.layer.scaled for x in self._members(leaf, d, named)]
+
+    def joined(self, named: "Named") -> list[int]:
+        """Returns the weights that take one scale with the one that carries a layer's."""
+        weights = {named.layer.carrier, *named.layer.joined}
+        members = [
+            x
+            for leaf, d in named.layer.scaled
+            if leaf in weights
+            for x in self._members(leaf, d, named)
+        ]
+        return sorted({*members} - {self.leaf_at(named.layer.leaf, named)})
+
+    def _members(self, leaf: int, degree: Degree, named: "Named") -> tuple[int, ...]:
+        """Lists the leaves that were stacked in one, where a scale serves all its slices."""
+        return (self.leaf_at(leaf, named),) if degree.loops else self.groups[leaf]
 
     @functools.cached_property
     def ordered(self) -> tuple[Named, ...]:

@@ -121,7 +121,8 @@ def _plan(job: Job, params: Any, inputs: Any, key: jax.Array) -> tuple[Plan, Seq
     _check_loss(job, traced.unflatten(traced.out_avals), key)
     rolled = roll(traced, job.trainable)
     trainable = [job.trainable[group[0]] for group in rolled.groups]
-    found = survey(rolled.traced, trainable)
+    zeros = [i for i, group in enumerate(rolled.groups) if {*group} <= {*job.zeros}]
+    found = survey(rolled.traced, trainable, zeros)
     _check_found(found, job)
     measured = tuple(layer for layer in found.layers if layer.measured)
     layout = Layout(measured, len(rolled.groups), rolled.loops)

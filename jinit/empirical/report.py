@@ -215,11 +215,7 @@ def _null_leaves(plan: Plan, sizes: np.ndarray) -> list[str]:
 
 def _other_leaves(plan: Plan) -> dict[str, str]:
     """Says of the leaves that take part in a layer, but not in its scale, why not."""
-    scaled = {
-        plan.naming.leaf_at(leaf, named)
-        for named in plan.naming.ordered
-        for leaf, _ in named.layer.scaled
-    }
+    scaled = {leaf for named in plan.naming.ordered for leaf in plan.naming.scaled(named)}
     reasons: dict[str, str] = {}
     for named in plan.naming.ordered:
         why = named.layer.reason or f"its layer is scaled by {named.path}"
@@ -257,7 +253,7 @@ def _note(named: Named, plan: Plan) -> str:
 
 def _joined(named: Named, plan: Plan) -> tuple[str, ...]:
     naming = plan.naming
-    return tuple(naming.paths[naming.leaf_at(leaf, named)] for leaf in named.layer.joined)
+    return tuple(naming.paths[leaf] for leaf in naming.joined(named))
 
 
 def _row(named: Named, before: Any, after: Any, note: str, plan: Plan) -> LayerRow:

@@ -1,21 +1,18 @@
 """Where parameters meet data: the layers of a traced function, whatever framework wrote it."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from jax.extend import core as jex
 
 from jinit.empirical.degrees import Degree, Degrees, combine, degrees_of
-from jinit.empirical.numbers import is_float
-from jinit.empirical.shapes import ProductShape, shape_of_product
+from jinit.empirical.layers import Layer, Meeting, SiteKind, layers_of
+from jinit.empirical.shapes import shape_of_product
 from jinit.tracing import PRODUCTS, Frame, Path, TracedFunction, aval_of, propagate, sub_jaxprs
 
 __all__ = ["Layer", "Survey", "survey"]
-
-SiteKind = Literal["linear", "embedding", "bias", "gain", "other", "opaque"]
 
 _LOOKUPS = frozenset({"gather", "dynamic_slice"})
 _SUMS = frozenset({"add", "add_any", "sub"})
@@ -42,90 +39,6 @@ class _Tag:
     degrees: Degrees = field(default_factory=dict)
     reached: int = 0
     pending: Path | None = None
-
-
-@dataclass(frozen=True)
-class _Site:
-    """An equation that mixes data and parameters."""
-
-    path: Path
-    kind: SiteKind
-    leaves: Degrees
-    operands: tuple[int, ...]
-    differentiable: bool
-    frames: tuple[Frame, ...]
-    shape: ProductShape
-    adds_to: Path | None = None
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        return tuple(frame.length for frame in self.frames if frame.kind == "scan")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One row of the report: a site, or a linear site with the bias added to it.
-
-    Attributes:
-        head: Where the parameters meet the input.
-        tail: Where the layer's output is complete: the bias's sum, or ``head``.
-        kind: ``linear``, ``embedding``, ``bias`` and ``gain`` (those that stand alone),
-            ``other`` or ``opaque``.
-        leaves: The head's degree in each of its leaves.
-        bias: The tail's, where a bias belongs to the layer.
-        operands: Which operands of the head hold parameters.
-        differentiable: Whether the head's input is a float, so that it has a gradient.
-        lengths: The lengths of the enclosing scans.
-        shape: Its fans, and the axis of its output along which the units lie.
-        carrier: The leaf that is rescaled, or the first of a group of them; or None.
-        reason: Why none is.
-        shared: Whether the carrier serves several uses, or iterations of a loop, at once.
-    """
-
-    head: Path
-    tail: Path
-    kind: SiteKind
-    leaves: tuple[tuple[int, Degree], ...]
-    operands: tuple[int, ...]
-    differentiable: bool
-    lengths: tuple[int, ...]
-    shape: ProductShape
-    bias: tuple[tuple[int, Degree], ...] = ()
-    carrier: int | None = None
-    reason: str = ""
-    shared: bool = False
-
-    @property
-    def leaf(self) -> int:
-        """The leaf that the layer is named by: its carrier, or its first one."""
-        return self.leaves[0][0] if self.carrier is None else self.carrier
-
-    def on_inputs(self, values: Sequence[Any], fn: Callable[[Any], Any]) -> list[Any]:
-        """Applies a function to those of the head's float operands that hold no parameters."""
-        return [
-            value if number in self.operands or not is_float(value) else fn(value)
-            for number, value in enumerate(values)
-        ]
-
-    @property
-    def measured(self) -> bool:
-        """Whether the evaluation passes through the layer, so that it can be measured."""
-        return self.kind != "opaque"
-
-    @property
-    def scaled(self) -> tuple[tuple[int, Degree], ...]:
-        """The leaves that take the layer's scale: the carrier, its group, the bias with it."""
-        if self.carrier is None:
-            return ()
-        own = dict(self.leaves)[self.carrier]
-        return ((self.carrier, own), *((leaf, own) for leaf in self.joined), *self.bias)
-
-    @property
-    def joined(self) -> tuple[int, ...]:
-        """The leaves that were joined to the carrier, and take the same scale."""
-        if self.carrier is None:
-            return ()
-        return tuple(sorted(dict(self.leaves)[self.carrier].group - {self.carrier}))
 
 
 @dataclass(frozen=True)
@@ -182,7 +95,7 @@ class _Rules:
 
     def equation(
         self, equation: jex.JaxprEqn, tags: Sequence[_Tag], frames: tuple[Frame, ...], path: Path
-    ) -> tuple[list[_Tag], _Site | None]:
+    ) -> tuple[list[_Tag], Meeting | None]:
         if equation.primitive.name == "optimization_barrier":
             return list(tags), None
         reached, count = _reached(tags), len(equation.outvars)
@@ -218,7 +131,7 @@ def _is_float(atom: Any) -> bool:
 
 def _site(
     equation: jex.JaxprEqn, tags: Sequence[_Tag], frames: tuple[Frame, ...], path: Path
-) -> _Site:
+) -> Meeting:
     operands = tuple(index for index, tag in enumerate(tags) if tag.degrees)
     kind = _kind(equation, operands, len(tags), frames)
     adds_to = None
@@ -230,7 +143,7 @@ def _site(
         tag.data and _is_float(atom) for tag, atom in zip(tags, equation.invars, strict=True)
     )
     shape = shape_of_product(equation, operands[0])
-    return _Site(path, kind, leaves, operands, differentiable, frames, shape, adds_to)
+    return Meeting(path, kind, leaves, operands, differentiable, frames, shape, adds_to)
 
 
 def _kind(
@@ -252,13 +165,16 @@ def _kind(
     return "other"
 
 
-def survey(traced: TracedFunction, trainable: Sequence[bool]) -> Survey:
+def survey(
+    traced: TracedFunction, trainable: Sequence[bool], zeros: Collection[int] = ()
+) -> Survey:
     """Finds the layers of a traced function whose first inputs are its variables.
 
     Args:
         traced: The function; the inputs that follow its variables are data.
         trainable: For each variable whether it is a parameter; the others, such as batch
             statistics, count as constants.
+        zeros: The variables that are known to hold nothing but zeros.
 
     Returns:
         The layers, and which leaves no output depends on.
@@ -272,75 +188,9 @@ def survey(traced: TracedFunction, trainable: Sequence[bool]) -> Survey:
     data = [_Tag(data=True)] * (len(traced.in_avals) - len(trainable))
     outputs, sites = propagate(traced.jaxpr, [*parameters, *data], _Rules())
     run = {path: site for path, site in sites.items() if 0 not in site.lengths}
-    layers = _with_carriers(_group(run))
+    layers = layers_of(run, frozenset(zeros))
     reached = _reached(outputs)
     unused = [i for i, tag in enumerate(parameters) if tag.reached and not reached >> i & 1]
     entered = [path for path, site in sites.items() if site.kind != "opaque"]
     prefixes = frozenset(path[:n] for path in entered for n in range(1, len(path)))
     return Survey(tuple(layers), prefixes, tuple(unused), bool(reached))
-
-
-def _group(sites: Mapping[Path, _Site]) -> list[Layer]:
-    """Joins to every linear site the bias that is added to its result."""
-    users = Counter(leaf for site in sites.values() for leaf in site.leaves)
-    biases: dict[Path, _Site] = {}
-    for site in sites.values():
-        head = sites.get(site.adds_to) if site.adds_to is not None else None
-        if head is not None and _belongs(site, head, users):
-            biases[head.path] = site
-    grouped = {bias.path for bias in biases.values()}
-    return [
-        _layer(site, biases.get(site.path)) for site in sites.values() if site.path not in grouped
-    ]
-
-
-def _belongs(bias: _Site, head: _Site, users: Counter[int]) -> bool:
-    """A bias is its layer's own if it scales with the weight and serves no other layer."""
-    own = all(d.degree not in (None, 0.0) and users[leaf] == 1 for leaf, d in bias.leaves.items())
-    weights = [d.loops for d in head.leaves.values()]
-    return own and all(d.loops in weights for d in bias.leaves.values())
-
-
-def _layer(site: _Site, bias: _Site | None) -> Layer:
-    return Layer(
-        head=site.path,
-        tail=site.path if bias is None else bias.path,
-        kind=site.kind,
-        leaves=tuple(site.leaves.items()),
-        operands=site.operands,
-        differentiable=site.differentiable,
-        lengths=site.lengths,
-        shape=site.shape,
-        bias=() if bias is None else tuple(bias.leaves.items()),
-    )
-
-
-_REASONS: Mapping[SiteKind, str] = {
-    "bias": "a bias on its own",
-    "gain": "a gain",
-    "other": "not linear in the parameter",
-    "opaque": "inside an operation that is not entered",
-}
-
-
-def _with_carriers(layers: Sequence[Layer]) -> list[Layer]:
-    """Chooses for every linear layer and embedding the leaf that takes its scale."""
-    uses = Counter(leaf for layer in layers for leaf, _ in layer.leaves)
-    chosen = []
-    for layer in layers:
-        if layer.kind in _REASONS:
-            chosen.append(replace(layer, reason=_REASONS[layer.kind]))
-            continue
-        candidates = [
-            (leaf, d)
-            for leaf, d in layer.leaves
-            if d.degree not in (None, 0.0) and all(uses[member] == 1 for member in d.group)
-        ]
-        if not candidates:
-            reason = "not homogeneous in any of its parameters"
-            chosen.append(replace(layer, reason=reason))
-            continue
-        leaf, degree = min(candidates, key=lambda item: (uses[item[0]], len(item[1].group)))
-        shared = uses[leaf] > 1 or len(degree.loops) < len(layer.lengths)
-        chosen.append(replace(layer, carrier=leaf, shared=shared))
-    return chosen
