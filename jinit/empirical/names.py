@@ -92,6 +92,10 @@ class Naming:
         ]
         return sorted({*members} - {self.leaf_at(named.layer.leaf, named)})
 
+    def joined_paths(self, named: "Named") -> tuple[str, ...]:
+        """Returns the paths of those weights."""
+        return tuple(self.paths[leaf] for leaf in self.joined(named))
+
     def _members(self, leaf: int, degree: Degree, named: "Named") -> tuple[int, ...]:
         """Lists the leaves that were stacked in one, where a scale serves all its slices."""
         return (self.leaf_at(leaf, named),) if degree.loops else self.groups[leaf]

@@ -12,6 +12,7 @@ from jinit._extras import require
 from jinit._plain import PlainData
 from jinit._tables import format_number, format_table
 from jinit.empirical.names import Named
+from jinit.empirical.notes import not_tuned, note_on
 from jinit.empirical.plan import Plan
 from jinit.empirical.programs import Statistics
 from jinit.empirical.run import Findings
@@ -162,24 +163,15 @@ def build_report(findings: Findings) -> Report:
         )
     plan, naming = findings.plan, findings.plan.naming
     before, after = (_sizes(jax.device_get(s)) for s in (findings.before, findings.after))
-    notes = [_note(named, plan) for named in naming.ordered]
+    notes = [note_on(named, plan) for named in naming.ordered]
     rows = tuple(
         _row(named, before, after, note, plan)
         for named, note in zip(naming.ordered, notes, strict=True)
     )
     empty = tuple(row.path for row in rows if _is_null(row))
-    opaque = [layer for layer in plan.found.layers if not layer.measured]
     return Report(
         rows=rows,
-        not_tuned={
-            **_other_leaves(plan),
-            **{naming.layer_path(layer): layer.reason for layer in opaque},
-            **{
-                named.path: note
-                for named, note in zip(naming.ordered, notes, strict=True)
-                if note and not plan.solver.tuned[named.statistic]
-            },
-        },
+        not_tuned=not_tuned(plan, notes),
         shared=_residuals(naming.ordered, after["activation"] / plan.targets),
         unused=tuple(
             naming.paths[leaf] for number in plan.found.unused for leaf in naming.groups[number]
@@ -213,19 +205,6 @@ def _null_leaves(plan: Plan, sizes: np.ndarray) -> list[str]:
     return [plan.naming.paths[leaf] or "." for leaf, size in largest.items() if size <= limit]
 
 
-def _other_leaves(plan: Plan) -> dict[str, str]:
-    """Says of the leaves that take part in a layer, but not in its scale, why not."""
-    scaled = {leaf for named in plan.naming.ordered for leaf in plan.naming.scaled(named)}
-    reasons: dict[str, str] = {}
-    for named in plan.naming.ordered:
-        why = named.layer.reason or f"its layer is scaled by {named.path}"
-        for leaf, _ in (*named.layer.leaves, *named.layer.bias):
-            member = plan.naming.leaf_at(leaf, named)
-            if member not in scaled:
-                reasons.setdefault(plan.naming.paths[member] or ".", why)
-    return reasons
-
-
 def _leaf_gradients(plan: Plan, sizes: np.ndarray) -> dict[str, float]:
     """Names the gradients; a leaf with several slices has their RMS."""
     paths, parts = plan.naming.paths, plan.by_leaf(sizes)
@@ -233,27 +212,6 @@ def _leaf_gradients(plan: Plan, sizes: np.ndarray) -> dict[str, float]:
         paths[leaf] or ".": float(np.sqrt(np.mean(np.square(parts[leaf]))))
         for leaf in plan.naming.used
     }
-
-
-def _note(named: Named, plan: Plan) -> str:
-    layer = named.layer
-    if layer.reason:
-        return layer.reason
-    if not plan.solver.tuned[named.statistic]:
-        return "excluded"
-    if {plan.naming.leaf_at(leaf, named) for leaf, _ in layer.leaves} & {*plan.job.zeros}:
-        return "zero: the gradient passes it as if it were random"
-    joined = _joined(named, plan)
-    notes = [
-        "shared" if layer.shared else "",
-        f"one scale with {', '.join(joined)}" if joined else "",
-    ]
-    return "; ".join(note for note in notes if note)
-
-
-def _joined(named: Named, plan: Plan) -> tuple[str, ...]:
-    naming = plan.naming
-    return tuple(naming.paths[leaf] for leaf in naming.joined(named))
 
 
 def _row(named: Named, before: Any, after: Any, note: str, plan: Plan) -> LayerRow:
@@ -266,7 +224,7 @@ def _row(named: Named, before: Any, after: Any, note: str, plan: Plan) -> LayerR
     mean = float(after["mean"][named.statistic]) if plan.job.detailed else None
     return LayerRow(
         named.label, named.layer.kind, dead=dead, mean=mean, note=note,
-        joined=_joined(named, plan), **numbers,
+        joined=plan.naming.joined_paths(named), **numbers,
     )  # fmt: skip
 
 

@@ -1,13 +1,23 @@
 """Where parameters meet data: the layers of a traced function, whatever framework wrote it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core as jex
 
-from jinit.empirical.degrees import Degree, Degrees, combine, degrees_of
+from jinit.empirical.degrees import (
+    SAME,
+    SMALL,
+    Degree,
+    Degrees,
+    combine,
+    degrees_of,
+    hands_on,
+    joined,
+)
 from jinit.empirical.layers import Layer, Meeting, SiteKind, layers_of
 from jinit.empirical.shapes import shape_of_product
 from jinit.tracing import PRODUCTS, Frame, Path, TracedFunction, aval_of, propagate, sub_jaxprs
@@ -16,10 +26,8 @@ __all__ = ["Layer", "Survey", "survey"]
 
 _LOOKUPS = frozenset({"gather", "dynamic_slice"})
 _SUMS = frozenset({"add", "add_any", "sub"})
-_PASS_THROUGH = frozenset({
-    "broadcast_in_dim", "convert_element_type", "copy", "div", "expand_dims", "mul", "name", "neg",
-    "optimization_barrier", "reshape", "sharding_constraint", "squeeze", "transpose",
-})  # fmt: skip
+_SPREADS = frozenset({"broadcast_in_dim", "reshape", "squeeze", "transpose"})
+_PASS_THROUGH = _SPREADS | SAME | {"div", "expand_dims", "mul"}
 _ENTERED = frozenset({"jit", "remat", "scan", "cond"})
 
 
@@ -31,6 +39,7 @@ class _Tag:
         data: Whether it depends on the inputs.
         degrees: Its degrees in the parameters, for a value free of data.
         reached: The leaves it depends on, as bits.
+        fill: The number that fills it, where that is known and small.
         pending: The linear site whose result it is, at most reshaped or multiplied by a
             constant and not yet used elsewhere: a bias added to it belongs to that layer.
     """
@@ -38,6 +47,7 @@ class _Tag:
     data: bool = False
     degrees: Degrees = field(default_factory=dict)
     reached: int = 0
+    fill: float | None = None
     pending: Path | None = None
 
 
@@ -62,27 +72,35 @@ class _Rules:
     """Dataflow rules that find the sites."""
 
     def literal(self, value: Any) -> _Tag:
-        return _Tag()
+        return _Tag(fill=_small(value))
 
     def shared(self, tag: _Tag) -> _Tag:
         return replace(tag, pending=None)
 
     def join(self, first: _Tag, second: _Tag) -> _Tag:
-        return self.choose(_Tag(), [first, second])
+        return self._one_of(_Tag(), [first, second], _alike)
 
     def choose(self, predicate: _Tag, tags: Sequence[_Tag]) -> _Tag:
+        # which branch is taken may hang on the inputs, but not on how large the parameters are
+        sizes = any(d.degree != 0 for d in predicate.degrees.values())
+        own = predicate.data and predicate.reached & _reached(tags)
+        return self._one_of(predicate, tags, _alike if sizes or own else joined)
+
+    def _one_of(
+        self,
+        predicate: _Tag,
+        tags: Sequence[_Tag],
+        combined: Callable[[Sequence[Degrees]], Degrees],
+    ) -> _Tag:
         reached = _reached([predicate, *tags])
-        if predicate.data or any(tag.data for tag in tags):
+        free = not any(tag.data for tag in tags)
+        if not free or (predicate.data and not any(tag.degrees for tag in tags)):
             return _Tag(data=True, reached=reached)
-        if all(tag.degrees == tags[0].degrees for tag in tags):
-            return _Tag(degrees=tags[0].degrees, reached=reached)
-        return _Tag(degrees=combine([t.degrees for t in tags], lambda d: None), reached=reached)
+        degrees = combined([tag.degrees for tag in tags if tag.degrees or tag.fill != 0])
+        return _Tag(degrees=degrees, reached=reached)
 
     def sliced(self, tag: _Tag, level: int) -> _Tag:
-        slices = {
-            leaf: replace(d, loops=(*d.loops, level)) if d.whole else d
-            for leaf, d in tag.degrees.items()
-        }
+        slices = {leaf: d.inside(level) for leaf, d in tag.degrees.items()}
         return replace(tag, degrees=slices, pending=None)
 
     def carried(self, tag: _Tag, level: int) -> _Tag:
@@ -96,18 +114,35 @@ class _Rules:
     def equation(
         self, equation: jex.JaxprEqn, tags: Sequence[_Tag], frames: tuple[Frame, ...], path: Path
     ) -> tuple[list[_Tag], Meeting | None]:
-        if equation.primitive.name == "optimization_barrier":
-            return list(tags), None
         reached, count = _reached(tags), len(equation.outvars)
+        if hands_on(equation):
+            return list(tags), None
         if not any(tag.data for tag in tags):
-            degrees = degrees_of(equation, [tag.degrees for tag in tags])
-            return [_Tag(degrees=degrees, reached=reached)] * count, None
+            fills = [tag.fill for tag in tags]
+            several = degrees_of(equation, [tag.degrees for tag in tags], fills)
+            fill = fills[0] if equation.primitive.name in _SPREADS else None
+            return [_Tag(degrees=degrees, reached=reached, fill=fill) for degrees in several], None
         if not any(tag.degrees for tag in tags):
             pending = _passed_on(equation, tags)
             return [_Tag(data=True, reached=reached, pending=pending)] * count, None
         site = _site(equation, tags, frames, path)
         pending = path if site.kind == "linear" else None
         return [_Tag(data=True, reached=reached, pending=pending)] * count, site
+
+
+def _alike(several: Sequence[Degrees]) -> Degrees:
+    """Returns degrees that all have, and else that none is known."""
+    if all(degrees == several[0] for degrees in several):
+        return several[0] if several else {}
+    return combine(several, lambda degrees: None)
+
+
+def _small(value: Any) -> float | None:
+    """Returns the size of a number that is small."""
+    known = isinstance(value, bool | int | float | complex | np.ndarray | np.generic)
+    if not known or np.ndim(value) or not abs(value) <= SMALL:
+        return None
+    return float(abs(value))
 
 
 def _reached(tags: Sequence[_Tag]) -> int:
