@@ -80,6 +80,8 @@ def empirical_init(
         ValueError: An argument is not what it should be; ``params`` has no floating-point leaf,
             two of one path, or one that is not finite, the loss is not a real scalar, the output
             depends on no parameter or on no input, or a layer's output is not finite.
+        TypeError: An argument is not of the kind of its place, such as a model for its ``apply``;
+            or ``params`` has leaves that are not arrays, which are listed.
 
     Example:
         >>> import jax, jax.numpy as jnp, jinit
@@ -180,6 +182,7 @@ def calibrate(
     Raises:
         ValueError: As ``empirical_init``; or a gradient or an update is not finite, or explicit
             mode cannot follow the optimizer.
+        TypeError: As ``empirical_init``.
 
     Example:
         >>> import jax, jax.numpy as jnp, jinit

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jinit.empirical.explicit import NormedApply
-from jinit.empirical.report import Report, build_report
+from jinit.empirical.mapped import report_of
+from jinit.empirical.report import Report
 from jinit.empirical.run import Findings
 from jinit.empirical.transform import scale_by_multipliers
 
@@ -65,8 +66,11 @@ class Calibration:
 
     @functools.cached_property
     def report(self) -> Report:
-        """The RMS of activation, gradient and update of every layer, before and after."""
-        return build_report(self.findings)
+        """The RMS of activation, gradient and update of every layer, before and after.
+
+        Of a calibration that was mapped, as by ``jax.vmap``, it is one of all members.
+        """
+        return report_of(self.findings)
 
     def transform(self) -> "optax.GradientTransformation":
         """Returns the optax transformation that multiplies every update by its multiplier.

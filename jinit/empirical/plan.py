@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
 
+from jinit.empirical.arguments import check_call, explaining_pairs
 from jinit.empirical.inputs import call_loss, check_layers, describe_call, leaf_paths
 from jinit.empirical.job import Job
 from jinit.empirical.layout import Layout
@@ -131,6 +132,7 @@ def _plan(job: Job, params: Any, inputs: Any, key: jax.Array) -> tuple[Plan, Seq
 
 
 def _traced(job: Job, params: Any, drawn: Any, rngs: Any) -> TracedFunction:
+    check_call(job.apply_fn.fn, drawn, **({"rngs": rngs} if rngs else {}))
     try:
         return trace(job.run, params, drawn, rngs)
     except Exception as error:
@@ -145,7 +147,8 @@ def _traced(job: Job, params: Any, drawn: Any, rngs: Any) -> TracedFunction:
 
 def _check_loss(job: Job, output: Any, key: jax.Array) -> None:
     """Raises ValueError unless the loss is a real scalar that depends on the output."""
-    loss = trace(lambda out, key: call_loss(job.dummy_loss, out, key), output, key)
+    with explaining_pairs(output, job.apply_fn, "pass has_aux=True"):
+        loss = trace(lambda out, key: call_loss(job.dummy_loss, out, key), output, key)
     reached = set(loss.jaxpr.invars[: len(jax.tree.leaves(output))])
     for equation in loss.jaxpr.eqns:
         if any(not isinstance(v, jex.Literal) and v in reached for v in equation.invars):

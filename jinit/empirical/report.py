@@ -79,6 +79,8 @@ class Report(PlainData):
         growth: What the multipliers were divided by; None where a unit step is a layer's own.
         leaf_gradients: By path, the RMS of the gradient of a leaf, as the optimizer sees it after
             rescaling; empty unless ``verbose``.
+        members: Of a calibration that was mapped, the report of every member; the other fields
+            then hold what all of them do, each path behind its member's number.
     """
 
     rows: tuple[LayerRow, ...]
@@ -90,6 +92,7 @@ class Report(PlainData):
     zero: tuple[str, ...] = ()
     growth: float | None = None
     leaf_gradients: dict[str, float] = field(default_factory=dict)
+    members: tuple["Report", ...] = ()
 
     def plot(self) -> "Figure":
         """Draws the three quantities over the layers, before and after; needs matplotlib."""
@@ -99,6 +102,8 @@ class Report(PlainData):
         return plot_report(self)
 
     def __str__(self) -> str:
+        if self.members:
+            return "\n".join(f"member {n}:\n{one}" for n, one in enumerate(self.members))
         columns = [
             "layer", "kind", ">activation", ">→", ">gradient", ">→", ">update", ">→", "note",
         ]  # fmt: skip
@@ -150,17 +155,10 @@ def build_report(findings: Findings) -> Report:
     """Builds the report on the host.
 
     Raises:
-        TypeError: The findings are traced, so that they have no values yet, or those of several
-            calibrations at once.
+        TypeError: The findings are traced, so that they have no values yet.
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(findings)):
         raise TypeError("the report needs values: return the Calibration from the jitted function")
-    if np.ndim(findings.before.activation) != 2:
-        raise TypeError(
-            f"the report is one calibration's, but this one has been mapped over axes of "
-            f"{np.shape(findings.before.activation)[:-2]}; take one out of it, for example by "
-            "jax.tree.map(lambda x: x[0], result)"
-        )
     plan, naming = findings.plan, findings.plan.naming
     before, after = (_sizes(jax.device_get(s)) for s in (findings.before, findings.after))
     notes = [note_on(named, plan) for named in naming.ordered]
