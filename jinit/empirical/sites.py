@@ -1,5 +1,6 @@
 """Where parameters meet data: the layers of a traced function, whatever framework wrote it."""
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -140,9 +141,8 @@ def _alike(several: Sequence[Degrees]) -> Degrees:
 def _small(value: Any) -> float | None:
     """Returns the size of a number that is small."""
     known = isinstance(value, bool | int | float | complex | np.ndarray | np.generic)
-    if not known or np.ndim(value) or not abs(value) <= SMALL:
-        return None
-    return float(abs(value))
+    size = float(np.abs(value)) if known and np.ndim(value) == 0 else math.inf
+    return size if size <= SMALL else None
 
 
 def _reached(tags: Sequence[_Tag]) -> int:
