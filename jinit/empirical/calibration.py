@@ -33,7 +33,8 @@ class Calibration:
             in explicit mode such that ``apply_fn`` rescales it. Flax variables hold in explicit
             mode the scales as well, in the collection ``normed``.
         multipliers: A tree of the structure given that holds each leaf's float32 learning-rate
-            multiplier: of shape (), or with a leading axis for every scan over the leaf's layers.
+            multiplier: of shape (), or with the leaf's axes up to the last that a scan over its
+            layers goes along, those between of length 1.
             In explicit mode all are 1.
         scales: In fold mode a tree of the same shapes: what each leaf was multiplied by. In
             explicit mode what ``apply_fn`` applies, nested by the leaves' paths: of every leaf

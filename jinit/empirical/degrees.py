@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from jinit.empirical.rows import keeps_rows
+from jinit.empirical.rows import ELEMENTWISE, keeps_rows
 from jinit.tracing import aval_of
 
 __all__ = ["SAME", "SMALL", "Degree", "Degrees", "combine", "degrees_of", "hands_on", "joined"]
@@ -21,28 +21,37 @@ class Degree:
     Attributes:
         degree: d where scaling the leaf by s scales the value by s**d; None where it does not
             scale so (the value is not homogeneous in the leaf).
-        loops: The depths of the scans that hand the leaf in slice by slice, outermost first;
-            they are the leaf's leading axes.
+        loops: The depths of the scans that hand the leaf in slice by slice, outermost first.
+        places: The leaf's axes that they go along, one a scan.
         group: The leaves that must be scaled together for the degree to hold, this one among
             them: each by ``s ** (1 / degree)``, so that the value is scaled by s. Empty where
             the leaf can be scaled alone. Joined kernels are such a group.
-        whole: Whether a scan over the value is a scan over the leaf's leading axis: row i is
-            computed from row i of the leaf, or from what an earlier scan made of its slices.
-        mixed: Whether a scan hands the leaf in by slices, but in another order or along another
-            axis, so that all of them share a scale.
+        axes: The leaf's axes that the value's are, as far as its first ones are known: row i is
+            computed from row i of the leaf along axes[0], or from what a scan made of it.
+        mixed: Whether a scan hands the leaf in by slices of which it is not known where they lie,
+            so that all of them share a scale.
     """
 
     degree: float | None = 1.0
     loops: tuple[int, ...] = ()
     group: frozenset[int] = frozenset()
-    whole: bool = False
+    places: tuple[int, ...] = ()
+    axes: tuple[int, ...] = ()
     mixed: bool = False
 
     def inside(self, level: int) -> "Degree":
         """Returns the degree of one iteration's slice of the value in a scan."""
-        if not self.whole:
+        if not self.axes:
             return replace(self, mixed=True)
-        return replace(self, loops=(*self.loops, level))
+        place, *axes = self.axes
+        loops, places = (*self.loops, level), (*self.places, place)
+        return replace(self, loops=loops, places=places, axes=tuple(axes))
+
+    def within(self, depth: int) -> "Degree":
+        """Returns the degree where only the outermost scans are known to slice the leaf."""
+        if depth >= len(self.loops):
+            return self
+        return replace(self, loops=self.loops[:depth], places=self.places[:depth], mixed=True)
 
     def outside(self, level: int, *, stacked: bool) -> "Degree":
         """Returns the degree of a value beyond the scan in which it was computed.
@@ -51,8 +60,14 @@ class Degree:
             level: How deep the scan is.
             stacked: Whether it is what all iterations put out, and not what the last one did.
         """
-        loops = tuple(loop for loop in self.loops if loop != level)
-        return replace(self, loops=loops, whole=stacked and self.loops[-1:] == (level,))
+        kept = [pair for pair in zip(self.loops, self.places, strict=True) if pair[0] != level]
+        rows = self.places[-1:] if stacked and self.loops[-1:] == (level,) else ()
+        return replace(
+            self,
+            loops=tuple(loop for loop, _ in kept),
+            places=tuple(place for _, place in kept),
+            axes=rows and (*rows, *self.axes),
+        )
 
 
 Degrees = Mapping[int, Degree]
@@ -103,17 +118,22 @@ def combine(
         degrees = [operand[leaf].degree if leaf in operand else 0.0 for operand in operands]
         known = [degree for degree in degrees if degree is not None]
         unknown = len(known) < len(degrees) or leaf in split
-        loops = _common([p.loops for p in present])
+        loops, places = _common(present)
         mixed = any(p.mixed for p in present)
         degree = None if unknown else rule(known)
-        merged[leaf] = Degree(degree, loops, present[0].group, mixed=mixed)
+        merged[leaf] = Degree(degree, loops, present[0].group, places, mixed=mixed)
     return merged
 
 
-def _common(several: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Returns the longest beginning that all have."""
-    pairs = takewhile(lambda level: len({*level}) == 1, zip(*several, strict=False))
-    return tuple(level[0] for level in pairs)
+def _common(several: Sequence[Degree]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the outermost loops that slice the leaf alike in all, and the axes they go along."""
+    pairs = [zip(d.loops, d.places, strict=True) for d in several]
+    same = [pair for pair, *_ in takewhile(_all_equal, zip(*pairs, strict=False))]
+    return tuple(loop for loop, _ in same), tuple(place for _, place in same)
+
+
+def _all_equal(several: Sequence[Any]) -> bool:
+    return len({*several}) == 1
 
 
 def _split_groups(operands: Sequence[Degrees]) -> frozenset[int]:
@@ -152,11 +172,11 @@ def joined(terms: Sequence[Degrees]) -> dict[int, Degree]:
     alike = len(pairs) == len(dict(pairs)) and len({*several}) == 1
     if not alike or not all(together) or _split_groups(terms):
         return _unknown(terms)
-    rows = {leaf: all(t[leaf].whole for t in terms if leaf in t) for leaf in dict(pairs)}
+    places = {leaf: _common([t[leaf] for t in terms if leaf in t])[1] for leaf in dict(pairs)}
     mixed = any(d.mixed for term in terms for d in term.values())
-    group = frozenset(rows)
+    group = frozenset(places)
     return {
-        leaf: Degree(degree, several[0], group, whole=rows[leaf], mixed=mixed)
+        leaf: Degree(degree, several[0], group, places[leaf], mixed=mixed)
         for leaf, degree in sorted(pairs)
     }
 
@@ -215,9 +235,7 @@ def degrees_of(
     if name == "top_k":
         return [operands[0], combine(operands, lambda degrees: 0.0)]
     result = _degrees_of(equation, operands, fills)
-    if keeps_rows(equation):
-        result = {leaf: _with_rows(leaf, d, operands) for leaf, d in result.items()}
-    return [result] * count
+    return [{leaf: _with_axes(equation, leaf, d, operands) for leaf, d in result.items()}] * count
 
 
 def hands_on(equation: jex.JaxprEqn) -> bool:
@@ -232,8 +250,18 @@ def _is_float(atom: Any) -> bool:
     return jnp.issubdtype(aval_of(atom).dtype, jnp.inexact)
 
 
-def _with_rows(leaf: int, degree: Degree, operands: Sequence[Degrees]) -> Degree:
-    return replace(degree, whole=all(o[leaf].whole for o in operands if leaf in o))
+def _with_axes(
+    equation: jex.JaxprEqn, leaf: int, degree: Degree, operands: Sequence[Degrees]
+) -> Degree:
+    several = [operand[leaf].axes for operand in operands if leaf in operand]
+    first = several[0]
+    if equation.primitive.name == "transpose":
+        order = equation.params["permutation"]
+        return replace(degree, axes=tuple(first[i] for i in takewhile(len(first).__gt__, order)))
+    alike = tuple(axis for axis, *_ in takewhile(_all_equal, zip(*several, strict=False)))
+    if equation.primitive.name in ELEMENTWISE:
+        return replace(degree, axes=alike)
+    return replace(degree, axes=alike[:1] if keeps_rows(equation) else ())
 
 
 def _degrees_of(

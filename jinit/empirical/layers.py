@@ -112,9 +112,32 @@ def layers_of(
         zeros: The leaves that are known to hold nothing but zeros.
         alone: The biases that belong to no layer.
     """
+    sites = _agreeing(sites)
     layers = _with_carriers(_grouped(sites, _biases(sites, alone)))
     stuck = _stuck(layers)
     return layers_of(sites, zeros, alone | stuck) if stuck else _Ties(layers, zeros).tied()
+
+
+def _agreeing(sites: Mapping[Path, Meeting]) -> dict[Path, Meeting]:
+    """Leaves scans out that slice a leaf along other axes than other scans do."""
+    places: dict[int, list[tuple[int, ...]]] = {}
+    for site in sites.values():
+        for leaf, d in site.leaves.items():
+            places.setdefault(leaf, []).append(d.places)
+    depths = {leaf: _agreed(several) for leaf, several in places.items()}
+    return {
+        path: replace(site, leaves={x: d.within(depths[x]) for x, d in site.leaves.items()})
+        for path, site in sites.items()
+    }
+
+
+def _agreed(several: Sequence[tuple[int, ...]]) -> int:
+    """Returns how many axes can be taken, such that all uses begin with them or by fewer."""
+    longest = max(several, key=len)
+    return min(
+        (len(_common_loops([p, longest])) for p in several if p != longest[: len(p)]),
+        default=len(longest),
+    )
 
 
 def _biases(sites: Mapping[Path, Meeting], alone: frozenset[int]) -> dict[Path, Meeting]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jinit.empirical.degrees import Degree
 from jinit.empirical.layout import Layout
+from jinit.empirical.placing import placed
 from jinit.empirical.sites import Layer
 from jinit.empirical.targets import Site
 from jinit.tracing import Path
@@ -124,7 +125,8 @@ class Naming:
             layer = named.layer
             if layer.carrier is None or any(named.index):
                 continue
-            loops = dict(layer.leaves)[layer.carrier].loops
+            degree = dict(layer.leaves)[layer.carrier]
+            loops = degree.loops
             number = self.layout.layers.index(layer)
             start, end = self.layout.starts[number : number + 2]
             values = vector[start:end].reshape(layer.lengths)
@@ -133,7 +135,11 @@ class Naming:
             index = [
                 slice(None) if i in inner and i in loops else place[i] for i in range(len(place))
             ]
-            yield self._member(layer.carrier, named.iteration), values[tuple(index)]
+            stacked = 0 in loops and 0 not in inner  # by a new axis in front
+            pairs = zip(loops, degree.places, strict=True)
+            places = [axis - stacked for level, axis in pairs if level in inner]
+            chosen = placed(values[tuple(index)], places)
+            yield self._member(layer.carrier, named.iteration), chosen
 
     def _block(self, loop: Path | None, layers: list[tuple[int, Layer]]) -> Iterator[Named]:
         if loop is None:

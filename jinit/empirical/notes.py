@@ -9,7 +9,7 @@ from jinit.empirical.plan import Plan
 
 __all__ = ["not_tuned", "note_on"]
 
-_MIXED = "one scale for all slices, which a loop reads in another order or along another axis"
+_MIXED = "one scale for all slices, which a loop reads in another order"
 _LOST = "meets no input where it can be followed"
 
 

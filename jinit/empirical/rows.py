@@ -7,9 +7,9 @@ from jax.extend import core as jex
 
 from jinit.tracing import aval_of
 
-__all__ = ["keeps_rows"]
+__all__ = ["ELEMENTWISE", "keeps_rows"]
 
-_ELEMENTWISE = frozenset({
+ELEMENTWISE = frozenset({
     "abs", "add", "add_any", "complex", "div", "eq", "ge", "gt", "imag", "integer_pow", "le",
     "lt", "max", "min", "mul", "ne", "real", "rsqrt", "select_n", "sign", "sqrt", "square", "sub",
 })  # fmt: skip
@@ -28,7 +28,6 @@ _KEPT: Mapping[str, Callable[[Any], bool]] = {
     "slice": lambda params: params["start_indices"][0] == 0,
     "split": lambda params: params["axis"] != 0,
     "squeeze": lambda params: 0 not in params["dimensions"],
-    "transpose": lambda params: params["permutation"][0] == 0,
 }
 """Whether an operation keeps the rows apart, given that it keeps their number."""
 
@@ -36,8 +35,6 @@ _KEPT: Mapping[str, Callable[[Any], bool]] = {
 def keeps_rows(equation: jex.JaxprEqn) -> bool:
     """Returns whether row i of every result is computed from row i of the operands alone."""
     name = equation.primitive.name
-    if name in _ELEMENTWISE:
-        return True
     first, result = (aval_of(a).shape for a in (equation.invars[0], equation.outvars[0]))
     same = bool(first) and first[:1] == result[:1]
     return same and name in _KEPT and bool(_KEPT[name](equation.params))

@@ -215,7 +215,7 @@ def survey(
         The layers, and which leaves no output depends on.
     """
     parameters = [
-        _Tag(degrees={leaf: Degree(whole=True)}, reached=1 << leaf)
+        _Tag(degrees={leaf: Degree(axes=tuple(range(len(aval.shape))))}, reached=1 << leaf)
         if flag and jnp.issubdtype(aval.dtype, jnp.inexact)
         else _Tag()
         for leaf, (aval, flag) in enumerate(zip(traced.in_avals, trainable, strict=False))

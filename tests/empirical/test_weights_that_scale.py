@@ -1,5 +1,6 @@
 """What is made of a weight before it meets the input, and how it scales with the weight."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,7 +150,7 @@ AT_ONCE = {
     "rolled": lambda w: jnp.roll(w, 1, 0),
     "some": lambda w: w[:2],
     "more than once": lambda w: jnp.repeat(w, 2, 0),
-    "along another axis": lambda w: jnp.moveaxis(w, 1, 0),
+    "along another axis, reversed": lambda w: jnp.moveaxis(w[:, ::-1], 1, 0),
     "reshaped across": lambda w: w.reshape(2, 2, 32, 32)[:, 1],
 }
 
@@ -183,9 +184,93 @@ def test_stacked_weights_read_otherwise_have_one_scale_and_the_report_says_so(ma
     ratio = result.params["w"] / SLICES
     np.testing.assert_allclose(ratio, ratio[0, 0, 0], rtol=1e-5)
     assert {row.note for row in result.report.rows} == {
-        "shared; one scale for all slices, which a loop reads in another order or along another "
-        "axis"
+        "shared; one scale for all slices, which a loop reads in another order"
     }
+
+
+NESTED = {
+    "along its second axis": (lambda w: jnp.moveaxis(w, 0, 1), lambda w: jnp.moveaxis(w, 1, 0)),
+    "along its last axis": (lambda w: jnp.moveaxis(w, 0, 2), lambda w: jnp.moveaxis(2 * w, 2, 0)),
+}
+
+
+@pytest.mark.parametrize("mode", ["fold", "explicit"])
+@pytest.mark.parametrize(("put", "get"), NESTED.values(), ids=NESTED)
+def test_weights_stacked_along_another_axis(put, get, mode):
+    """The multipliers and scales have the leaf's axes up to the last that a loop goes along."""
+
+    def model(p, x):
+        return through(get(p["w"]) / 2, x), x @ p["v"]
+
+    params = {"w": put(SLICES), "v": W}
+    result = jinit.calibrate(params, model, X, lambda out: out[0][-1].sum(), mode=mode)
+    for y in result.apply_fn(result.params, X)[0]:
+        assert rms(y) == pytest.approx(1, rel=1e-3)
+    axis = params["w"].shape.index(4)
+    scale = result.multipliers["w"] if mode == "fold" else result.scales["w"]["gx"]
+    assert scale.shape == (1,) * axis + (4,)
+    for row in result.report.rows:
+        assert row.note == ""
+
+
+def test_a_linen_scan_along_the_second_axis():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            y = nn.Dense(32, bias_init=nn.initializers.normal(2.0))(x)
+            return jnp.tanh(y), y
+
+    scan = nn.scan(Block, variable_axes={"params": 1}, split_rngs={"params": True}, length=4)
+    variables = scan().init(jax.random.key(0), X, None)
+    variables["params"]["Dense_0"]["kernel"] *= 4.0 ** jnp.arange(4)[:, None]
+    result = jinit.calibrate(
+        variables, lambda v, x: scan().apply(v, x, None), X, lambda out: out[1].sum(),
+        optimizer="sgd", verbose=True,
+    )  # fmt: skip
+    for y in scan().apply(result.params, X, None)[1]:
+        assert rms(y) == pytest.approx(1, rel=1e-3)
+    multipliers = result.multipliers["params"]["Dense_0"]
+    assert {name: m.shape for name, m in multipliers.items()} == {"kernel": (1, 4), "bias": (1, 4)}
+    for row in result.report.rows:
+        assert row.update_after == pytest.approx(1, rel=0.2)
+    slopes = jax.grad(lambda v: scan().apply(v, X, None)[1].sum())(result.params)["params"]
+    assert result.report.leaf_gradients["params/Dense_0/bias"] == pytest.approx(
+        rms(slopes["Dense_0"]["bias"]), rel=1e-2
+    )
+    tx = result.transform()
+    updates, _ = tx.update(slopes, tx.init(slopes))
+    expected = slopes["Dense_0"]["kernel"] * multipliers["kernel"][..., None]
+    np.testing.assert_allclose(updates["Dense_0"]["kernel"], expected, rtol=1e-6)
+
+
+def test_two_loops_along_two_axes():
+    """The outer one goes along the second axis of the leaf, the inner one along its first."""
+    slices = SLICES[:, None] * 3.0 ** jnp.arange(3)[None, :, None, None]
+
+    def model(p, x):
+        def outer(x, w):
+            ys = through(w, x)
+            return jnp.tanh(ys[-1]), ys
+
+        return jax.lax.scan(outer, x, jnp.swapaxes(p["w"], 0, 1))[1]
+
+    for mode in ("fold", "explicit"):
+        result = jinit.calibrate({"w": slices}, model, X, random_loss, mode=mode)
+        sizes = jnp.sqrt(jnp.mean(result.apply_fn(result.params, X) ** 2, (2, 3)))
+        np.testing.assert_allclose(sizes, 1, rtol=1e-3)
+        assert result.multipliers["w"].shape == (4, 3)
+
+
+def test_one_leaf_along_two_axes_has_one_scale():
+    weight = jnp.stack([SLICES] * 4, 1)
+
+    def model(p, x):
+        first = through(p["w"][:, 0], x)
+        return first, through(jnp.moveaxis(p["w"], 1, 0)[:, 0], x), p["w"].sum()
+
+    result = jinit.calibrate({"w": weight}, model, X, lambda out: out[0][-1].sum())
+    ratio = result.params["w"] / weight
+    np.testing.assert_allclose(ratio, ratio[0, 0, 0, 0], rtol=1e-5)
 
 
 CHOICES = {
