@@ -118,6 +118,8 @@ class _Rules:
         reached, count = _reached(tags), len(equation.outvars)
         if hands_on(equation):
             return list(tags), None
+        if equation.primitive.name in PRODUCTS:
+            tags = [_input_if_zero(tag) for tag in tags]
         if not any(tag.data for tag in tags):
             fills = [tag.fill for tag in tags]
             several = degrees_of(equation, [tag.degrees for tag in tags], fills)
@@ -129,6 +131,11 @@ class _Rules:
         site = _site(equation, tags, frames, path)
         pending = path if site.kind == "linear" else None
         return [_Tag(data=True, reached=reached, pending=pending)] * count, site
+
+
+def _input_if_zero(tag: _Tag) -> _Tag:
+    """Takes a constant of zeros for an input: the first state of a recurrence, not a weight."""
+    return replace(tag, data=True) if tag.fill == 0 and not tag.degrees else tag
 
 
 def _alike(several: Sequence[Degrees]) -> Degrees:

@@ -117,6 +117,27 @@ def calibrated(params, model, inputs):
     return jax.tree.map(np.float64, result.params), result.report
 
 
+@pytest.mark.parametrize("steps", [2, 5])
+def test_an_unrolled_recurrence_from_zeros(steps):
+    """The first use of the recurrent layer puts out its bias alone."""
+
+    def model(p, xs, xp=jnp):
+        h, outputs = xp.zeros_like(xs[0]), []
+        for x in xs:
+            i, r = x @ p["i"] + p["c"], h @ p["r"] + p["b"]
+            h = xp.tanh(i + r)
+            outputs += [i, r]
+        return outputs
+
+    xs = RNG.normal(size=(steps, 64, 32))
+    p, report = calibrated({"i": W, "r": V, "b": 5 * C, "c": C}, model, xs)
+    outputs = model(p, xs, np)
+    assert typical(outputs[::2]) == pytest.approx(1, rel=0.02)
+    assert typical(outputs[1::2]) == pytest.approx(1, rel=0.02)
+    assert report.not_tuned == {}
+    np.testing.assert_allclose(p["b"] / (5 * C), p["r"][0, 0] / V[0, 0], rtol=1e-4)
+
+
 def test_a_bias_of_two_weights_ties_them():
     def model(p, x, z):
         return x @ p["w"] + p["b"], z @ p["v"] + p["b"]
