@@ -43,7 +43,10 @@ def empirical_init(
     A layer is an equation of ``apply_fn`` in which a parameter meets data, with the bias that is
     added to its result; its output is taken before the nonlinearity. In one forward pass a key,
     each layer's output y is divided by its RMS before it flows on, and its weight W and bias b
-    become ``W / rms(y)`` and ``b / rms(y)``; over keys the factors are averaged geometrically.
+    become ``W / rms(y)`` and ``b / rms(y)``; over keys the factors are averaged geometrically. A
+    layer that is used more than once is W with b at every use, and takes the geometric mean of
+    what its uses need. Where W is computed from several leaves, they scale together: W + A @ B
+    with W by s and A and B by its root.
     That takes ``samples`` model evaluations at any depth (six times as many where a leaf serves
     several uses at once). Only activations are set: ``calibrate`` returns with them what brings
     the updates to O(1), and the report.
@@ -80,6 +83,8 @@ def empirical_init(
         ValueError: An argument is not what it should be; ``params`` has no floating-point leaf,
             two of one path, or one that is not finite, the loss is not a real scalar, the output
             depends on no parameter or on no input, or a layer's output is not finite.
+        TypeError: An argument is not of the kind of its place, such as a model for its ``apply``;
+            or ``params`` has leaves that are not arrays, which are listed.
 
     Example:
         >>> import jax, jax.numpy as jnp, jinit
@@ -180,6 +185,7 @@ def calibrate(
     Raises:
         ValueError: As ``empirical_init``; or a gradient or an update is not finite, or explicit
             mode cannot follow the optimizer.
+        TypeError: As ``empirical_init``.
 
     Example:
         >>> import jax, jax.numpy as jnp, jinit

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jinit.empirical.explicit import NormedApply
-from jinit.empirical.report import Report, build_report
+from jinit.empirical.mapped import report_of
+from jinit.empirical.report import Report
 from jinit.empirical.run import Findings
 from jinit.empirical.transform import scale_by_multipliers
 
@@ -32,7 +33,8 @@ class Calibration:
             in explicit mode such that ``apply_fn`` rescales it. Flax variables hold in explicit
             mode the scales as well, in the collection ``normed``.
         multipliers: A tree of the structure given that holds each leaf's float32 learning-rate
-            multiplier: of shape (), or with a leading axis for every scan over the leaf's layers.
+            multiplier: of shape (), or with the leaf's axes up to the last that a scan over its
+            layers goes along, those between of length 1.
             In explicit mode all are 1.
         scales: In fold mode a tree of the same shapes: what each leaf was multiplied by. In
             explicit mode what ``apply_fn`` applies, nested by the leaves' paths: of every leaf
@@ -65,8 +67,11 @@ class Calibration:
 
     @functools.cached_property
     def report(self) -> Report:
-        """The RMS of activation, gradient and update of every layer, before and after."""
-        return build_report(self.findings)
+        """The RMS of activation, gradient and update of every layer, before and after.
+
+        Of a calibration that was mapped, as by ``jax.vmap``, it is one of all members.
+        """
+        return report_of(self.findings)
 
     def transform(self) -> "optax.GradientTransformation":
         """Returns the optax transformation that multiplies every update by its multiplier.

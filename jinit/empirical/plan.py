@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
 
+from jinit.empirical.arguments import check_call, explaining_pairs
 from jinit.empirical.inputs import call_loss, check_layers, describe_call, leaf_paths
 from jinit.empirical.job import Job
 from jinit.empirical.layout import Layout
@@ -121,7 +122,8 @@ def _plan(job: Job, params: Any, inputs: Any, key: jax.Array) -> tuple[Plan, Seq
     _check_loss(job, traced.unflatten(traced.out_avals), key)
     rolled = roll(traced, job.trainable)
     trainable = [job.trainable[group[0]] for group in rolled.groups]
-    found = survey(rolled.traced, trainable)
+    zeros = [i for i, group in enumerate(rolled.groups) if {*group} <= {*job.zeros}]
+    found = survey(rolled.traced, trainable, zeros)
     _check_found(found, job)
     measured = tuple(layer for layer in found.layers if layer.measured)
     layout = Layout(measured, len(rolled.groups), rolled.loops)
@@ -130,6 +132,7 @@ def _plan(job: Job, params: Any, inputs: Any, key: jax.Array) -> tuple[Plan, Seq
 
 
 def _traced(job: Job, params: Any, drawn: Any, rngs: Any) -> TracedFunction:
+    check_call(job.apply_fn.fn, drawn, **({"rngs": rngs} if rngs else {}))
     try:
         return trace(job.run, params, drawn, rngs)
     except Exception as error:
@@ -144,7 +147,8 @@ def _traced(job: Job, params: Any, drawn: Any, rngs: Any) -> TracedFunction:
 
 def _check_loss(job: Job, output: Any, key: jax.Array) -> None:
     """Raises ValueError unless the loss is a real scalar that depends on the output."""
-    loss = trace(lambda out, key: call_loss(job.dummy_loss, out, key), output, key)
+    with explaining_pairs(output, job.apply_fn, "pass has_aux=True"):
+        loss = trace(lambda out, key: call_loss(job.dummy_loss, out, key), output, key)
     reached = set(loss.jaxpr.invars[: len(jax.tree.leaves(output))])
     for equation in loss.jaxpr.eqns:
         if any(not isinstance(v, jex.Literal) and v in reached for v in equation.invars):

@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jinit._patterns import check_patterns, fits
+from jinit.empirical.arguments import check_arguments, check_arrays
 from jinit.empirical.cachekey import CachedFunction
 from jinit.empirical.inputs import (
     check_counts,
@@ -46,8 +47,11 @@ def prepare(
 
     Raises:
         ValueError: An argument is not what it should be.
+        TypeError: Or not even of that kind.
     """
+    check_arguments(params, apply_fn, dummy_input, dummy_loss)
     leaves, paths = jax.tree.leaves(params), leaf_paths(params)
+    check_arrays(leaves, paths)
     check_params(leaves, paths)
     _check_options(options)
     collection = _check_collection(params, collection)

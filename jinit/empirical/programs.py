@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from jinit.empirical.inputs import call_loss
 from jinit.empirical.numbers import apply_scale, is_float, mean_square, on_cpu
+from jinit.empirical.placing import gathered, leading, placed
 from jinit.empirical.plan import Plan
 
 __all__ = ["Programs", "Stage", "Statistics", "programs", "rescale", "stack"]
@@ -107,11 +108,12 @@ def _loss(plan: Plan, key: jax.Array, output: Any) -> jax.Array:
 
 def _own(plan: Plan, factors: Sequence[jax.Array]) -> list[jax.Array]:
     """Returns the scale that each leaf takes from the layer it carries, or is a bias of."""
-    own: list[Any] = [jnp.ones(shape, jnp.float32) for shape in plan.layout.shapes]
+    own = plan.layout.leaves(jnp.ones(plan.layout.slots, jnp.float32))
     for layer, factor in zip(plan.layout.layers, factors, strict=True):
         for leaf, degree in layer.scaled:
             if not layer.shared:
-                own[leaf] = factor if degree.degree == 1 else factor ** (1 / (degree.degree or 1))
+                scale = factor if degree.degree == 1 else factor ** (1 / (degree.degree or 1))
+                own[leaf] = placed(scale, plan.layout.places[leaf])
     return own
 
 
@@ -177,9 +179,11 @@ class _Seen(NamedTuple):
     def powers(self, plan: Plan) -> jax.Array:
         """Returns the mean square of the gradient of every slot."""
         parts = []
-        for slope, factor, shape in zip(
-            self.gradients, self.inward, plan.layout.shapes, strict=True
+        layout = plan.layout
+        for slope, factor, shape, places in zip(
+            self.gradients, self.inward, layout.shapes, layout.places, strict=True
         ):
+            slope, factor = leading(slope, places), gathered(factor, places)
             sizes = jnp.abs(slope).astype(jnp.float32) if is_float(slope) else jnp.zeros(shape)
             count = max(1, sizes.size // max(1, math.prod(shape)))
             power = jnp.sum(sizes**2, range(len(shape), sizes.ndim)) / count

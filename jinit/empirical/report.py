@@ -12,6 +12,7 @@ from jinit._extras import require
 from jinit._plain import PlainData
 from jinit._tables import format_number, format_table
 from jinit.empirical.names import Named
+from jinit.empirical.notes import not_tuned, note_on
 from jinit.empirical.plan import Plan
 from jinit.empirical.programs import Statistics
 from jinit.empirical.run import Findings
@@ -78,6 +79,8 @@ class Report(PlainData):
         growth: What the multipliers were divided by; None where a unit step is a layer's own.
         leaf_gradients: By path, the RMS of the gradient of a leaf, as the optimizer sees it after
             rescaling; empty unless ``verbose``.
+        members: Of a calibration that was mapped, the report of every member; the other fields
+            then hold what all of them do, each path behind its member's number.
     """
 
     rows: tuple[LayerRow, ...]
@@ -89,6 +92,7 @@ class Report(PlainData):
     zero: tuple[str, ...] = ()
     growth: float | None = None
     leaf_gradients: dict[str, float] = field(default_factory=dict)
+    members: tuple["Report", ...] = ()
 
     def plot(self) -> "Figure":
         """Draws the three quantities over the layers, before and after; needs matplotlib."""
@@ -98,6 +102,8 @@ class Report(PlainData):
         return plot_report(self)
 
     def __str__(self) -> str:
+        if self.members:
+            return "\n".join(f"member {n}:\n{one}" for n, one in enumerate(self.members))
         columns = [
             "layer", "kind", ">activation", ">→", ">gradient", ">→", ">update", ">→", "note",
         ]  # fmt: skip
@@ -149,37 +155,21 @@ def build_report(findings: Findings) -> Report:
     """Builds the report on the host.
 
     Raises:
-        TypeError: The findings are traced, so that they have no values yet, or those of several
-            calibrations at once.
+        TypeError: The findings are traced, so that they have no values yet.
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(findings)):
         raise TypeError("the report needs values: return the Calibration from the jitted function")
-    if np.ndim(findings.before.activation) != 2:
-        raise TypeError(
-            f"the report is one calibration's, but this one has been mapped over axes of "
-            f"{np.shape(findings.before.activation)[:-2]}; take one out of it, for example by "
-            "jax.tree.map(lambda x: x[0], result)"
-        )
     plan, naming = findings.plan, findings.plan.naming
     before, after = (_sizes(jax.device_get(s)) for s in (findings.before, findings.after))
-    notes = [_note(named, plan) for named in naming.ordered]
+    notes = [note_on(named, plan) for named in naming.ordered]
     rows = tuple(
         _row(named, before, after, note, plan)
         for named, note in zip(naming.ordered, notes, strict=True)
     )
     empty = tuple(row.path for row in rows if _is_null(row))
-    opaque = [layer for layer in plan.found.layers if not layer.measured]
     return Report(
         rows=rows,
-        not_tuned={
-            **_other_leaves(plan),
-            **{naming.layer_path(layer): layer.reason for layer in opaque},
-            **{
-                named.path: note
-                for named, note in zip(naming.ordered, notes, strict=True)
-                if note and not plan.solver.tuned[named.statistic]
-            },
-        },
+        not_tuned=not_tuned(plan, notes),
         shared=_residuals(naming.ordered, after["activation"] / plan.targets),
         unused=tuple(
             naming.paths[leaf] for number in plan.found.unused for leaf in naming.groups[number]
@@ -213,23 +203,6 @@ def _null_leaves(plan: Plan, sizes: np.ndarray) -> list[str]:
     return [plan.naming.paths[leaf] or "." for leaf, size in largest.items() if size <= limit]
 
 
-def _other_leaves(plan: Plan) -> dict[str, str]:
-    """Says of the leaves that take part in a layer, but not in its scale, why not."""
-    scaled = {
-        plan.naming.leaf_at(leaf, named)
-        for named in plan.naming.ordered
-        for leaf, _ in named.layer.scaled
-    }
-    reasons: dict[str, str] = {}
-    for named in plan.naming.ordered:
-        why = named.layer.reason or f"its layer is scaled by {named.path}"
-        for leaf, _ in (*named.layer.leaves, *named.layer.bias):
-            member = plan.naming.leaf_at(leaf, named)
-            if member not in scaled:
-                reasons.setdefault(plan.naming.paths[member] or ".", why)
-    return reasons
-
-
 def _leaf_gradients(plan: Plan, sizes: np.ndarray) -> dict[str, float]:
     """Names the gradients; a leaf with several slices has their RMS."""
     paths, parts = plan.naming.paths, plan.by_leaf(sizes)
@@ -237,27 +210,6 @@ def _leaf_gradients(plan: Plan, sizes: np.ndarray) -> dict[str, float]:
         paths[leaf] or ".": float(np.sqrt(np.mean(np.square(parts[leaf]))))
         for leaf in plan.naming.used
     }
-
-
-def _note(named: Named, plan: Plan) -> str:
-    layer = named.layer
-    if layer.reason:
-        return layer.reason
-    if not plan.solver.tuned[named.statistic]:
-        return "excluded"
-    if {plan.naming.leaf_at(leaf, named) for leaf, _ in layer.leaves} & {*plan.job.zeros}:
-        return "zero: the gradient passes it as if it were random"
-    joined = _joined(named, plan)
-    notes = [
-        "shared" if layer.shared else "",
-        f"one scale with {', '.join(joined)}" if joined else "",
-    ]
-    return "; ".join(note for note in notes if note)
-
-
-def _joined(named: Named, plan: Plan) -> tuple[str, ...]:
-    naming = plan.naming
-    return tuple(naming.paths[naming.leaf_at(leaf, named)] for leaf in named.layer.joined)
 
 
 def _row(named: Named, before: Any, after: Any, note: str, plan: Plan) -> LayerRow:
@@ -270,7 +222,7 @@ def _row(named: Named, before: Any, after: Any, note: str, plan: Plan) -> LayerR
     mean = float(after["mean"][named.statistic]) if plan.job.detailed else None
     return LayerRow(
         named.label, named.layer.kind, dead=dead, mean=mean, note=note,
-        joined=_joined(named, plan), **numbers,
+        joined=plan.naming.joined_paths(named), **numbers,
     )  # fmt: skip
 
 

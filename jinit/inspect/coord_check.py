@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jinit._kinds import kind_of, model_kind
+from jinit.empirical.arguments import check_arrays, check_loss, check_model
 from jinit.empirical.inputs import check_counts, check_params, draw_inputs, leaf_paths, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
 from jinit.inspect.training import Model, Powers, Program, train_and_measure
@@ -75,7 +77,7 @@ def coord_check(
     Raises:
         ValueError: ``widths``, a count or the optimizer is not as it should be, layers differ
             between widths, or a layer's output is not finite.
-        TypeError: ``make_model`` returned something else.
+        TypeError: ``make_model`` is no function, or returned something else.
 
     Example:
         >>> import jax, jax.numpy as jnp, jinit, optax
@@ -96,6 +98,8 @@ def coord_check(
         Yang et al., "Tensor Programs V: Tuning Large Neural Networks via Zero-Shot
         Hyperparameter Transfer" (2022), appendix D.1.
     """
+    _check_make_model(make_model)
+    check_loss(dummy_loss)
     widths = _check_widths(widths)
     check_counts(steps=steps, seeds=seeds, batch_size=batch_size)
     _check_tolerance(tolerance)
@@ -121,8 +125,16 @@ def coord_check(
     return build_check(found, tolerance)
 
 
+def _check_make_model(make_model: Any) -> None:
+    if model_kind(make_model) is not None or not callable(make_model):
+        raise TypeError(
+            f"make_model is {kind_of(make_model)}; pass a function of width that returns "
+            "(params, apply_fn)"
+        )
+
+
 def _check_widths(widths: Iterable[int]) -> tuple[int, ...]:
-    widths = tuple(widths)
+    widths = tuple(widths) if isinstance(widths, Iterable) else (widths,)
     whole = all(isinstance(w, numbers.Integral) and not isinstance(w, bool) for w in widths)
     if not whole or len(widths) < 2 or widths[0] < 1 or list(widths) != sorted(set(widths)):
         raise ValueError(
@@ -146,6 +158,8 @@ def _check_model(made: Any, width: int, optimizer: Any) -> Model:
             "(params, apply_fn, tx)"
         )
     params, apply_fn, *own = made
+    check_model(params, apply_fn, f"; make_model({width}) returns (params, apply_fn)")
+    check_arrays(jax.tree.leaves(params), leaf_paths(params))
     check_params(jax.tree.leaves(params), leaf_paths(params))
     return Model(params, apply_fn, _optimizer(own, width, optimizer))
 
@@ -165,6 +179,11 @@ def _optimizer(own: list[Any], width: int, optimizer: Any) -> Any:
     tx = own[0] if own else optimizer
     if tx is None:
         return optax.adam(_LEARNING_RATE)
+    if positional(tx, ("learning_rate",))[:1] == ["learning_rate"]:
+        raise ValueError(
+            f"{source}={tx.__name__} would be called with the width as its learning rate; pass "
+            f"{tx.__name__}(1e-3), or a function of width that returns an optimizer"
+        )
     if callable(tx) and not own:
         source, tx = f"optimizer({width})", tx(width)
     if not (hasattr(tx, "init") and hasattr(tx, "update")):

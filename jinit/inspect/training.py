@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jinit.empirical.arguments import explaining_pairs
 from jinit.empirical.inputs import (
     call_loss,
     check_layers,
@@ -146,6 +147,9 @@ def train_and_measure(
     found = survey(traced, variables.parameters)
     measured = [layer for layer in found.layers if layer.measured]
     check_layers(measured, model.apply_fn)
+    output = traced.unflatten(traced.out_avals)
+    with explaining_pairs(output, model.apply_fn, "return the output alone"):
+        jax.eval_shape(lambda out, key: call_loss(dummy_loss, out, key), output, key)
     training = _Training(model.tx, traced, measured, found.enter, dummy_loss, steps)
     state = model.tx.init(variables.trained())
     powers = program(training.run, model.params, state, inputs, key)
