@@ -15,7 +15,16 @@ from jinit.amp.policy import FLOAT16, FLOAT32
 from jinit.amp.products import asks_for_precision, contracts
 from jinit.amp.promotion import INDICATOR, PARAMETER, Tag, promote, votes_of
 from jinit.amp.regions import casts_disabled, region_of
-from jinit.tracing import EquationView, Path, Rule, aval_of, is_hidden, source_line, structure_of
+from jinit.tracing import (
+    EquationView,
+    Path,
+    Rule,
+    aval_of,
+    declares_dtypes,
+    is_hidden,
+    source_line,
+    structure_of,
+)
 
 __all__ = ["CastRule", "Decision", "Decisions", "Record", "cast_to", "is_managed", "squares"]
 
@@ -136,6 +145,8 @@ class Decisions:
         if structure_of(equation).kind != "plain":
             _warn_if_hidden(equation)
             return Decision("declared", "not entered")
+        if declares_dtypes(equation) and name not in self.ops.listed:
+            return Decision("declared", "declared by what it calls")
         if equation.params.get("out_dtype") is not None:
             return Decision("declared", "declared by out_dtype")
         if not any(is_managed(atom, self.half) for atom in equation.invars):

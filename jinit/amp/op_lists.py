@@ -20,7 +20,8 @@ class OpLists:
             in cannot be asked for: ``jnp`` itself sets ``preferred_element_type``.
         float32: Cast to float32: what loses range or precision in half.
         declared: Cast back to the dtypes of the traced program: what reinterprets bits, draws
-            random numbers, calls out or has no half version.
+            random numbers or has no half version. So is, unless it is in another list, whatever
+            calls something for given dtypes: exported functions, callbacks, foreign calls.
         separate: Operands that need not agree with each other, and are left as they come.
         float32_calls: Not primitives but functions, by the name that JAX jits them under, which
             run whole in float32: interpolation, which is made of products.
@@ -31,6 +32,11 @@ class OpLists:
     declared: frozenset[str]
     separate: frozenset[str]
     float32_calls: frozenset[str] = frozenset()
+
+    @property
+    def listed(self) -> frozenset[str]:
+        """The primitives of all lists."""
+        return self.half | self.float32 | self.declared | self.separate
 
     def extend(
         self,
@@ -90,9 +96,9 @@ OPS = OpLists(
     ),
     declared=frozenset(
         """
-        bessel_i0e bessel_i1e bitcast_convert_type cholesky complex custom_call custom_lin
-        custom_linear_solve eig eigh fft ffi_call hessenberg householder_product igamma
-        igamma_grad_a igammac io_callback linear_solve lu nextafter polygamma pure_callback qr
+        bessel_i0e bessel_i1e bitcast_convert_type cholesky complex custom_call custom_lin eig
+        eigh fft hessenberg householder_product igamma igamma_grad_a igammac linear_solve lu
+        nextafter polygamma qr
         random_bits random_gamma random_seed random_unwrap random_wrap reduce_precision
         regularized_incomplete_beta rng_bit_generator rng_uniform schur select_and_gather_add svd
         threefry2x32 triangular_solve tridiagonal tridiagonal_solve zeta
