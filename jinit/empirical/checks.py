@@ -36,6 +36,7 @@ def check_findings(findings: Findings) -> None:
     solved = jax.device_get(findings.solved)
     for quantity, described in _QUANTITIES.items():
         _check_quantity(findings.plan.naming, getattr(solved, quantity), described)
+    _check_moves(findings)
     _check_degrees(findings)
     _check_pillars(findings)
 
@@ -68,6 +69,17 @@ def _check_degrees(findings: Findings) -> None:
             "step must be as large as the gradient (SGD) or independent of its size (Adam), and "
             "must not depend on the parameters; pass it without weight decay or trust ratio, or "
             "use mode='fold'"
+        )
+
+
+def _check_moves(findings: Findings) -> None:
+    """Raises ValueError for an optimizer whose first step is zero where gradients are not."""
+    still = not np.any(findings.solved.update)
+    if still and not np.all(findings.null) and not isinstance(findings.plan.job.optimizer, str):
+        raise ValueError(
+            f"the first step of optimizer={findings.plan.job.optimizer!r} changes nothing, and no "
+            "later one could be found; pass it without the schedule or the wrapper that holds it "
+            "back, such as optax.adam(1.0)"
         )
 
 

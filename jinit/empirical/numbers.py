@@ -52,7 +52,8 @@ def rms(x: jax.Array, axes: Sequence[int] | None = None, dtype: Any = jnp.float3
     wide = [part.astype(wider(part.dtype)) for part in parts]
     peaks = [jnp.max(jnp.abs(part), chosen, keepdims=True) for part in wide]
     peak = lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
-    unit = jnp.where((peak > 0) & jnp.isfinite(peak), peak, jnp.ones_like(peak))
+    # compiled, a division is by the inverse, which a larger number has not
+    unit = jnp.where(peak > 0, jnp.minimum(peak, 2.0**125), jnp.ones_like(peak))
     mean = sum(jnp.mean(jnp.square(part / unit), chosen) for part in wide)
     some = mean != 0  # the slope of a root is infinite at 0
     root = jnp.where(some, jnp.sqrt(jnp.where(some, mean, jnp.ones_like(mean))), mean)

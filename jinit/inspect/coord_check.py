@@ -165,6 +165,12 @@ def _optimizer(own: list[Any], width: int, optimizer: Any) -> Any:
     tx = own[0] if own else optimizer
     if tx is None:
         return optax.adam(_LEARNING_RATE)
+    if callable(tx) and getattr(tx, "__module__", "").partition(".")[0] == "optax":
+        name = getattr(tx, "__name__", "adam")
+        raise ValueError(
+            f"{source}={tx!r} is not called; pass optax.{name}(1e-3), or a function of width that "
+            "returns a transformation"
+        )
     if callable(tx) and not own:
         source, tx = f"optimizer({width})", tx(width)
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
