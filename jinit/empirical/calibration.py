@@ -99,5 +99,7 @@ class Calibration:
         return replace(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Calibration":
-        arrays = (copy.deepcopy(part, memo) for part in (self.params, self.multipliers, self.scales))
+        arrays = (
+            copy.deepcopy(part, memo) for part in (self.params, self.multipliers, self.scales)
+        )
         return Calibration(*arrays, self.findings)

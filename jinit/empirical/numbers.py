@@ -14,7 +14,7 @@ __all__ = [
     "apply_scale",
     "inverse_rms",
     "is_float",
-        "merge",
+    "merge",
     "multiply",
     "namespace",
     "on_cpu",

@@ -38,9 +38,7 @@ class _Facts:
     inside: bool
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["growth"], meta_fields=["facts"]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["growth"], meta_fields=["facts"])
 @dataclass(frozen=True)
 class Saved:
     """Stands in for ``Findings`` once a calibration has been pickled.
@@ -93,7 +91,9 @@ def applied_with(findings: Findings | Saved, scales: Any) -> Callable[..., Any]:
         return _wrapped(job.apply_fn.fn, _wraps(job), job.collection == "params", scales)
     facts = findings.facts
     if facts.function is None:
-        around = ", wrapped by jinit.empirical.NormedApply(apply_fn, scales)" if facts.wrapped else ""
+        around = (
+            ", wrapped by jinit.empirical.NormedApply(apply_fn, scales)" if facts.wrapped else ""
+        )
         raise ValueError(
             f"{facts.name} could not be pickled with this calibration, as no lambda can and no "
             f"function inside another one; use the function that was calibrated{around}, or "

@@ -10,7 +10,7 @@ import numpy as np
 
 from jinit.empirical.inputs import check_counts, check_params, draw_inputs, leaf_paths, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
-from jinit.inspect.training import Model, Sizes, Program, train_and_measure
+from jinit.inspect.training import Model, Program, Sizes, train_and_measure
 
 __all__ = ["coord_check"]
 

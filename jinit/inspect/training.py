@@ -26,7 +26,7 @@ from jinit.tracing import EquationView, Path, TracedFunction, evaluate, trace
 if TYPE_CHECKING:
     import optax
 
-__all__ = ["Model", "Sizes", "Program", "train_and_measure"]
+__all__ = ["Model", "Program", "Sizes", "train_and_measure"]
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,9 @@ def test_a_coordinate_check_measures_changes_of_any_size():
         weights = [1e-25 * normal(0, 8, width), normal(1, width, 4)]
         return weights, lambda p, x: x @ p[0] @ p[1]
 
-    check = jinit.coord_check(make, [8, 16], normal(2, 16, 8), lambda y: 1e-25 * jnp.sum(y), steps=1)
+    check = jinit.coord_check(
+        make, [8, 16], normal(2, 16, 8), lambda y: 1e-25 * jnp.sum(y), steps=1
+    )
     for width in (8, 16):
         (weights, apply_fn), x = make(width), np.float64(normal(2, 16, 8))
         row = next(r for r in check.rows if (r.width, r.step, r.path) == (width, 0, "0"))

@@ -9,6 +9,8 @@ import pytest
 import jinit
 from jinit.empirical.rounding import is_rounding, nudged, sketch
 
+pytestmark = pytest.mark.usefixtures("allow_rank_promotion")
+
 
 def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
