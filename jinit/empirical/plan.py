@@ -86,7 +86,7 @@ class Plan:
         return jax.tree.leaves(self.job.draw(inputs, key))
 
     def step(self, gradients: Sequence[Any], leaves: Sequence[Any]) -> list[Any]:
-        """Returns the optimizer's first step that is not zero, of stacked leaves; zero for all but parameters."""
+        """Returns the optimizer's first step of stacked leaves; zero for all but parameters."""
         return first_step(self.job, self.rolled, self.tree, self.moves, gradients, leaves)
 
     def by_leaf(self, vector: Any) -> list[Any]:

@@ -184,7 +184,7 @@ def _optimizer(own: list[Any], width: int, optimizer: Any) -> Any:
 def _mean(sizes: list[Sizes]) -> Sizes:
     """Averages the squares over seeds."""
     activation, update = (
-        np.sqrt(np.mean(np.square(np.float64([getattr(s, name) for s in sizes])), axis=0))
+        np.sqrt(np.mean(np.square([np.float64(getattr(s, name)) for s in sizes]), axis=0))
         for name in ("activation", "update")
     )
     return Sizes(sizes[0].labels, sizes[0].opaque, activation, update)

@@ -150,7 +150,7 @@ def build_check(found: Mapping[int, Sizes], tolerance: float) -> CoordCheck:
     widths = list(found)
     labels, opaque = found[widths[0]].labels, found[widths[0]].opaque
     activation, update = (
-        np.float64([getattr(found[width], name) for width in widths])
+        np.asarray([getattr(found[width], name) for width in widths], np.float64)
         for name in ("activation", "update")
     )
     rows = [

@@ -82,7 +82,7 @@ def test_under_jit_the_same_step_is_taken():
         (optax.set_to_zero(), r"changes nothing in its first 1000 steps; pass it without the sch"),
         (optax.sgd(lambda count: 0.0), "changes nothing in its first 1000 steps"),
         (optax.lbfgs(), r"asks for more than gradients and parameters, such as the loss \(.*'value"
-                        r"_fn'\); pass it without its line search, for example optax.lbfgs\(1.0, l"),
+                        r"_fn'\); pass it without its line search, for example optax.lbfgs\("),
         (optax.adam, r"is not known; call it, as in optimizer=adam\(1.0\)"),
         (0.1, r"optimizer=0.1 is not known; a learning rate is no part of it: pass 'adam', 'sgd'"),
         ("Adam", "optimizer='Adam' is not known; pass 'adam'"),

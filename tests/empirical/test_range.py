@@ -109,11 +109,10 @@ def test_a_coordinate_check_measures_changes_of_any_size():
         weights = [1e-25 * normal(0, 8, width), normal(1, width, 4)]
         return weights, lambda p, x: x @ p[0] @ p[1]
 
-    check = jinit.coord_check(
-        make, [8, 16], normal(2, 16, 8), lambda y: 1e-25 * jnp.sum(y), steps=1
-    )
+    x = normal(2, 16, 8)
+    check = jinit.coord_check(make, [8, 16], x, lambda y: 1e-25 * jnp.sum(y), steps=1)
     for width in (8, 16):
-        (weights, apply_fn), x = make(width), np.float64(normal(2, 16, 8))
+        weights = np.float64(make(width)[0][0])
         row = next(r for r in check.rows if (r.width, r.step, r.path) == (width, 0, "0"))
-        assert row.activation == pytest.approx(reference(x @ np.float64(weights[0])), rel=1e-5)
+        assert row.activation == pytest.approx(reference(np.float64(x) @ weights), rel=1e-5)
         assert row.activation < 1e-23
