@@ -99,7 +99,7 @@ class Calibration:
         return replace(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Calibration":
-        arrays = (
-            copy.deepcopy(part, memo) for part in (self.params, self.multipliers, self.scales)
+        params, multipliers, scales = copy.deepcopy(
+            (self.params, self.multipliers, self.scales), memo
         )
-        return Calibration(*arrays, self.findings)
+        return Calibration(params, multipliers, scales, self.findings)

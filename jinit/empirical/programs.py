@@ -92,7 +92,8 @@ def _measure(
 ) -> Measured:  # fmt: skip
     """Runs forward, backward, and forward with derivatives, on one key.
 
-    Every parameter is first changed by the part ``nudge`` of it, which is 0 or a rounding error.
+    Every parameter, and what the loss sees of the output, is first changed by the part ``nudge``
+    of it, which is 0 or a rounding error.
     """
     leaves = [
         nudged(leaf, nudge) if plan.job.trainable[group[0]] else leaf
@@ -100,7 +101,7 @@ def _measure(
     ]
     sample, loss_key = _keys(key, number, 2)
     data, meter = plan.data(inputs, sample), plan.meter(consts)
-    loss = functools.partial(_loss, plan, loss_key)
+    loss = functools.partial(_loss, plan, loss_key, nudge)
     back = meter.backward(loss, leaves, data, stage.given, stage.balance)
     gauge = [
         jnp.where(g > 0, g, own)
@@ -119,7 +120,8 @@ def _measure(
     return Measured(found, degrees, seen.sketches(plan))
 
 
-def _loss(plan: Plan, key: jax.Array, output: Any) -> jax.Array:
+def _loss(plan: Plan, key: jax.Array, nudge: Any, output: Any) -> jax.Array:
+    output = jax.tree.map(lambda y: nudged(y, nudge), output)
     return call_loss(plan.job.dummy_loss, output, key)
 
 

@@ -2,8 +2,9 @@
 
 A gradient that vanishes in exact arithmetic, because what it sums cancels (the bias of attention
 keys, a shift of all logits), is computed as some small number. How small says nothing: another
-layer's true gradient may be smaller. But it does not repeat: where every parameter is changed
-by a rounding error, a true gradient changes by little more, and rounding is drawn anew.
+layer's true gradient may be smaller. But it does not repeat: where every parameter, and the
+output, is changed by a rounding error, a true gradient changes by little more, and rounding is
+drawn anew.
 """
 
 from collections.abc import Sequence

@@ -74,7 +74,8 @@ def _wraps(job: Job) -> bool:
 
 def _pickled(fn: Any) -> bytes | None:
     """Pickles a function; by cloudpickle, which takes any, where the program has imported it."""
-    for pickler in (pickle, sys.modules.get("cloudpickle")):
+    picklers: tuple[Any, ...] = (pickle, sys.modules.get("cloudpickle"))
+    for pickler in picklers:
         with contextlib.suppress(Exception):  # whatever the parts of a function raise
             return pickler.dumps(fn)
     return None

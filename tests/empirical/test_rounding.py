@@ -145,6 +145,22 @@ def test_a_bias_that_a_norm_takes_away_is_found_and_its_kernel_is_not():
     assert float(result.multipliers["w"]) != 1
 
 
+def test_what_cancels_whatever_the_parameters_are_is_found():
+    """The gradient of a bias that a mean takes away, under a loss that is linear: no parameter is
+    in it."""
+
+    def model(p, x):
+        y = x @ p["w"] + p["b"]
+        return y - y.mean(0)
+
+    x, slope = normal(0, 64, 8), normal(1, 64, 8)
+    params = {"w": normal(2, 8, 8), "b": jnp.zeros(8)}
+    result = jinit.calibrate(
+        params, model, x, lambda y: jnp.sum(y * slope), optimizer="sgd", samples=1
+    )
+    assert result.report.missing == {"b": ("gradient",)}
+
+
 def test_the_report_says_which_quantity_is_missing():
     def model(p, x):
         hidden = jax.nn.relu(x @ p["dead"] - 100.0)
