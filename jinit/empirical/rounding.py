@@ -92,7 +92,7 @@ def sketch(gradient: Any, slots: Sequence[int]) -> jax.Array:
 
 
 def is_rounding(sketches: Any, again: Any, unit: float) -> Any:
-    """Returns whether the gradient of each slot is rounding, or nothing.
+    """Returns whether the gradient of each slot is rounding; what is 0 both times is not.
 
     Args:
         sketches: Those of the gradients, of shape (slots, sketches).
@@ -106,4 +106,4 @@ def is_rounding(sketches: Any, again: Any, unit: float) -> Any:
     first, second = (xp.where(usable, s, 0.0) / scale for s in (sketches, again))
     change = ((first - second) ** 2).sum(-1)
     limit = 0.5 if unit > _HALF else 2.0**-5
-    return (largest[..., 0] == 0) | (change > limit**2 * (first**2 + second**2).sum(-1) / 2)
+    return change > limit**2 * (first**2 + second**2).sum(-1) / 2

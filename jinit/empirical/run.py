@@ -178,12 +178,14 @@ class _Run:
         """Measures what the pillars are found from.
 
         Returns:
-            That, and of every slot whether its gradient is rounding.
+            That, and of every slot whether its gradient is rounding, or 0 on all keys.
         """
         unit = self.plan.rounding_unit
         found = self.measure(2, scale, unit, **options)
         null = is_rounding(found.sketch[0], found.sketch[-1], unit)
-        return jax.tree.map(lambda x: x[:-1], found), null
+        found = jax.tree.map(lambda x: x[:-1], found)
+        # on one key alone, a branch may not be taken
+        return found, null | (found.statistics.leaf == 0).all(0)
 
     def balance(self, scale: Any, forward: Any) -> dict[str, Any]:
         """Finds, in explicit mode, what brings gradients to RMS 1; 0 for a layer's own factor."""

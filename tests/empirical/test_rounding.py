@@ -190,7 +190,7 @@ def test_a_sketch_knows_a_gradient_again_and_not_another(shape, size):
         assert not is_rounding(*(np.asarray(s) for s in sketches[:2]), unit).any()
         apart.append(is_rounding(np.asarray(sketches[0]), np.asarray(sketches[2]), unit).all())
     assert sum(apart) >= 17
-    assert is_rounding(np.zeros((1, 8)), np.zeros((1, 8)), unit).all()
+    assert not is_rounding(np.zeros((1, 8)), np.zeros((1, 8)), unit).any()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
