@@ -87,6 +87,9 @@ class NormedApply:
         run = self._compiled if static.hashable else self._apply
         return run(static, params, self.scales, inputs, arrays)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NormedApply, (self.apply_fn, self.scales)
+
     def _apply(
         self, static: Static, params: Any, scales: Scales | None, inputs: Any, arrays: Any
     ) -> Any:

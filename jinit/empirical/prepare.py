@@ -20,7 +20,7 @@ from jinit.empirical.inputs import (
 )
 from jinit.empirical.job import Job, Mode, Step
 from jinit.empirical.numbers import is_float, on_cpu
-from jinit.empirical.steps import check_optimizer
+from jinit.empirical.optimizers import check_optimizer
 from jinit.empirical.targets import check_target
 
 __all__ = ["Patterns", "prepare"]

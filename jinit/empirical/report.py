@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerRow", "Report", "build_report"]
 
-_NULL = 1e-5  # where 1 was the target
-_ROUNDING = 1e-6  # of the largest gradient
-
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -71,8 +68,10 @@ class Report(PlainData):
         shared: By the path of a leaf with several uses, the residual: the largest ratio by which
             the activation of one of them misses the target, upwards or downwards.
         unused: The leaves that no output depends on.
-        null: The layers that put out nothing, that no gradient reaches, or whose step changes
-            nothing; and the leaves whose gradient is 0 but for rounding.
+        null: The layers without output, without a gradient at their input or of all their
+            leaves, or without update; and the leaves without gradient. A gradient that is 0 but
+            for rounding is none: one that another rounding of the parameters changes altogether.
+        missing: By path, which of ``output``, ``gradient`` and ``update`` these have not.
         dead: By path, the fraction of a layer's units that no gradient reaches, where it is not 0.
         zero: The leaves that hold nothing but zeros; where one is a weight, gradients were
             measured as if it were random.
@@ -93,6 +92,7 @@ class Report(PlainData):
     growth: float | None = None
     leaf_gradients: dict[str, float] = field(default_factory=dict)
     members: tuple["Report", ...] = ()
+    missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def plot(self) -> "Figure":
         """Draws the three quantities over the layers, before and after; needs matplotlib."""
@@ -113,12 +113,13 @@ class Report(PlainData):
         shown = {row.path.partition("[")[0] for row in self.rows}
         hidden = [f"{path} ({why})" for path, why in self.not_tuned.items() if path not in shown]
         uses = [f"{path} (up to {ratio:.3g}x off)" for path, ratio in self.shared.items()]
+        missing = [f"{path} (no {' or '.join(what)})" for path, what in self.missing.items()]
         dead = [f"{path} ({fraction:.0%})" for path, fraction in self.dead.items()]
         lists = {
             "not tuned": hidden,
             "shared by several uses, whose geometric mean is at the target": uses,
             "unused parameters": self.unused,
-            "without output, gradient or update": self.null,
+            "without output, gradient or update": missing,
             "dead units": dead,
         }
         if self.growth is not None:
@@ -166,7 +167,7 @@ def build_report(findings: Findings) -> Report:
         _row(named, before, after, note, plan)
         for named, note in zip(naming.ordered, notes, strict=True)
     )
-    empty = tuple(row.path for row in rows if _is_null(row))
+    missing = _missing(findings, rows)
     return Report(
         rows=rows,
         not_tuned=not_tuned(plan, notes),
@@ -174,7 +175,8 @@ def build_report(findings: Findings) -> Report:
         unused=tuple(
             naming.paths[leaf] for number in plan.found.unused for leaf in naming.groups[number]
         ),
-        null=(*empty, *(path for path in _null_leaves(plan, after["leaf"]) if path not in empty)),
+        null=tuple(missing),
+        missing=missing,
         dead={row.path: row.dead for row in rows if 0 < row.dead < 1},
         zero=tuple(naming.paths[leaf] for leaf in plan.job.zeros if plan.job.trainable[leaf]),
         growth=float(findings.growth) if plan.job.step == "network" else None,
@@ -184,23 +186,37 @@ def build_report(findings: Findings) -> Report:
 
 def _sizes(statistics: Statistics) -> dict[str, np.ndarray]:
     """Averages over the keys on which a layer was reached: in a branch not taken all is 0."""
-    powers = {name: np.asarray(v, np.float64) for name, v in statistics._asdict().items()}
-    sizes = {name: _typical(powers[name]) for name in ("activation", "gradient", "update", "leaf")}
-    return {**sizes, "dead": powers["dead"].min(0), "mean": powers["mean"].mean(0)}
+    found = {name: np.asarray(v, np.float64) for name, v in statistics._asdict().items()}
+    sizes = {name: _typical(found[name]) for name in ("activation", "gradient", "update", "leaf")}
+    return {**sizes, "dead": found["dead"].min(0), "mean": found["mean"].mean(0)}
 
 
-def _typical(power: np.ndarray) -> np.ndarray:
+def _typical(size: np.ndarray) -> np.ndarray:
     """Returns the geometric mean of an RMS, as scales are found; what is not finite stays so."""
-    logs, live = log_mean(power)
-    return np.where(np.isfinite(power).all(0), np.exp(logs) * live, power.sum(0))
+    logs, live = log_mean(size)
+    return np.where(np.isfinite(size).all(0), np.exp(logs) * live, size.sum(0))
 
 
-def _null_leaves(plan: Plan, sizes: np.ndarray) -> list[str]:
-    """Names the leaves whose gradient is rounding beside that of the others."""
-    parts = plan.by_leaf(sizes)
-    largest = {leaf: float(np.max(parts[leaf], initial=0.0)) for leaf in plan.naming.used}
-    limit = _ROUNDING * max(largest.values(), default=0.0)
-    return [plan.naming.paths[leaf] or "." for leaf, size in largest.items() if size <= limit]
+def _missing(findings: Findings, rows: Sequence[LayerRow]) -> dict[str, tuple[str, ...]]:
+    """Says of every layer and leaf that lacks one of the three quantities, which."""
+    plan, null = findings.plan, np.asarray(findings.null)
+    uses = plan.solver.moved
+    true = np.bincount(uses.statistic, ~null[uses.slot], minlength=plan.layout.size)
+    missing: dict[str, tuple[str, ...]] = {}
+    for named, row in zip(plan.naming.ordered, rows, strict=True):
+        unreached = row.gradient_after == 0 or true[named.statistic] == 0
+        lacks = {
+            "output": row.activation_after == 0,
+            "gradient": unreached,
+            "update": row.update_after == 0,
+        }
+        if any(lacks.values()):
+            missing.setdefault(row.path, tuple(name for name, lack in lacks.items() if lack))
+    parts = plan.by_leaf(null)
+    for leaf in plan.naming.used:
+        if np.all(parts[leaf]):
+            missing.setdefault(plan.naming.paths[leaf] or ".", ("gradient",))
+    return missing
 
 
 def _leaf_gradients(plan: Plan, sizes: np.ndarray) -> dict[str, float]:
@@ -224,11 +240,6 @@ def _row(named: Named, before: Any, after: Any, note: str, plan: Plan) -> LayerR
         named.label, named.layer.kind, dead=dead, mean=mean, note=note,
         joined=plan.naming.joined_paths(named), **numbers,
     )  # fmt: skip
-
-
-def _is_null(row: LayerRow) -> bool:
-    sizes = (row.activation_after, row.gradient_after, row.update_after)
-    return any(size is not None and size < _NULL for size in sizes)
 
 
 def _residuals(ordered: Sequence[Named], ratios: np.ndarray) -> dict[str, float]:

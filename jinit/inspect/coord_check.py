@@ -12,7 +12,7 @@ from jinit._kinds import kind_of, model_kind
 from jinit.empirical.arguments import check_arrays, check_loss, check_model
 from jinit.empirical.inputs import check_counts, check_params, draw_inputs, leaf_paths, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
-from jinit.inspect.training import Model, Powers, Program, train_and_measure
+from jinit.inspect.training import Model, Program, Sizes, train_and_measure
 
 __all__ = ["coord_check"]
 
@@ -110,16 +110,16 @@ def coord_check(
             "let it take (width, key)"
         )
     key = jax.random.key(0) if key is None else key
-    found: dict[int, Powers] = {}
+    found: dict[int, Sizes] = {}
     for width in widths:
-        program, powers = Program(), []
+        program, sizes = Program(), []
         for seed in range(seeds):
             model_key, input_key, loss_key = jax.random.split(jax.random.fold_in(key, seed), 3)
             made = make_model(width, model_key) if takes_key else make_model(width)
             model = _check_model(made, width, optimizer)
             inputs = draw_inputs(dummy_input, input_key, batch_size)
-            powers.append(train_and_measure(program, model, inputs, dummy_loss, loss_key, steps))
-        found[width] = _mean(powers)
+            sizes.append(train_and_measure(program, model, inputs, dummy_loss, loss_key, steps))
+        found[width] = _mean(sizes)
         _check_finite(found[width], width)
         _check_same_layers(found[widths[0]], widths[0], found[width], width)
     return build_check(found, tolerance)
@@ -168,6 +168,11 @@ def _types(values: Iterable[Any]) -> str:
     return ", ".join(type(value).__name__ for value in values)
 
 
+def _takes_learning_rate(tx: Callable[..., Any]) -> bool:
+    of_optax = getattr(tx, "__module__", "").partition(".")[0] == "optax"
+    return of_optax or positional(tx, ("learning_rate",))[:1] == ["learning_rate"]
+
+
 def _optimizer(own: list[Any], width: int, optimizer: Any) -> Any:
     import optax
 
@@ -179,10 +184,11 @@ def _optimizer(own: list[Any], width: int, optimizer: Any) -> Any:
     tx = own[0] if own else optimizer
     if tx is None:
         return optax.adam(_LEARNING_RATE)
-    if positional(tx, ("learning_rate",))[:1] == ["learning_rate"]:
+    if callable(tx) and _takes_learning_rate(tx):
+        name = getattr(tx, "__name__", "adam")
         raise ValueError(
-            f"{source}={tx.__name__} would be called with the width as its learning rate; pass "
-            f"{tx.__name__}(1e-3), or a function of width that returns an optimizer"
+            f"{source}={name} is not called; pass {name}(1e-3), or a function of width that "
+            "returns a transformation (the width would be its learning rate)"
         )
     if callable(tx) and not own:
         source, tx = f"optimizer({width})", tx(width)
@@ -194,25 +200,27 @@ def _optimizer(own: list[Any], width: int, optimizer: Any) -> Any:
     return tx
 
 
-def _mean(powers: list[Powers]) -> Powers:
-    """Averages mean squares over seeds."""
-    activation = np.mean([p.activation for p in powers], axis=0)
-    update = np.mean([p.update for p in powers], axis=0)
-    return Powers(powers[0].labels, powers[0].opaque, activation, update)
+def _mean(sizes: list[Sizes]) -> Sizes:
+    """Averages the squares over seeds."""
+    activation, update = (
+        np.sqrt(np.mean(np.square([np.float64(getattr(s, name)) for s in sizes]), axis=0))
+        for name in ("activation", "update")
+    )
+    return Sizes(sizes[0].labels, sizes[0].opaque, activation, update)
 
 
-def _check_finite(powers: Powers, width: int) -> None:
-    bad = np.argwhere(~np.isfinite(powers.activation + powers.update))
+def _check_finite(sizes: Sizes, width: int) -> None:
+    bad = np.argwhere(~np.isfinite(sizes.activation + sizes.update))
     if len(bad):
         step, layer = bad[0]
         raise ValueError(
-            f"the output of layer {powers.labels[layer]} is not finite after {step} steps at "
+            f"the output of layer {sizes.labels[layer]} is not finite after {step} steps at "
             f"width {width}; "
             + ("lower the learning rate" if step else "check the parameters and the inputs")
         )
 
 
-def _check_same_layers(first: Powers, narrow: int, other: Powers, wide: int) -> None:
+def _check_same_layers(first: Sizes, narrow: int, other: Sizes, wide: int) -> None:
     if first.labels == other.labels:
         return
     lost = [label for label in first.labels if label not in other.labels]
