@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -12,6 +11,7 @@ from jinit.empirical.calibration import Calibration
 from jinit.empirical.checks import check_findings, check_scaled
 from jinit.empirical.explicit import COLLECTION, explicit_scales
 from jinit.empirical.job import Mode, Step
+from jinit.empirical.meshes import entered_mesh, laid_like
 from jinit.empirical.prepare import Patterns, prepare
 from jinit.empirical.programs import rescale
 from jinit.empirical.progress import progress
@@ -103,7 +103,7 @@ def empirical_init(
         target=target, include=include, exclude=exclude, collection=collection, rngs=rngs,
         has_aux=has_aux,
     )  # fmt: skip
-    with progress(verbose) as bar:
+    with entered_mesh((params, inputs)), progress(verbose) as bar:
         found = scaled(job, params, inputs, key, bar)
     check_scaled(found)
     return _rescaled(params, found.scales)
@@ -219,10 +219,9 @@ def calibrate(
         collection=collection, rngs=rngs, has_aux=has_aux,
         detailed=verbose,
     )  # fmt: skip
-    if mode == "explicit":
-        params = unscaled(params)
-        job = restricted(job, params, inputs, key)
-    with progress(verbose) as bar:
+    params = unscaled(params) if mode == "explicit" else params
+    with entered_mesh((params, inputs)), progress(verbose) as bar:
+        job = restricted(job, params, inputs, key) if mode == "explicit" else job
         findings = calibrated(job, params, inputs, key, bar)
     check_findings(findings)
     result = (_explicit if mode == "explicit" else _folded)(params, findings)
@@ -233,7 +232,9 @@ def calibrate(
 
 def _folded(params: Any, findings: Findings) -> Calibration:
     tree, pillars = jax.tree.structure(params), findings.pillars
-    scales, multipliers = (_leaves(findings, v) for v in (pillars.scale, pillars.multiplier))
+    scales, multipliers = (
+        _leaves(findings, v, params) for v in (pillars.scale, pillars.multiplier)
+    )
     return Calibration(
         params=_rescaled(params, scales),
         multipliers=jax.tree.unflatten(tree, multipliers),
@@ -244,15 +245,17 @@ def _folded(params: Any, findings: Findings) -> Calibration:
 
 def _explicit(params: Any, findings: Findings) -> Calibration:
     pillars, job = findings.pillars, findings.plan.job
-    kept = _rescaled(params, _leaves(findings, pillars.scale / pillars.forward))
-    leaves = {name: _leaves(findings, getattr(pillars, name)) for name in ("forward", "weight")}
+    kept = _rescaled(params, _leaves(findings, pillars.scale / pillars.forward, params))
+    leaves = {
+        name: _leaves(findings, getattr(pillars, name), params) for name in ("forward", "weight")
+    }
     if job.modules:
         kept = filled(kept, findings, leaves)
         scales = kept[COLLECTION]
     else:
         scales = explicit_scales(findings.plan.naming, leaves, pillars.backward, job.collection)
         kept = {**kept, COLLECTION: scales} if job.collection == "params" else kept
-    ones = _leaves(findings, np.ones(findings.plan.layout.slots))
+    ones = _leaves(findings, np.ones(findings.plan.layout.slots), params)
     return Calibration(
         params=kept,
         multipliers=jax.tree.unflatten(jax.tree.structure(params), ones),
@@ -261,8 +264,8 @@ def _explicit(params: Any, findings: Findings) -> Calibration:
     )
 
 
-def _leaves(findings: Findings, vector: Any) -> list[jax.Array]:
-    return [jnp.asarray(part, jnp.float32) for part in findings.plan.by_leaf(vector)]
+def _leaves(findings: Findings, vector: Any, params: Any) -> list[jax.Array]:
+    return laid_like(findings.plan.by_leaf(vector), jax.tree.leaves(params))
 
 
 def _rescaled(params: Any, scales: Sequence[Any]) -> Any:

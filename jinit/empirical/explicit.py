@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jinit.empirical.inputs import collection_of, describe_call, leaf_paths, trainable_leaves
+from jinit.empirical.meshes import in_its_mesh
 from jinit.empirical.names import Naming
 from jinit.empirical.numbers import apply_scale, is_float, multiply
 from jinit.empirical.placing import gathered
@@ -42,6 +43,7 @@ def _scale_leaf(leaf: jax.Array, forward: jax.Array, weight: jax.Array) -> jax.A
     return apply_scale(leaf, forward)
 
 
+@in_its_mesh
 def _scale_leaf_backward(saved: tuple[jax.Array, jax.Array], ct: jax.Array) -> tuple[Any, ...]:
     forward, weight = saved
     return apply_scale(ct, forward * weight), jnp.zeros_like(forward), jnp.zeros_like(weight)
@@ -61,7 +63,7 @@ def scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
 
 scale_gradient.defvjp(
     lambda x, factor: (x, factor),
-    lambda factor, ct: (multiply(ct, factor), jnp.zeros_like(factor)),
+    in_its_mesh(lambda factor, ct: (multiply(ct, factor), jnp.zeros_like(factor))),
 )
 
 

@@ -17,10 +17,11 @@ from jax import lax
 from jax.extend import core as jex
 
 from jinit.empirical.layout import Layout
+from jinit.empirical.meshes import in_its_mesh
 from jinit.empirical.numbers import inverse_rms, is_float, merge, multiply, rms
 from jinit.empirical.probes import bind_probed
 from jinit.empirical.sites import Layer, Survey
-from jinit.tracing import EquationView, Path, TracedFunction, evaluate
+from jinit.tracing import EquationView, Path, TracedFunction, evaluate, in_context_mesh
 
 __all__ = ["Backward", "Meter"]
 
@@ -51,7 +52,7 @@ def _tap(x: jax.Array, size: jax.Array) -> jax.Array:
     return x
 
 
-_tap.defvjp(lambda x, size: (x, None), lambda _, ct: (ct, rms(ct)))
+_tap.defvjp(lambda x, size: (x, None), in_its_mesh(lambda _, ct: (ct, rms(ct))))
 
 
 @jax.custom_vjp
@@ -63,6 +64,7 @@ def _scaling_tap(x: jax.Array, factor: jax.Array) -> jax.Array:
     return x
 
 
+@in_its_mesh
 def _scaling_tap_backward(factor: jax.Array, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
     size = rms(ct)
     return multiply(ct, jnp.where(factor > 0, factor, inverse_rms(size))), size
@@ -77,6 +79,7 @@ def _unit_tap(y: jax.Array, dead: jax.Array, axis: int) -> jax.Array:
     return y
 
 
+@in_its_mesh
 def _unit_tap_backward(axis: int, _: None, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
     others = tuple(i for i in range(ct.ndim) if i != axis % max(ct.ndim, 1))
     reached = jnp.max(jnp.abs(ct), others, initial=0)
@@ -198,6 +201,7 @@ class Meter:
         floats = [leaf for leaf, flag in zip(leaves, moving, strict=True) if flag]
         differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
         (slopes, sizes), reaped = differentiate(floats, self._taps(balance))
+        sizes = in_context_mesh(sizes)  # the derivative of a change of mesh does not change it back
         layers = self.layout.layers
         zeros = [
             leaf if flag else jnp.zeros_like(leaf)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jinit.empirical.meshes import sharded_as
 from jinit.empirical.numbers import inverse_rms, is_float, multiply, rms
 from jinit.tracing import EquationView
 
@@ -45,4 +46,4 @@ def bind_probed(view: EquationView, values: Sequence[Any], parameter: int) -> li
 
 def _draw(path: Sequence[int], weight: jax.Array) -> jax.Array:
     key = jax.random.key(sum((index + 7) * 1009**depth for depth, index in enumerate(path)))
-    return jax.random.normal(key, weight.shape)
+    return sharded_as(jax.random.normal(key, weight.shape), weight)

@@ -1,7 +1,7 @@
 """The compiled programs: one measurement on one key, and the scaling of all leaves."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -267,15 +267,18 @@ def rescale(leaves: Sequence[Any], scales: Sequence[Any]) -> list[jax.Array]:
     One small program a shape compiles faster than one that holds all leaves.
     """
     return [
-        _rescale(leaf, scale, sharding=_sharding(leaf))
-        for leaf, scale in zip(leaves, scales, strict=True)
+        _rescaling(_sharding(leaf))(leaf, scale) for leaf, scale in zip(leaves, scales, strict=True)
     ]
 
 
-@functools.partial(jax.jit, static_argnames="sharding")
-def _rescale(leaf: Any, scale: Any, *, sharding: Any) -> jax.Array:
-    moved = apply_scale(leaf, jnp.asarray(scale, jnp.float32))
-    return moved if sharding is None else jax.lax.with_sharding_constraint(moved, sharding)
+@functools.cache
+def _rescaling(sharding: Any) -> Callable[..., jax.Array]:
+    """Returns the program that leaves its result on the given devices, whatever axes they have."""
+    return jax.jit(_rescaled, out_shardings=sharding)
+
+
+def _rescaled(leaf: Any, scale: Any) -> jax.Array:
+    return apply_scale(leaf, jnp.asarray(scale, jnp.float32))
 
 
 def _sharding(leaf: Any) -> Any:

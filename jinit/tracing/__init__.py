@@ -15,6 +15,7 @@ from jinit.tracing._jax import (
     sub_jaxprs,
     trace_context,
 )
+from jinit.tracing.borders import in_context_mesh
 from jinit.tracing.dataflow import DataflowRules, Frame, propagate
 from jinit.tracing.evaluate import EquationView, Region, Rule, evaluate
 from jinit.tracing.roll import Rolled, roll
@@ -37,6 +38,7 @@ __all__ = [
     "aval_of",
     "declares_dtypes",
     "evaluate",
+    "in_context_mesh",
     "is_hidden",
     "is_tracing",
     "partition",

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from jax.extend import core as jex
 
 from jinit.tracing._jax import bind, equation_context
-from jinit.tracing.borders import cast_to_declared
+from jinit.tracing.borders import cast_to_declared, in_context_mesh
 from jinit.tracing.calls import Call, evaluate_jit, evaluate_remat, evaluate_shard_map
 from jinit.tracing.custom_rules import evaluate_custom_jvp, evaluate_custom_vjp
 from jinit.tracing.loops import evaluate_cond, evaluate_scan, evaluate_while
@@ -156,11 +156,13 @@ class Run:
             return atom.val if isinstance(atom, jex.Literal) else env[atom]
 
         for index, equation in enumerate(body.jaxpr.eqns):
-            values = [read(atom) for atom in equation.invars]
+            values, found = [read(atom) for atom in equation.invars], {}
             with equation_context(equation):
                 place = (*path, index)
-                view = EquationView(equation, place, planted.get(place), memo, reaped)
+                here = in_context_mesh(planted.get(place))
+                view = EquationView(equation, place, here, memo, found)
                 results = self.equation(view, values, planted)
+            reaped.update(in_context_mesh(found))
             env.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in body.jaxpr.outvars], reaped
 
