@@ -75,7 +75,7 @@ def _fans(init: VarianceScaling, shape: Sequence[int]) -> Fans:
 
 def _call(init: Initializer) -> str:
     fields = {
-        f.name: getattr(init, f.name) for f in dataclasses.fields(init) if f.init and not f.kw_only
+        f.name: getattr(init, f.name) for f in dataclasses.fields(init) if f.init and not f.metadata
     }
     return _format(type(init).__name__, fields)
 

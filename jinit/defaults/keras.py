@@ -33,7 +33,7 @@ def _by_equation(fans: Any) -> Derived:
 
 
 GLOROT = {"kernel_init": xavier_uniform()}
-EMBEDDING = {"embedding_init": uniform(-0.05, 0.05)}
+EMBEDDING = {"embedding_init": uniform(low=-0.05, high=0.05)}
 SLOPE = {"negative_slope_init": 0.0}
 RECURRENT = {**GLOROT, "recurrent_kernel_init": orthogonal()}
 # The bias of the forget gate is 1. ConvLSTMCell adds its 1 itself, and MGUCell's is 1 already.

@@ -32,7 +32,7 @@ class Callable:
 
 # For an array of shape (8, 2).
 CASES = [
-    (uniform(-0.05, 0.05), "uniform(low=-0.05, high=0.05)", None),
+    (uniform(low=-0.05, high=0.05), "uniform(low=-0.05, high=0.05)", None),
     (constant([1.0, 2.0]), "constant(value=(1.0, 2.0))", None),
     (eye(), "eye(gain=1)", None),
     (kaiming_normal(mode="fan_out"), "normal(mean=0, std=1)", (8, 2)),

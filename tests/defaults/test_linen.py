@@ -63,7 +63,7 @@ def test_the_kernels_of_other_layers():
     with jinit.keras_defaults():
         assert same(init(conv, X[..., None]), init(nn.Conv(4, (3,), **KERAS), X[..., None]))
         embed = init(nn.Embed(5, 3), jnp.arange(2))
-    expected = init(nn.Embed(5, 3, embedding_init=uniform(-0.05, 0.05)), jnp.arange(2))
+    expected = init(nn.Embed(5, 3, embedding_init=uniform(low=-0.05, high=0.05)), jnp.arange(2))
     assert same(embed, expected)
 
 
