@@ -55,7 +55,7 @@ class Reader:
 
     def _check_makes(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
         """Raises where it is called as the initializer that it makes would be."""
-        if _is_drawing(args, kwargs) or (args and not self.own[:-1]):
+        if _is_drawing(self.name, args, kwargs) or (args and not self.own[:-1]):
             call = f"{self.name}({', '.join(f'{name}=...' for name in self._required)})"
             raise TypeError(
                 f"{self.name} makes an initializer and was called as one: write {call}, as in "
@@ -85,7 +85,8 @@ class Reader:
                     "name them all as one of them does"
                 )
             implied = {k: v for k, v in entry.given.items() if k not in kwargs and k not in named}
-            named = self._joined(named, {entry.name: value}) | implied
+            translated = {entry.name: value} if entry.name else {}
+            named = self._joined(named, translated) | implied
         return named
 
     def _entry(self, name: str) -> As:
@@ -116,9 +117,9 @@ class Reader:
             if len(names) >= len(args)
         }
         meant = {system: self._meaning(names, args) for system, names in readings.items()}
-        first, *others = [*meant.values(), None]
-        if first and all(other and list(other) == list(first) for other in others[:-1]):
-            return first
+        meanings = list(meant.values())
+        if None not in meanings and len({tuple(meaning or ()) for meaning in meanings}) == 1:
+            return next(iter(meanings)) or {}
         writings = [
             f"{self._call(meaning)} as in {system}"
             for system, meaning in meant.items()
@@ -152,16 +153,17 @@ class Reader:
         return others.get(value, value) if isinstance(value, str) else value
 
 
-def _is_drawing(args: tuple, kwargs: Mapping[str, Any]) -> bool:
+def _is_drawing(name: str, args: tuple, kwargs: Mapping[str, Any]) -> bool:
     """Returns whether arguments are a key or a shape, and what an initializer is called with."""
     if {"key", "shape"} <= set(kwargs):
         return True
     if not args:
         return False
-    if len(args) > 1 and _is_shape(args[1]) and not isinstance(args[0], numbers.Real | tuple):
+    if _is_key(args[0]) or (args[0] is None and len(args) > 1 and _is_shape(args[1])):
         return True
     typed = "dtype" in kwargs or (len(args) > 1 and _is_dtype(args[1]))
-    return _is_key(args[0]) or (isinstance(args[0], tuple) and _is_shape(args[0]) and typed)
+    # The value of a constant may look like a shape.
+    return _is_shape(args[0]) and typed and name != "constant"
 
 
 def _is_key(value: Any) -> bool:
@@ -169,7 +171,7 @@ def _is_key(value: Any) -> bool:
 
     if not isinstance(value, jax.Array):
         return False
-    typed = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    typed = jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)
     return typed or (value.dtype == "uint32" and value.ndim == 1)
 
 

@@ -1,14 +1,16 @@
 """How names and arguments of other systems are read, by the table in ``jinit._known_names``."""
 
 import difflib
+import dis
 import functools
 import importlib
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jinit._arguments import Reader
-from jinit._known_names import NAMES, Same
+from jinit._known_names import CONTEXTS, NAMES, Same
 
 __all__ = ["known_arguments", "known_names"]
 
@@ -35,10 +37,17 @@ def known_names(module: str, public: Sequence[str]) -> Callable[[str], Any]:
         text = f"module {module!r} has no attribute {name!r}"
         if entry is None:
             raise AttributeError(text + _nearest(name, public))
-        imported = sys._getframe(1).f_code.co_name == "_handle_fromlist"
-        raise (ImportError if imported else AttributeError)(f"{text}: {entry.text}")
+        raise (ImportError if _is_imported() else AttributeError)(f"{text}: {entry.text}")
 
     return __getattr__
+
+
+def _is_imported() -> bool:
+    """Returns whether an import statement asks a module for the name."""
+    asking = sys._getframe(2)
+    # a module may have a __getattr__ of its own in between
+    callers = asking, asking.f_back
+    return any(caller and caller.f_code.co_name == "_handle_fromlist" for caller in callers)
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
@@ -92,7 +101,20 @@ def _reading(function: Any, skipped: int, name: str = "") -> Any:
 
     @functools.wraps(function)
     def read(*args: Any, **kwargs: Any) -> Any:
+        if reader.name in CONTEXTS and _is_entered(sys._getframe(1)):
+            raise TypeError(f"{reader.name} is no context: {CONTEXTS[reader.name]}")
         positional, named = reader.read(args[skipped:], kwargs)
         return function(*args[:skipped], *positional, **named)
 
     return read
+
+
+def _is_entered(frame: types.FrameType) -> bool:
+    """Returns whether a ``with`` statement enters what the current call of a frame returns.
+
+    An array cannot say that itself. Where an interpreter compiles ``with`` in another way, its own
+    error is left.
+    """
+    code = frame.f_code.co_code
+    following = (code[i] for i in range(frame.f_lasti + 2, len(code), 2))
+    return next(filter(None, following), None) == dis.opmap.get("BEFORE_WITH", -1)

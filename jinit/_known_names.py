@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "ARGUMENTS",
+    "CONTEXTS",
     "EVERY_INITIALIZER",
     "NAMES",
     "POSITIONS",
@@ -34,7 +35,7 @@ class As(NamedTuple):
     """An argument under another name.
 
     Attributes:
-        name: Its own name.
+        name: Its own name; "" for one that changes nothing.
         given: What the other name implies as well.
         unlike: Arguments whose meaning that changes, so that they may not stand beside it.
     """
@@ -184,7 +185,6 @@ EVERY_INITIALIZER: Mapping[str, str | As | Instead] = {
 
 _BOUNDS = {"a": "low", "b": "high"}
 _KAIMING = {"a": "negative_slope"}
-_ORTHOGONAL = {"scale": "gain", "column_axis": "out_axis"}
 _WORKERS = Instead("for data-loading workers there is seed_workers(seed)")
 
 ARGUMENTS: Mapping[str, Mapping[str, str | As | Instead]] = {
@@ -204,8 +204,9 @@ ARGUMENTS: Mapping[str, Mapping[str, str | As | Instead]] = {
     },
     "kaiming_normal": _KAIMING,
     "kaiming_uniform": _KAIMING,
-    "orthogonal": {**_ORTHOGONAL, "axis": "out_axis"},
-    "delta_orthogonal": _ORTHOGONAL,
+    "orthogonal": {"scale": "gain", "column_axis": "out_axis", "axis": "out_axis"},
+    # the column_axis is that of a square matrix here, which is distributed as its transpose
+    "delta_orthogonal": {"scale": "gain", "column_axis": As("")},
     "sparse": {"stddev": "std"},
     "variance_scaling": {
         "fan_in_axes": Instead("name the axes: in_axis, out_axis and batch_axis"),
@@ -268,6 +269,14 @@ VALUES: Mapping[tuple[str, str], Mapping[Any, Any]] = {
 
 _NO_CONTEXT = "autocast wraps a function and is no context: write fn = amp.autocast(fn)"
 _NEEDS_STATE = "the scales are in the optimizer's state, there is no global one: write "
+
+CONTEXTS: Mapping[str, str] = {
+    "scale_loss": (
+        "write loss = amp.scale_loss(loss, opt_state) in the function that jax.grad "
+        "differentiates, and hand the gradients to tx.update(grads, opt_state, params)"
+    ),
+}
+"""What to write where what a function returns is entered by ``with``."""
 
 WITHOUT: Mapping[tuple[str, str], str] = {
     ("autocast", "fn"): _NO_CONTEXT,

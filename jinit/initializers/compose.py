@@ -50,7 +50,7 @@ def as_initializer(init: AnyInitializer) -> Initializer:
         An initializer that draws the same in float32, casts last, and takes an ``out_sharding``.
 
     Raises:
-        TypeError: If it cannot be called.
+        TypeError: If it cannot be called, or is a class of jinit, which makes initializers.
 
     Example:
         >>> as_initializer(jax.nn.initializers.ones)(None, (2,), "bfloat16")
@@ -58,6 +58,8 @@ def as_initializer(init: AnyInitializer) -> Initializer:
     """
     if isinstance(init, Initializer):
         return init
+    if isinstance(init, type) and issubclass(init, Initializer):
+        raise TypeError(f"{init.__name__} makes initializers: write {init.__name__}()")
     if not callable(init):
         raise TypeError(f"an initializer is a function of key, shape and dtype, got {init!r}")
     return _Foreign(init)
@@ -163,6 +165,7 @@ def with_fan(
     """
     if fan_in is None and fan_out is None:
         raise ValueError("with_fan needs a fan: give fan_in, fan_out or both")
+    init = as_initializer(init)
     if isinstance(init, scaled):
         inner = with_fan(as_initializer(init.init), fan_in=fan_in, fan_out=fan_out)
         return dataclasses.replace(init, init=inner)
