@@ -38,7 +38,7 @@ class Reader:
         common = EVERY_INITIALIZER if self._makes_initializer else {}
         self._known = {**common, **ARGUMENTS.get(name, {})}
 
-    def read(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, Mapping[str, Any]]:
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Returns arguments by position and by name that the function takes.
 
         Raises:
@@ -53,7 +53,7 @@ class Reader:
         self._check_given(args, named)
         return args, {key: self._value(key, value) for key, value in named.items()}
 
-    def _check_makes(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    def _check_makes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Raises where it is called as the initializer that it makes would be."""
         if _is_drawing(self.name, args, kwargs) or (args and not self.own[:-1]):
             call = f"{self.name}({', '.join(f'{name}=...' for name in self._required)})"
@@ -67,7 +67,7 @@ class Reader:
                 f"array = {self.name}(...)(key, array.shape, array.dtype)"
             )
 
-    def _check_given(self, args: tuple, named: Mapping[str, Any]) -> None:
+    def _check_given(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         given = {*self.own[: len(args)], *named}
         for name in self._required:
             if name not in given and (self.name, name) in WITHOUT:
@@ -109,7 +109,7 @@ class Reader:
             raise TypeError(f"{self.name} got {min(twice)} twice")
         return {**first, **then}
 
-    def _placed(self, args: tuple) -> dict[str, Any]:
+    def _placed(self, args: tuple[Any, ...]) -> dict[str, Any]:
         """Translates arguments by position, where all systems mean the same."""
         readings = {
             system: names[: len(args)]
@@ -134,7 +134,7 @@ class Reader:
             f"write {' or '.join(writings)}{seed}"
         )
 
-    def _meaning(self, names: Sequence[str], args: tuple) -> dict[str, Any] | None:
+    def _meaning(self, names: Sequence[str], args: tuple[Any, ...]) -> dict[str, Any] | None:
         """Returns the arguments as they are named here; None where one means nothing."""
         if any(isinstance(self._known.get(name), Instead) for name in names):
             return None
@@ -153,7 +153,7 @@ class Reader:
         return others.get(value, value) if isinstance(value, str) else value
 
 
-def _is_drawing(name: str, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+def _is_drawing(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Returns whether arguments are a key or a shape, and what an initializer is called with."""
     if {"key", "shape"} <= set(kwargs):
         return True
