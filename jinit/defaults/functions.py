@@ -45,8 +45,10 @@ def keras_defaults(
     methods of the model do, though not a layer of it that is called from outside, as in
     ``model.bind(variables).layer(x)``; the first two forms warn, once per class of model, when
     they initialise a model whose norm layers would fall back at apply. Of nested contexts the
-    innermost alone is in force. A context belongs to its thread; functions that were traced
-    under other defaults are traced again. The layers of Haiku and Equinox are left alone;
+    innermost alone is active. A context belongs to its thread and its task: tasks of asyncio that
+    begin inside inherit it, others never see it. Functions that were traced under other defaults
+    are traced again. Of event loops other than asyncio's own, jit's caches do not know the tasks:
+    there, leave a context before an ``await``. The layers of Haiku and Equinox are left alone;
     ``initializers.reinit`` draws their leaves anew.
 
     Args:
@@ -128,9 +130,10 @@ def global_keras_initializers(
     """Gives Flax's layers the defaults of Keras in the whole process, in all its threads.
 
     It is ``keras_defaults`` for a program that never leaves it, under the name and with the
-    conventions of minnt. Epsilon and momentum hold at apply, too. A thread's own context goes
-    before it; of several calls the newest counts. It reaches Linen modules through a method that
-    Flax does not document; a test of jinit tells when a new version of Flax has lost it.
+    conventions of minnt. Epsilon and momentum hold at apply, too. A task's or a thread's own
+    context goes before it; of several calls the newest counts. Like every context it reaches
+    Linen modules through a method that Flax does not document; a test of jinit tells when a new
+    version of Flax has lost it.
 
     Args:
         parameter_initialization: Whether parameters are drawn as in Keras.

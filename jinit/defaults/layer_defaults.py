@@ -1,17 +1,16 @@
 """A table of defaults as a context manager, a decorator and a wrapper."""
 
-import contextlib
 import dataclasses
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar, cast
 
 import flax.linen as nn
 
-from jinit.defaults.contexts import applied, wrapped_class
+from jinit.defaults.active import leave
+from jinit.defaults.contexts import begin, wrapped_class
 from jinit.defaults.table import LayerTable
 
 __all__ = ["LayerDefaults", "class_name"]
@@ -21,21 +20,12 @@ T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
 
-class _Entered(threading.local):
-    """The contexts that a thread is in, the innermost last."""
-
-    def __init__(self) -> None:
-        self.stack: list[contextlib.AbstractContextManager] = []
-
-
-_entered = _Entered()
-
-
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LayerDefaults:
     """Defaults for the layers of a model: a context manager, a decorator and a wrapper.
 
-    It can be entered again and from several threads; it holds in the thread that entered it.
+    It can be entered again, in several tasks and threads; it holds in the task that entered it, and
+    in those that begin inside.
 
     Attributes:
         table: Which field of which layer gets which value; ``print(defaults.table)`` shows it.
@@ -48,9 +38,7 @@ class LayerDefaults:
     arguments: Mapping[str, Any]
 
     def __enter__(self) -> Self:
-        context = applied(self.table, lasts=False)
-        context.__enter__()
-        _entered.stack.append(context)
+        begin(self.table, self, lasts=False)
         return self
 
     def __exit__(
@@ -59,22 +47,27 @@ class LayerDefaults:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _entered.stack.pop().__exit__(kind, error, trace)
+        # A coroutine that is thrown away is closed in whatever task runs at that moment.
+        if not leave(self) and kind is not GeneratorExit:
+            raise RuntimeError(
+                f"{self!r} is left in a task or thread that did not enter it; contexts hold in "
+                "the task that enters them, and in those that begin inside"
+            ) from error
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Decorates a function: the defaults hold while it runs.
+        """Decorates a function: the defaults are active while it runs.
 
         Args:
             function: Usually ``model.init``, or a training step, inside or outside ``jax.jit``.
 
         Returns:
-            The function with the defaults in force.
+            The function with the defaults active; a coroutine function stays one.
 
         Raises:
             TypeError: If it is not callable, or is a module, a class or a generator, which would
                 run outside.
         """
-        if inspect.isgeneratorfunction(function):
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(
                 f"{self.name}() cannot decorate the generator {class_name(function)}, whose body "
                 f"runs after the call; use 'with {self.name}():' inside it"
@@ -90,10 +83,15 @@ class LayerDefaults:
             with self:
                 return function(*args, **kwargs)
 
-        return decorated
+        @functools.wraps(function)
+        async def awaited(*args: P.args, **kwargs: P.kwargs) -> Any:
+            with self:
+                return await cast(Any, function(*args, **kwargs))
+
+        return cast(Any, awaited) if inspect.iscoroutinefunction(function) else decorated
 
     def wrap(self, module: M) -> M:
-        """Returns the same module, with the defaults in force whenever one of its methods runs.
+        """Returns the same module, with the defaults active whenever one of its methods runs.
 
         It is the form for models with norm layers: ``init`` and ``apply`` cannot disagree about
         epsilon and momentum.

@@ -8,7 +8,7 @@ from typing import Any
 __all__ = ["Observer", "observing", "tell"]
 
 Observer = Callable[[Any, Mapping[str, Any], Mapping[str, Any]], None]
-"""Takes a layer, the values that the table in force gave it, and an NNX layer's arguments."""
+"""Takes a layer, the values that the active table gave it, and an NNX layer's arguments."""
 
 
 class _Current(threading.local):

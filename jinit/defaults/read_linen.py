@@ -6,8 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jinit.defaults import lasting
 from jinit.defaults.fans import flat_shape
+from jinit.defaults.lasting import nothing_is_lost
 from jinit.defaults.linen import Context
 from jinit.defaults.observed import observing
 from jinit.defaults.reading import RETRACE, Path, Reading
@@ -28,7 +28,7 @@ def read_linen(
         return model.init(jax.random.key(0), *given[0], **given[1])
 
     with (
-        lasting.begin(lasts=True),
+        nothing_is_lost(),
         observing(reader.given),
         nn.intercept_methods(reader.intercept),
         RETRACE(object()),

@@ -7,8 +7,9 @@ import jax
 from flax import nnx
 
 from jinit.defaults.fans import flat_shape
-from jinit.defaults.nnx import constructing
+from jinit.defaults.nnx import constructors
 from jinit.defaults.observed import observing
+from jinit.defaults.patches import Patches
 from jinit.defaults.reading import NNX_LAYERS, RETRACE, UNKNOWN, Path, Pending, Reading
 
 __all__ = ["read_nnx"]
@@ -33,8 +34,10 @@ def read_nnx(model: nnx.Module | Callable[[], nnx.Module]) -> tuple[dict[Path, A
             )
         parameters.update(reader.read(constructed))
 
-    with constructing(NNX_LAYERS), observing(reader.constructed), RETRACE(object()):
+    patches = Patches(constructors(NNX_LAYERS))
+    with observing(reader.constructed), RETRACE(object()):
         jax.eval_shape(construct)
+    del patches
     return parameters, reader.reading
 
 
