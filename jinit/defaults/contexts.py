@@ -74,6 +74,7 @@ def wrapped_class(cls: type[nn.Module], table: LayerTable) -> type[nn.Module]:
         if hasattr(method, "method_handler_wrapped")
     }
     body.update({name: _entry_point(getattr(cls, name), table) for name in _ENTRY_POINTS})
+    body["defaults_table"] = table
     for name in ("__module__", "__qualname__", "__doc__"):
         body[name] = getattr(cls, name)
     return types.new_class(cls.__name__, (cls,), exec_body=lambda namespace: namespace.update(body))

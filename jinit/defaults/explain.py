@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinit.defaults.gates import Joint, PerGate
+from jinit.defaults.passed import Passed
 from jinit.initializers import constant, scaled, variance_scaling
 from jinit.initializers.base import Initializer
 from jinit.initializers.variance_scaling import VarianceScaling
@@ -52,6 +53,7 @@ def _as_ours(init: Any) -> Any:
     """Turns numbers, and JAX's own variance scaling, into initializers of jinit."""
     if isinstance(init, int | float):
         return constant(init)
+    init = init.init if isinstance(init, Passed) else init
     inner = inspect.unwrap(init.func if isinstance(init, functools.partial) else init)
     found = _captured(inner)
     if not {"scale", "mode", "distribution", "in_axis", "out_axis", "batch_axis"} <= set(found):

@@ -7,6 +7,7 @@ from flax import nnx
 
 from jinit.defaults.linen import METHODS, intercepted
 from jinit.defaults.nnx import constructors
+from jinit.defaults.passed import initialisations
 from jinit.defaults.patches import Patches
 from jinit.defaults.table import LayerTable
 from jinit.defaults.tasks import TASKS, synced
@@ -27,5 +28,13 @@ def hooks_of(table: LayerTable) -> Patches:
 
 
 def _hooks(table: LayerTable) -> Patches:
-    nnx_layers = [layer for layer in table.layers if issubclass(layer, nnx.Module)]
-    return Patches({METHODS: intercepted, TASKS: synced, **constructors(nnx_layers)})
+    of_nnx = [layer for layer in table.layers if issubclass(layer, nnx.Module)]
+    of_linen = [layer for layer in table.layers if not issubclass(layer, nnx.Module)]
+    return Patches(
+        {
+            METHODS: intercepted,
+            TASKS: synced,
+            **initialisations(of_linen),
+            **constructors(of_nnx),
+        }
+    )

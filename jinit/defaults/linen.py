@@ -13,7 +13,7 @@ from jinit.defaults.active import active_table, innermost
 from jinit.defaults.observed import tell
 from jinit.defaults.table import Derived, LayerTable, Row
 
-__all__ = ["METHODS", "intercepted", "replaced"]
+__all__ = ["METHODS", "intercepted", "is_left_alone", "replaced"]
 
 Context = nn.module.InterceptorContext
 
@@ -80,14 +80,26 @@ def _rows_left_alone(table: LayerTable, context: Context) -> list[Row]:
 
 
 def _concerns(row: Row, context: Context) -> bool:
-    # Identity, not equality: a user's own 1e-6 or lecun_normal() is another object, and so is
-    # the default of a subclass that declares the field anew.
     module = context.module
     return (
-        module.__dict__.get(row.field) is row.library_default
+        is_left_alone(row, module)
         and (row.role is None or row.role.played_by(module))
         and (not isinstance(row.value, Derived) or _is_call_of(row.layer, context))
     )
+
+
+def is_left_alone(row: Row, module: nn.Module) -> bool:
+    """Returns whether a layer's user passed nothing for the field of a row."""
+    # Identity, not equality: a user's own 1e-6 or lecun_normal() is another object.
+    untouched = module.__dict__.get(row.field) is row.library_default
+    return untouched and not _is_declared_anew(type(module), row)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_declared_anew(cls: type, row: Row) -> bool:
+    """Returns whether a subclass of the user gives the field a default, be it the same object."""
+    above = cls.__mro__[: cls.__mro__.index(row.layer)]
+    return any(row.field in c.__dict__ for c in above if c.__module__.partition(".")[0] != "flax")
 
 
 def _is_call_of(layer: type, context: Context) -> bool:

@@ -11,6 +11,7 @@ from jinit.defaults.lasting import nothing_is_lost
 from jinit.defaults.linen import Context
 from jinit.defaults.observed import observing
 from jinit.defaults.reading import RETRACE, Path, Reading
+from jinit.defaults.untold import untold
 
 __all__ = ["read_linen"]
 
@@ -20,6 +21,8 @@ def read_linen(
 ) -> tuple[dict[Path, Any], Reading]:
     """Returns the parameters of a module, abstractly, and what is known about them."""
     reader = _Reader()
+    note = untold(model)
+    reader.reading.notes += [note] if note else []
     leaves, structure = jax.tree.flatten((inputs, dict(kwargs)))
     traced = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
 

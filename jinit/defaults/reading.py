@@ -94,10 +94,12 @@ class Reading:
     Attributes:
         drawn: The distribution of a parameter, its fans, and who decided, by its path.
         norms: The numbers of a norm layer with who decided, by its path and their names.
+        notes: What cannot be told.
     """
 
     drawn: dict[Path, Drawn] = field(default_factory=dict)
     norms: dict[Path, dict[str, tuple[float, str]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     _given: list[tuple[Any, str]] = field(default_factory=list)
 
     def give(self, values: Mapping[str, Any]) -> None:
