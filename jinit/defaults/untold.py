@@ -37,8 +37,8 @@ def untold(model: nn.Module) -> str | None:
         return None
     return (
         f"default, or passed as the same object: {', '.join(found)}. Of a layer constructed "
-        f"outside {table.system}_defaults() nobody can tell, and it counts as left alone; construct it "
-        "inside, or pass jinit.initializers.zeros()"
+        f"outside {table.system}_defaults() nobody can tell, and it counts as left alone; "
+        "construct it inside, or pass jinit.initializers.zeros()"
     )
 
 

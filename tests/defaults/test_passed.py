@@ -199,7 +199,7 @@ def test_describe_says_who_decided():
         explicit = jinit.describe(nn.Dense(3, bias_init=zeros_init()), X)
         untouched = jinit.describe(nn.Dense(3), X)
     bias = explicit.parameters[0]
-    assert (bias.distribution, bias.decided_by) == ("zeros", "explicit")
+    assert (bias.distribution, bias.decided_by) == ("zeros()", "explicit")
     assert untouched.parameters[0].decided_by == "torch"
     assert explicit.notes == untouched.notes == ()
 

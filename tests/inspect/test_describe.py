@@ -40,7 +40,8 @@ def numbers(description):
 
 # 1 / (0.87962566 sqrt(fan_in)), the standard deviation before the normal is cut.
 def lecun(fan_in):
-    return f"truncated_normal(mean=0, std={1 / 0.87962566103 / fan_in**0.5:.4g}, low=-2, high=2)"
+    std = 1 / 0.87962566103 / fan_in**0.5
+    return f"truncated_normal(mean=0, std={std:.4g}, low=-2, high=2, relative=True)"
 
 
 def glorot(fan_in, fan_out):
@@ -51,7 +52,7 @@ def glorot(fan_in, fan_out):
 def test_a_model_with_flaxs_defaults():
     parameters = found(jinit.describe(Model(), X))
     assert parameters["Conv_0/kernel"] == ((3, 6, 8), lecun(18), (18, 24), "explicit")
-    assert parameters["Conv_0/bias"] == ((8,), "zeros", None, "default")
+    assert parameters["Conv_0/bias"] == ((8,), "zeros()", None, "default")
     assert parameters["attention/query/kernel"] == ((8, 2, 4), lecun(8), (8, 8), "default")
     assert parameters["attention/out/kernel"] == ((2, 4, 8), lecun(8), (8, 8), "default")
     assert parameters["LSTMCell_0/ii/kernel"] == ((8, 4), lecun(8), (8, 4), "default")
@@ -60,16 +61,16 @@ def test_a_model_with_flaxs_defaults():
     assert parameters["JitDense_0/kernel"] == ((4, 5), glorot(4, 5), (4, 5), "explicit")
     assert parameters["w"] == ((5,), "constant(value=2)", None, "explicit")
     assert parameters["DenseGeneral_0/kernel"] == ((7, 5, 2, 3), lecun(35), (35, 6), "default")
-    assert parameters["DenseGeneral_0/bias"][1:] == ("zeros", None, "default")
+    assert parameters["DenseGeneral_0/bias"][1:] == ("zeros()", None, "default")
 
 
 KERAS = {
     "Conv_0/kernel": ((3, 6, 8), lecun(18), (18, 24), "explicit"),
-    "Conv_0/bias": ((8,), "zeros", None, "default"),
+    "Conv_0/bias": ((8,), "zeros()", None, "default"),
     "attention/query/kernel": ((8, 2, 4), glorot(8, 8), (8, 8), "keras"),
-    "attention/query/bias": ((2, 4), "zeros", None, "default"),
-    "LSTMCell_0/ii/kernel": ((8, 4), glorot(8, 16) + ", all gates as one", (8, 16), "keras"),
-    "LSTMCell_0/ho/kernel": ((4, 4), "orthogonal(gain=1), all gates as one", None, "keras"),
+    "attention/query/bias": ((2, 4), "zeros()", None, "default"),
+    "LSTMCell_0/ii/kernel": ((8, 4), glorot(8, 16) + "  # all gates as one", (8, 16), "keras"),
+    "LSTMCell_0/ho/kernel": ((4, 4), "orthogonal(gain=1)  # all gates as one", None, "keras"),
     "LSTMCell_0/hf/bias": ((4,), "constant(value=1)", None, "keras"),
     "LSTMCell_0/hg/bias": ((4,), "constant(value=0)", None, "keras"),
     "PReLU_0/negative_slope": ((), "constant(value=0)", None, "keras"),
@@ -183,7 +184,7 @@ def build():
 def test_a_function_that_constructs_an_nnx_module():
     parameters = found(jinit.describe(build))
     assert parameters["linear/kernel"] == ((3, 4), lecun(3), (3, 4), "explicit")
-    assert parameters["linear/bias"] == ((4,), "zeros", None, "default")
+    assert parameters["linear/bias"] == ((4,), "zeros()", None, "default")
     assert parameters["cell/ii/kernel"] == ((6, 4), lecun(6), (6, 4), "default")
     assert parameters["attention/out/kernel"] == ((2, 4, 4), lecun(8), (8, 4), "default")
     assert parameters["own"] == ((3,), "-", None, "-")
@@ -193,7 +194,7 @@ def test_a_function_that_constructs_an_nnx_module():
     assert parameters["linear/kernel"] == ((3, 4), lecun(3), (3, 4), "explicit")
     assert parameters["cell/ii/kernel"] == (
         (6, 4),
-        glorot(6, 16) + ", all gates as one",
+        glorot(6, 16) + "  # all gates as one",
         (6, 16),
         "keras",
     )
@@ -223,8 +224,8 @@ def test_it_prints_and_is_plain_data():
     lines = str(description).splitlines()
     assert [line.split() for line in lines if "─" not in line] == [
         ["parameter", "shape", "dtype", "distribution", "fans", "decided", "by"],
-        ["bias", "(6,)", "float32", "zeros", "default"],
-        ["scale", "(6,)", "float32", "ones", "default"],
+        ["bias", "(6,)", "float32", "zeros()", "default"],
+        ["scale", "(6,)", "float32", "ones()", "default"],
         ["norm", "field", "value", "decided", "by"],
         ["epsilon", "0.001", "keras"],
         ["momentum", "0.99", "keras"],
@@ -259,8 +260,8 @@ def test_bad_input(call, message):
 def test_a_default_of_another_role_was_chosen():
     zeros = nn.initializers.zeros  # which is Dense's own default for the bias
     described = found(jinit.describe(nn.Dense(3, kernel_init=zeros), X))
-    assert described["kernel"][1:] == ("zeros", None, "explicit")
-    assert described["bias"][1:] == ("zeros", None, "default")
+    assert described["kernel"][1:] == ("zeros()", None, "explicit")
+    assert described["bias"][1:] == ("zeros()", None, "default")
 
 
 def test_a_bridge_under_keras_defaults():
