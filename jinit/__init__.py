@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from jinit.startup import startup, startup_report
 
 if TYPE_CHECKING:
-    from jinit import amp, defaults, initializers, reproducibility
+    from jinit import amp, defaults, empirical, initializers, inspect, reproducibility
     from jinit.defaults import global_keras_initializers, keras_defaults, torch_defaults
     from jinit.empirical import Calibration, calibrate, empirical_init
     from jinit.empirical.normed import Normed, get_wrapped_submodules, wrap_all_leaf_modules
@@ -44,6 +44,7 @@ __all__ = [
     "coord_check",
     "defaults",
     "describe",
+    "empirical",
     "empirical_init",
     "fold_in_process",
     "get_random_seed",
@@ -51,6 +52,7 @@ __all__ = [
     "get_wrapped_submodules",
     "global_keras_initializers",
     "initializers",
+    "inspect",
     "keras_defaults",
     "load_rng_state",
     "register_key",
@@ -76,7 +78,7 @@ _NAMES = {
     ),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-_SUBMODULES = {"amp", "defaults", "initializers", "reproducibility"}
+_SUBMODULES = {"amp", "defaults", "empirical", "initializers", "inspect", "reproducibility"}
 
 
 def __getattr__(name: str) -> object:

@@ -1,6 +1,5 @@
 """Applying a function under a policy: casts on the way in and on the way out."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,10 +13,14 @@ from jinit.amp.module_types import (
     linen_types,
     nnx_types,
 )
+from jinit.amp.norms import NormsInFloat32
 from jinit.amp.policy import Policy, cast_floating
 from jinit.tracing import partition
 
 __all__ = ["MixedPrecisionApply", "find_apply_fn", "function_name"]
+
+
+Path = tuple[str, ...]
 
 
 class MixedPrecisionApply:
@@ -35,6 +38,7 @@ class MixedPrecisionApply:
         self.apply_fn = apply_fn
         self.policy = policy
         self._known_types: dict[Any, ModuleTypes] = {}
+        self._functions: dict[Any, NormsInFloat32] = {}
         functools.update_wrapper(self, apply_fn, updated=())
 
     def __call__(self, variables: Any, *inputs: Any, **kwargs: Any) -> Any:
@@ -87,13 +91,22 @@ class MixedPrecisionApply:
         """Returns the function as it is, or with casts inside where some are to be made."""
         if self.policy.patch_functions:
             return self._autocast
-        types = self._types(variables, inputs, kwargs)
-        if not self.policy.keeps_any(variables, types):
+        if not self.policy.computes_in_half:
             return self.apply_fn
-        if is_linen_apply(self.apply_fn):
-            kept = self.policy.kept_paths(variables, types)
-            return cast_between_modules(self.apply_fn, kept, types, self.policy.half_dtype)
-        return self._autocast
+        types = self._types(variables, inputs, kwargs)
+        kept = frozenset(self.policy.kept_paths(variables, types))
+        return self._with_norms(kept, types)
+
+    def _with_norms(self, kept: frozenset[Path], types: ModuleTypes) -> NormsInFloat32:
+        """Returns the function with its norms in float32; equal arguments give the same one."""
+        linen = is_linen_apply(self.apply_fn)
+        key = kept, frozenset(types.items()) if linen and kept else None
+        if key not in self._functions:
+            fn = self.apply_fn
+            if linen and kept:
+                fn = cast_between_modules(fn, kept, types, self.policy.half_dtype)
+            self._functions[key] = NormsInFloat32(fn, self.policy, kept=bool(kept) and not linen)
+        return self._functions[key]
 
     def _types(self, variables: Any, inputs: Any, kwargs: Any) -> ModuleTypes:
         """Returns the module types where the casts depend on them, from the last such call."""
@@ -113,11 +126,7 @@ class MixedPrecisionApply:
 
     @functools.cached_property
     def _autocast(self) -> Callable[..., Any]:
-        # behind a parameter that stays float32, products would become float32 as well
-        ops = self.policy.ops
-        if not self.policy.patch_functions:
-            ops = dataclasses.replace(ops, float32=frozenset())
-        return autocast(self.apply_fn, self.policy, ops=ops)
+        return autocast(self.apply_fn, self.policy)
 
     def __reduce__(self) -> Any:
         return type(self), (self.apply_fn, self.policy)  # without what was compiled

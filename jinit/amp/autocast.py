@@ -1,18 +1,19 @@
 """Op-level casts: a function run with products in half and sensitive operations in float32."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.extend import core as jex
 
 from jinit.amp.casting import Decisions, Record, cast_to
 from jinit.amp.levels import resolve_half_dtype
 from jinit.amp.op_lists import OPS, OpLists
 from jinit.amp.policy import BFLOAT16, FLOAT32, Policy
 from jinit.amp.promotion import facts_below, find_tags
-from jinit.tracing import Static, evaluate, partition, trace
+from jinit.tracing import Path, Static, evaluate, partition, trace
 
 __all__ = ["Autocast", "autocast"]
 
@@ -62,9 +63,8 @@ class Autocast:
             return self.fn(*args, **kwargs)
 
         traced, half = trace(of_values, values), self.half_dtype
-        tags = find_tags(traced.jaxpr, static.fill(values)[0], self.params_argnums)
-        rules = Decisions(self.ops, half, tags, record)
-        alike = functools.partial(facts_below, tags, list(tags)) if record is None else None
+        rules, facts = self.decisions(traced.jaxpr, static.fill(values)[0], record)
+        alike = functools.partial(facts_below, facts, list(facts)) if record is None else None
         outputs, _ = evaluate(
             traced.jaxpr, traced.consts, values, rules.rule, alike=alike, region=rules.region
         )
@@ -72,6 +72,13 @@ class Autocast:
         return traced.unflatten(
             [cast_to(x, a.dtype) if a.dtype in (FLOAT32, half) else x for x, a in pairs]
         )
+
+    def decisions(
+        self, jaxpr: jex.Jaxpr, args: Sequence[Any], record: Record | None
+    ) -> tuple[Decisions, Mapping[Path, Any]]:
+        """Returns the rules of a traced function, and what they know of its equations by path."""
+        tags = find_tags(jaxpr, args, self.params_argnums)
+        return Decisions(self.ops, self.half_dtype, tags, record), tags
 
 
 def autocast(
@@ -131,4 +138,5 @@ def _jit_named_as(fn: Callable[..., Any], run: Callable[..., Any]) -> Callable[.
     def evaluated(static: Static, values: list[Any]) -> Any:
         return run(static, values)
 
+    del evaluated.__wrapped__  # it has the name, and not the arguments: they may all be keywords
     return jax.jit(evaluated, static_argnums=0)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jinit.amp.module_types import ModuleTypes, is_framework_type
-from jinit.amp.policy import cast_floating
+from jinit.amp.policy import FLOAT32, cast_floating
 
 __all__ = ["cast_between_modules", "is_linen_apply"]
 
@@ -24,8 +24,9 @@ def cast_between_modules(
 ) -> Callable[..., Any]:
     """Returns a linen ``apply`` in which float32 modules leave the others half.
 
-    What a kept norm puts out is cast to half; so is what goes into every other layer, since a
-    kept layer that is no norm, such as the last one, puts out float32.
+    What goes into a kept module is cast to float32, so that it computes in it. What a kept norm
+    returns is cast to half; so is what goes into every other layer, since a kept layer that is not
+    a norm, such as the last one, returns float32.
 
     Args:
         apply_fn: The ``apply`` of a linen module.
@@ -39,10 +40,9 @@ def cast_between_modules(
 
     def cast(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         path = context.module.path
-        if context.method_name != "__call__" or path in parents:
+        if context.method_name != "__call__" or (path in parents and path not in kept):
             return method(*args, **kwargs)
-        if path not in kept:
-            args, kwargs = cast_floating((args, kwargs), half)
+        args, kwargs = cast_floating((args, kwargs), FLOAT32 if path in kept else half)
         outputs = method(*args, **kwargs)
         return cast_floating(outputs, half) if path in norms else outputs
 

@@ -1,7 +1,7 @@
 """The rule of autocast: which dtype an equation runs in, and why."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,12 +11,22 @@ from jax import lax
 from jax.extend import core as jex
 
 from jinit.amp.op_lists import OpLists
-from jinit.amp.policy import FLOAT32
-from jinit.amp.promotion import Tag, promote
+from jinit.amp.policy import FLOAT16, FLOAT32
+from jinit.amp.products import asks_for_precision, contracts
+from jinit.amp.promotion import INDICATOR, PARAMETER, Tag, promote, votes_of
 from jinit.amp.regions import casts_disabled, region_of
-from jinit.tracing import EquationView, Path, Rule, aval_of, is_hidden, source_line, structure_of
+from jinit.tracing import (
+    EquationView,
+    Path,
+    Rule,
+    aval_of,
+    declares_dtypes,
+    is_hidden,
+    source_line,
+    structure_of,
+)
 
-__all__ = ["CastRule", "Decision", "Decisions", "Record", "cast_to", "is_managed"]
+__all__ = ["CastRule", "Decision", "Decisions", "Record", "cast_to", "is_managed", "squares"]
 
 Record = Callable[[EquationView, Sequence[Any], "Decision"], None]
 
@@ -29,10 +39,12 @@ class Decision:
         target: The dtype its float operands are cast to; ``declared`` is that of the traced
             program, ``as given`` whatever they come in, ``dropped`` a cast that changes nothing.
         why: The reason, in words.
+        weak: The operands that are parameters, cast without a vote of their own.
     """
 
     target: np.dtype | Literal["declared", "as given", "dropped"]
     why: str
+    weak: frozenset[int] = frozenset()
 
 
 _DISABLED = Decision("declared", "disable_casts")
@@ -68,7 +80,9 @@ class CastRule:
             case "as given":
                 return view.bind(values)
             case dtype:
-                operands = _cast_managed(view.equation, values, self.half, dtype, view.memo)
+                operands = _cast_managed(
+                    view.equation, values, self.half, dtype, view.memo, decision.weak
+                )
                 return view.bind(operands, **_accumulation(view.equation, self.half, dtype))
 
 
@@ -100,7 +114,7 @@ class Decisions:
         """Returns the rule inside an equation, and what it is called with."""
         if rule is self.disabled or casts_disabled(equation):
             return self.disabled, values
-        found = region_of(equation)
+        found = region_of(equation, self.ops.float32_calls)
         if found is None:
             return rule, values
         dtype = self._dtype_of(found[0], equation, values)
@@ -131,6 +145,8 @@ class Decisions:
         if structure_of(equation).kind != "plain":
             _warn_if_hidden(equation)
             return Decision("declared", "not entered")
+        if declares_dtypes(equation) and name not in self.ops.listed:
+            return Decision("declared", "declared by what it calls")
         if equation.params.get("out_dtype") is not None:
             return Decision("declared", "declared by out_dtype")
         if not any(is_managed(atom, self.half) for atom in equation.invars):
@@ -144,19 +160,39 @@ class Decisions:
         first = self._before_lists(equation)
         if first is not None:
             return first
+        tags = self.tags.get(view.path, (None,) * len(values))
         if name in ops.half:
-            return Decision(self.half, "half list")
+            return self._product(equation, values, tags)
         if name in ops.float32:
             return Decision(FLOAT32, "float32 list")
-        if "square" in ops.float32 and _squares(equation):
+        if "square" in ops.float32 and squares(equation):
             return Decision(FLOAT32, "float32 list (a square)")
         managed = [is_managed(atom, self.half) for atom in equation.invars]
         if name in ops.separate or sum(managed) < 2:
             return Decision("as given", "match")
-        tags = self.tags.get(view.path, (None,) * len(values))
-        mine = [(v, t) for v, t, m in zip(values, tags, managed, strict=True) if m]
+        return self._promoted(equation, values, votes_of(equation, tags))
+
+    def _product(
+        self, equation: jex.JaxprEqn, values: Sequence[Any], tags: Sequence[Tag]
+    ) -> Decision:
+        """Decides on an operation of the half list; what is no sum of products gains nothing."""
+        if asks_for_precision(equation):
+            return Decision("declared", "precision asked for")
+        if not contracts(equation):
+            return self._promoted(equation, values, votes_of(equation, tags), "contracts nothing")
+        if INDICATOR in tags:
+            votes = votes_of(equation, tags, indicators=False)
+            return self._promoted(equation, values, votes, "selects or counts")
+        return Decision(self.half, "half list")
+
+    def _promoted(
+        self, equation: jex.JaxprEqn, values: Sequence[Any], votes: Sequence[Tag], note: str = ""
+    ) -> Decision:
+        triples = zip(equation.invars, values, votes, strict=True)
+        mine = [(v, t) for a, v, t in triples if is_managed(a, self.half)]
         dtype, reason = promote(mine, self.half)
-        return Decision(dtype, f"promote ({reason})")
+        weak = frozenset(n for n, tag in enumerate(votes) if tag == PARAMETER)
+        return Decision(dtype, f"promote ({'; '.join(filter(None, (reason, note)))})", weak)
 
 
 def is_managed(atom: Any, half: np.dtype) -> bool:
@@ -175,21 +211,39 @@ def _cast_managed(
     half: np.dtype,
     dtype: Any,
     memo: dict[Any, Any] | None = None,
+    weak: Collection[int] = (),
 ) -> list[Any]:
     """Casts the operands that are cast; one that goes up again takes the last such cast.
 
     A cast down is made anew at every use: the gradients of the uses then meet in float32.
     """
 
-    def cast(value: Any) -> Any:
+    def cast(value: Any, is_weak: bool) -> Any:
+        if is_weak and dtype == FLOAT16:
+            return cast_to(_within_range(value), dtype)
         if memo is None or dtype != FLOAT32 or jnp.result_type(value) == FLOAT32:
             return cast_to(value, dtype)
         if id(value) not in memo:
             memo[id(value)] = value, cast_to(value, dtype)  # kept, so that its id is its own
         return memo[id(value)][1]
 
-    pairs = zip(values, equation.invars, strict=True)
-    return [cast(v) if is_managed(a, half) else v for v, a in pairs]
+    pairs = enumerate(zip(values, equation.invars, strict=True))
+    return [cast(v, n in weak) if is_managed(a, half) else v for n, (v, a) in pairs]
+
+
+def _within_range(parameter: Any) -> Any:
+    """Keeps a parameter from becoming infinite or zero in float16: a mask of -1e9, an eps of 1e-9.
+
+    Its value is not known where the program is made, as a literal's is; so its dtype cannot follow
+    from it, and it becomes the nearest number that does what it is there for.
+    """
+    if jnp.result_type(parameter) == FLOAT16:
+        return parameter
+    limits = jnp.finfo(FLOAT16)
+    largest, least = float(limits.max), float(limits.smallest_subnormal)
+    tiny = (parameter != 0) & (jnp.abs(parameter) < least)
+    raised = jnp.where(tiny, jnp.copysign(least, parameter), parameter)
+    return jnp.where(jnp.isfinite(raised), jnp.clip(raised, -largest, largest), raised)
 
 
 def _accumulation(product: jex.JaxprEqn, half: np.dtype, dtype: np.dtype) -> dict[str, Any]:
@@ -211,10 +265,14 @@ def _warn_if_hidden(equation: jex.JaxprEqn) -> None:
         )
 
 
-def _squares(equation: jex.JaxprEqn) -> bool:
-    """Tells a product of a value with itself, as in a norm, which overflows as a square does."""
-    atoms = equation.invars
-    return equation.primitive.name == "mul" and atoms[0] is atoms[1]
+def squares(equation: jex.JaxprEqn) -> bool:
+    """Returns whether an equation squares a value, which in a norm overflows first."""
+    name, atoms = equation.primitive.name, equation.invars
+    return (
+        name == "square"
+        or (name == "mul" and atoms[0] is atoms[1])
+        or (name == "integer_pow" and equation.params["y"] == 2)
+    )
 
 
 def _changes_nothing(conversion: jex.JaxprEqn) -> bool:

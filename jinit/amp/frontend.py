@@ -48,7 +48,11 @@ def initialize(
         O2  y = float32(f(C(params), C(x)))                 half, float32 stored parameters
         O3  y = float32(f(C(params), C(x)))                 half, half stored parameters
 
-    and the optimizer is wrapped in ``loss_scaling``. Parameters are stored by
+    At O2 and O3 norms compute in float32 all the same, whoever wrote them: the sums over data
+    that a root is taken of, their squares, and what is made of them up to the norm's result,
+    which is half again; and so do layers whose parameters are kept. ``explain`` shows where.
+
+    The optimizer is wrapped in ``loss_scaling``. Parameters are stored by
     ``policy.cast_to_param(params)``. An explicit keyword wins over the level's property; None
     leaves the property.
 
@@ -83,8 +87,8 @@ def initialize(
         skip_nonfinite: Skips steps that are not finite under a constant scale too.
         keep_fp32: ``keep_fp32(path, module_type)`` tells of a parameter, such as
             ``"Block_0/LayerNorm_0/scale"``, whether it stays float32 inside a half function.
-            The type of its module is known for linen and NNX, and None elsewhere. What a kept
-            norm puts out is half again; at O2 and O3 only.
+            The type of its module is known for linen and NNX, and None elsewhere. What goes into
+            a kept layer is cast to float32, and its result back to half; at O2 and O3 only.
         ops: Which operations O1 runs in which dtype, by default ``amp.OPS``.
         verbosity: 1 prints the properties in effect beside the level's, 0 prints nothing.
         enabled: False returns the functions untouched (of a module its ``apply``), and the

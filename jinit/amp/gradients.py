@@ -107,7 +107,8 @@ def scale_loss(
             f"a loss must be a float32 scalar, not {dtype} of shape {shape}: average it, and "
             "cast the model's outputs to float32 before the loss is computed"
         )
-    return jnp.asarray(loss) * _scale_of(opt_state, loss_id)
+    loss = jnp.asarray(loss)
+    return loss * _scale_of(opt_state, loss_id).astype(loss.dtype)
 
 
 def unscale(grads: Any, opt_state: optax.OptState, loss_id: int = 0) -> UnscaledGrads:
@@ -137,7 +138,7 @@ def unscale(grads: Any, opt_state: optax.OptState, loss_id: int = 0) -> Unscaled
         raise TypeError("the gradients are unscaled already: hand them to the optimizer")
     # By the reciprocal, which compilers fuse into every reader, where they keep a quotient.
     factor = 1.0 / _scale_of(opt_state, loss_id)
-    true = map_inexact(lambda grad: grad * factor, grads)
+    true = map_inexact(lambda grad: grad * factor.astype(grad.dtype), grads)
     return UnscaledGrads(true, {int(loss_id): 1.0 - _all_finite(true).astype(jnp.float32)})
 
 
@@ -233,7 +234,7 @@ def map_inexact(function: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
             return leaf
-        return function(jnp.asarray(leaf).astype(jnp.promote_types(dtype, jnp.float32)))
+        return function(jnp.asarray(leaf).astype(jnp.float32 if dtype.itemsize < 4 else dtype))
 
     return jax.tree.map(visit, tree)
 

@@ -102,5 +102,5 @@ def _advance(param: Any, master: jax.Array, step: jax.Array) -> tuple[Any, Any]:
     moved = master + step
     wanted = keep(moved.astype(param.dtype))
     update = step_to(wanted, param)
-    reached = keep((param + update).astype(param.dtype))
+    reached = keep((param.astype(jnp.float32) + update).astype(param.dtype))
     return update, jnp.where(same_bits(reached, wanted), moved, reached.astype(jnp.float32))

@@ -1,7 +1,7 @@
 """Which operations autocast runs in which dtype: data, to be read and printed."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from jinit._tables import format_table
 
@@ -13,17 +13,30 @@ class OpLists:
     """Primitives by what becomes of their float operands; those in no list promote or match.
 
     Attributes:
-        half: Cast to the half dtype: products and convolutions.
+        half: Cast to the half dtype: products and convolutions. A product promotes like any other
+            operation where it sums nothing (an outer product), or selects or counts (one factor
+            is made of booleans, integers or constants, as a one-hot code is); and one that asks for
+            a precision of its own keeps the dtypes of the traced program. What it accumulates
+            in cannot be asked for: ``jnp`` itself sets ``preferred_element_type``.
         float32: Cast to float32: what loses range or precision in half.
         declared: Cast back to the dtypes of the traced program: what reinterprets bits, draws
-            random numbers, calls out or has no half version.
+            random numbers or has no half version. So is, unless it is in another list, whatever
+            calls something for given dtypes: exported functions, callbacks, foreign calls.
         separate: Operands that need not agree with each other, and are left as they come.
+        float32_calls: Not primitives but functions, by the name that JAX jits them under, which
+            run whole in float32: interpolation, which is made of products.
     """
 
     half: frozenset[str]
     float32: frozenset[str]
     declared: frozenset[str]
     separate: frozenset[str]
+    float32_calls: frozenset[str] = frozenset()
+
+    @property
+    def listed(self) -> frozenset[str]:
+        """The primitives of all lists."""
+        return self.half | self.float32 | self.declared | self.separate
 
     def extend(
         self,
@@ -58,7 +71,8 @@ class OpLists:
         twice = sorted({op for op in every if every.count(op) > 1})
         if twice:
             raise ValueError(f"a primitive can go to one list, but given twice: {', '.join(twice)}")
-        return OpLists(**{name: (getattr(self, name) - {*every}) | moved[name] for name in given})
+        lists = {name: (getattr(self, name) - {*every}) | moved[name] for name in given}
+        return replace(self, **lists)
 
     def __str__(self) -> str:
         rows = [[f.name, ", ".join(sorted(getattr(self, f.name)))] for f in fields(self)]
@@ -82,13 +96,14 @@ OPS = OpLists(
     ),
     declared=frozenset(
         """
-        bessel_i0e bessel_i1e bitcast_convert_type cholesky complex custom_call custom_lin
-        custom_linear_solve eig eigh fft ffi_call hessenberg householder_product igamma
-        igamma_grad_a igammac io_callback linear_solve lu nextafter polygamma pure_callback qr
+        bessel_i0e bessel_i1e bitcast_convert_type cholesky complex custom_call custom_lin eig
+        eigh fft hessenberg householder_product igamma igamma_grad_a igammac linear_solve lu
+        nextafter polygamma qr
         random_bits random_gamma random_seed random_unwrap random_wrap reduce_precision
         regularized_incomplete_beta rng_bit_generator rng_uniform schur select_and_gather_add svd
         threefry2x32 triangular_solve tridiagonal tridiagonal_solve zeta
         """.split()
     ),
     separate=frozenset("debug_callback name optimization_barrier sort split".split()),
+    float32_calls=frozenset("_interp _map_coordinates _resize".split()),
 )

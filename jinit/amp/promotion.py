@@ -1,4 +1,8 @@
-"""What votes in promotion: neither parameters nor constants, at most reshaped, do."""
+"""What votes in promotion: neither parameters nor constants, at most reshaped, do.
+
+An argument that is one array may be the data as well, as in ``f(x, w)``: it is a parameter only
+where it is smaller than what it meets, as a bias is.
+"""
 
 import functools
 import math
@@ -14,11 +18,27 @@ from jax.extend import core as jex
 from jinit.amp.policy import FLOAT32, param_mask
 from jinit.tracing import ARRAYS, Frame, Path, aval_of, propagate
 
-__all__ = ["Tag", "facts_below", "find_tags", "promote"]
+__all__ = [
+    "ARRAY",
+    "INDICATOR",
+    "KEEPS_TAG",
+    "PARAMETER",
+    "Tag",
+    "Weakness",
+    "facts_below",
+    "find_tags",
+    "parameter_tags",
+    "promote",
+    "votes_of",
+]
 
 PARAMETER = "parameter"
+ARRAY = "array"
+INDICATOR = "indicator"
 Tag = str | float | None
-"""What a value is to promotion: a parameter, a constant of known value, or None: it votes."""
+"""What a value is to promotion: a parameter, an argument that is one array, numbers made of
+booleans, integers or constants alone (a mask, positions, a one-hot code, a table of cosines), one
+known constant, or None: it votes."""
 
 _FOLDS: Mapping[str, Callable[..., Any]] = {
     "add": np.add,
@@ -32,7 +52,7 @@ _FOLDS: Mapping[str, Callable[..., Any]] = {
     "square": np.square,
     "sub": np.subtract,
 }
-_KEEPS_TAG = frozenset(
+KEEPS_TAG = frozenset(
     """
     broadcast_in_dim convert_element_type copy expand_dims pcast pvary reshape rev
     sharding_constraint slice squeeze transpose
@@ -53,15 +73,22 @@ def find_tags(
     Returns:
         The tags by path, in the order of the paths.
     """
+    tags = parameter_tags(jaxpr, args, params_argnums)
+    _, facts = propagate(jaxpr, tags, Weakness())
+    return {path: facts[path] for path in sorted(facts)}
+
+
+def parameter_tags(
+    jaxpr: jex.Jaxpr, args: Sequence[Any], params_argnums: Sequence[int]
+) -> list[Tag]:
+    """Returns the tags of a traced function's inputs; the arguments are as for ``find_tags``."""
     tags: list[Tag] = [
-        PARAMETER if n in params_argnums and flag else None
+        (ARRAY if leaf is arg else PARAMETER) if n in params_argnums and flag else None
         for n, arg in enumerate(args)
         for leaf, flag in zip(jax.tree.leaves(arg), param_mask(arg), strict=True)
         if isinstance(leaf, ARRAYS)
     ]
-    tags += [None] * (len(jaxpr.invars) - len(tags))
-    _, facts = propagate(jaxpr, tags, _Weakness())
-    return {path: facts[path] for path in sorted(facts)}
+    return tags + [None] * (len(jaxpr.invars) - len(tags))
 
 
 def facts_below(
@@ -77,11 +104,15 @@ def promote(operands: Sequence[tuple[Any, Tag]], half: np.dtype) -> tuple[np.dty
 
     Where nothing votes, parameters do.
 
+    Args:
+        operands: Values with their tags, those of ``votes_of``.
+        half: The half dtype.
+
     Returns:
         The dtype, and the reason for it.
     """
     voters = [value for value, tag in operands if tag is None]
-    voters = voters or [value for value, tag in operands if tag == PARAMETER]
+    voters = voters or [value for value, tag in operands if isinstance(tag, str)]
     if not voters:
         return FLOAT32, "only constants"
     if any(jnp.result_type(value) == FLOAT32 for value in voters):
@@ -92,6 +123,25 @@ def promote(operands: Sequence[tuple[Any, Tag]], half: np.dtype) -> tuple[np.dty
     return half, "the widest operand"
 
 
+def votes_of(equation: jex.JaxprEqn, tags: Sequence[Tag], *, indicators: bool = True) -> list[Tag]:
+    """Returns the tags of an equation's operands as they count in it.
+
+    Args:
+        equation: The equation.
+        tags: The tags of its operands.
+        indicators: Whether indicators vote: they do where numbers are added or multiplied one by
+            one, and do not where a product of matrices selects or counts by them.
+    """
+    size = max(getattr(aval_of(out), "size", 0) for out in equation.outvars)
+
+    def vote(atom: Any, tag: Tag) -> Tag:
+        if tag == ARRAY:
+            return PARAMETER if aval_of(atom).size < size else None
+        return None if tag == INDICATOR and indicators else tag
+
+    return [vote(*pair) for pair in zip(equation.invars, tags, strict=True)]
+
+
 def _fits(constant: float, half: np.dtype) -> bool:
     """Tells whether a constant is rounded neither to zero nor to infinity in the half dtype."""
     limits = jnp.finfo(half)
@@ -99,39 +149,66 @@ def _fits(constant: float, half: np.dtype) -> bool:
     return constant == 0 or not math.isfinite(constant) or normal
 
 
-class _Weakness:
+class Weakness:
     """Dataflow rules that find parameters and constants, at most reshaped."""
 
     def literal(self, value: Any) -> Tag:
+        """Returns the number that a literal is."""
         return float(value) if value is not None and _is_number(value) else None
 
     def equation(
         self, equation: jex.JaxprEqn, tags: Sequence[Tag], frames: tuple[Frame, ...], path: Path
     ) -> tuple[list[Tag], tuple[Tag, ...]]:
-        tag = None
-        if equation.primitive.name in _KEEPS_TAG:
-            tag = tags[0]
-        elif equation.primitive.name in _FOLDS and all(isinstance(tag, float) for tag in tags):
-            tag = _fold(equation, tags)
-        return [tag] * len(equation.outvars), tuple(tags)
+        """Returns the tags of an equation's results, and those of its operands to remember."""
+        return [_result(equation, tags)] * len(equation.outvars), tuple(tags)
 
     def join(self, first: Tag, second: Tag) -> Tag:
+        """Returns the tag that both have, if they do."""
         return first if first == second else None
 
     def choose(self, predicate: Tag, tags: Sequence[Tag]) -> Tag:
+        """Returns the tag that all branches have, if they do."""
         return functools.reduce(self.join, tags)
 
     def shared(self, tag: Tag) -> Tag:
+        """Returns the tag: it does not count uses."""
         return tag
 
     def sliced(self, tag: Tag, level: int) -> Tag:
+        """Returns the tag: a slice is what the whole is."""
         return tag
 
     def carried(self, tag: Tag, level: int) -> Tag:
+        """Returns the tag."""
         return tag
 
     def stacked(self, tag: Tag, level: int) -> Tag:
+        """Returns None: what a loop stacks is data."""
         return None
+
+
+def _result(equation: jex.JaxprEqn, tags: Sequence[Tag]) -> Tag:
+    name = equation.primitive.name
+    if name == "iota" or (name == "convert_element_type" and _counts(equation.invars[0])):
+        return INDICATOR
+    if name == "broadcast_in_dim" and tags[0] == ARRAY:
+        grown = aval_of(equation.outvars[0]).size > aval_of(equation.invars[0]).size
+        return PARAMETER if grown else ARRAY
+    if name in KEEPS_TAG:
+        return tags[0]
+    constants = [tag for tag in tags if isinstance(tag, float)]
+    if name in _FOLDS and len(constants) == len(tags):
+        return _fold(equation, tags)
+    chosen = name == "select_n" and len(constants) == len(tags) - 1  # by data: a mask
+    fixed = len(constants) + tags.count(INDICATOR) == len(tags)
+    return INDICATOR if chosen or (fixed and INDICATOR in tags) else None
+
+
+def _counts(atom: Any) -> bool:
+    """Returns whether a value is made of booleans or integers; a literal has its number as tag."""
+    dtype = aval_of(atom).dtype
+    whole = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
+    return whole and not isinstance(atom, jex.Literal)
 
 
 def _is_number(value: Any) -> bool:

@@ -7,7 +7,7 @@ differentiation, vmap and scan, and change nothing where there is no autocast.
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -138,10 +138,21 @@ def casts_disabled(equation: jex.JaxprEqn) -> bool:
     return _DISABLED in scopes_of(equation)
 
 
-def region_of(equation: jex.JaxprEqn) -> tuple[str, str] | None:
-    """Returns the decorator and the name of a decorated function that an equation calls."""
+def region_of(
+    equation: jex.JaxprEqn, float32_calls: Collection[str] = ()
+) -> tuple[str, str] | None:
+    """Returns the decorator and the name of a decorated function that an equation calls.
+
+    Args:
+        equation: The equation.
+        float32_calls: The names of functions that count as decorated with ``float_function``.
+    """
     name = equation.params.get("name")
-    found = _REGION.fullmatch(name) if isinstance(name, str) else None
+    if not isinstance(name, str):
+        return None
+    if name in float32_calls:
+        return "float_function", name
+    found = _REGION.fullmatch(name)
     return (found[1], found[2]) if found else None
 
 

@@ -43,7 +43,10 @@ def empirical_init(
     A layer is an equation of ``apply_fn`` in which a parameter meets data, with the bias that is
     added to its result; its output is taken before the nonlinearity. In one forward pass a key,
     each layer's output y is divided by its RMS before it flows on, and its weight W and bias b
-    become ``W / rms(y)`` and ``b / rms(y)``; over keys the factors are averaged geometrically.
+    become ``W / rms(y)`` and ``b / rms(y)``; over keys the factors are averaged geometrically. A
+    layer that is used more than once is W with b at every use, and takes the geometric mean of
+    what its uses need. Where W is computed from several leaves, they scale together: W + A @ B
+    with W by s and A and B by its root.
     That takes ``samples`` model evaluations at any depth (six times as many where a leaf serves
     several uses at once). Only activations are set: ``calibrate`` returns with them what brings
     the updates to O(1), and the report.
@@ -80,6 +83,8 @@ def empirical_init(
         ValueError: An argument is not what it should be; ``params`` has no floating-point leaf,
             two of one path, or one that is not finite, the loss is not a real scalar, the output
             depends on no parameter or on no input, or a layer's output is not finite.
+        TypeError: An argument is not of the kind of its place, such as a model for its ``apply``;
+            or ``params`` has leaves that are not arrays, which are listed.
 
     Example:
         >>> import jax, jax.numpy as jnp, jinit
@@ -127,7 +132,9 @@ def calibrate(
     """Rescales parameters, and measures what brings every layer's update to O(1) as well.
 
     - Activations: as ``empirical_init`` sets them.
-    - Updates: with u the first step of the optimizer at a learning rate of 1, a layer's
+    - Updates: with u the first step of the optimizer that is not zero, at a learning rate of 1
+      and under one gradient (one that accumulates gradients is given as many as it waits for; of
+      a schedule it is the first rate above 0 that counts), a layer's
       multiplier is ``1 / rms(dy)``, where dy is the first-order change in its output along u,
       its input held. A layer's weight and bias share it.
       With ``step="network"`` multipliers are divided by the growth besides, the geometric mean
@@ -145,7 +152,10 @@ def calibrate(
 
     Each of the ``samples`` keys costs a forward and backward pass and a forward pass with
     derivatives, at any depth. The report is measured apart: a quarter as many passes for the
-    parameters as given, and half as many for the result, on fresh keys. A leaf that serves
+    parameters as given, and for the result half as many but one, on fresh keys; in that one the
+    first key is repeated, every parameter changed by a rounding error: where a leaf's gradient
+    comes out altogether different, it is rounding, and its step counts for nothing. A leaf that
+    serves
     several uses takes six forward passes a key more; in explicit mode, one in a loop that hands
     the same leaf to every iteration six measurements. Equal layers are traced and compiled once.
     Gradients pass weights of nothing but zeros (a head, a gate) as if they were random.
@@ -159,6 +169,8 @@ def calibrate(
         optimizer: "adam", whose first step is the gradient's sign; "sgd", whose step is the
             gradient; or any optax transformation, without its learning rate. Explicit mode takes
             those whose first step is as large as the gradient, or does not depend on its size.
+            One that asks for more than gradients and parameters, as a line search does for the
+            loss, is refused.
         mode: "fold" or "explicit".
         step: What a learning rate of 1 stands for: with "layer" each layer's output changes by 1
             along its own step; with "network" all multipliers are divided by the growth, so that
@@ -178,8 +190,10 @@ def calibrate(
         The rescaled tree, the multipliers or scales, and the report.
 
     Raises:
-        ValueError: As ``empirical_init``; or a gradient or an update is not finite, or explicit
-            mode cannot follow the optimizer.
+        ValueError: As ``empirical_init``; or a gradient or an update is not finite, a scale is
+            beyond the range of float32, the optimizer changes nothing in 1000 steps, or explicit
+            mode cannot follow it.
+        TypeError: As ``empirical_init``; or the optimizer is not one.
 
     Example:
         >>> import jax, jax.numpy as jnp, jinit

@@ -1,15 +1,17 @@
 """What ``calibrate`` returns."""
 
+import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jinit.empirical.explicit import NormedApply
-from jinit.empirical.report import Report, build_report
+from jinit.empirical.mapped import report_of
+from jinit.empirical.report import Report
 from jinit.empirical.run import Findings
+from jinit.empirical.saved import Saved, applied_with, saved
 from jinit.empirical.transform import scale_by_multipliers
 
 if TYPE_CHECKING:
@@ -27,25 +29,28 @@ __all__ = ["Calibration"]
 class Calibration:
     """What ``calibrate`` measured; a pytree, so that it may be returned from a jitted function.
 
+    It can be pickled: the arrays, the report, and ``apply_fn`` where pickle takes the function.
+
     Attributes:
         params: The tree with the structure, dtypes and shardings of the one given: rescaled, or
             in explicit mode such that ``apply_fn`` rescales it. Flax variables hold in explicit
             mode the scales as well, in the collection ``normed``.
         multipliers: A tree of the structure given that holds each leaf's float32 learning-rate
-            multiplier: of shape (), or with a leading axis for every scan over the leaf's layers.
+            multiplier: of shape (), or with the leaf's axes up to the last that a scan over its
+            layers goes along, those between of length 1.
             In explicit mode all are 1.
         scales: In fold mode a tree of the same shapes: what each leaf was multiplied by. In
             explicit mode what ``apply_fn`` applies, nested by the leaves' paths: of every leaf
             ``a`` (what it is multiplied by) and ``gy`` (what its gradient is multiplied by
             besides), and of every layer, at the leaf that carries it, ``gx`` (the gradient that
             leaves the layer through its input is multiplied by ``gx * gy``).
-        findings: The statistics behind the report.
+        findings: The statistics behind the report; once pickled, the report itself.
     """
 
     params: Any
     multipliers: Any
     scales: Any
-    findings: Findings
+    findings: Findings | Saved
 
     @functools.cached_property
     def apply_fn(self) -> Callable[..., Any]:
@@ -53,10 +58,7 @@ class Calibration:
 
         It takes the arguments of the one given; ``params`` of this result belong to it.
         """
-        job = self.findings.plan.job
-        if job.mode == "fold" or job.modules:
-            return job.apply_fn.fn
-        return NormedApply(job.apply_fn.fn, None if job.collection == "params" else self.scales)
+        return applied_with(self.findings, self.scales)
 
     @property
     def growth(self) -> jax.Array:
@@ -65,8 +67,13 @@ class Calibration:
 
     @functools.cached_property
     def report(self) -> Report:
-        """The RMS of activation, gradient and update of every layer, before and after."""
-        return build_report(self.findings)
+        """The RMS of activation, gradient and update of every layer, before and after.
+
+        Of a calibration that was mapped, as by ``jax.vmap``, it is one of all members.
+        """
+        if isinstance(self.findings, Saved):
+            return self.findings.facts.report
+        return report_of(self.findings)
 
     def transform(self) -> "optax.GradientTransformation":
         """Returns the optax transformation that multiplies every update by its multiplier.
@@ -88,4 +95,16 @@ class Calibration:
         return scale_by_multipliers(self.multipliers)
 
     def __repr__(self) -> str:
-        return f"Calibration of {len(self.findings.plan.naming.paths)} leaves\n{self.report}"
+        return f"Calibration of {len(jax.tree.leaves(self.multipliers))} leaves\n{self.report}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Calibration, (self.params, self.multipliers, self.scales, saved(self.findings))
+
+    def __copy__(self) -> "Calibration":
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Calibration":
+        params, multipliers, scales = copy.deepcopy(
+            (self.params, self.multipliers, self.scales), memo
+        )
+        return Calibration(params, multipliers, scales, self.findings)

@@ -1,5 +1,6 @@
 """What a finished calibration is checked for, before anything is returned."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ def check_scaled(found: Scaled) -> None:
     """Raises ValueError where an output was not finite, and names its layer; traced values pass."""
     if not isinstance(found.activation, Tracer):
         _check_quantity(found.plan.naming, found.activation, _QUANTITIES["activation"])
+        _check_range(found.plan.naming, found.scales, "scale")
 
 
 def check_findings(findings: Findings) -> None:
@@ -34,7 +36,9 @@ def check_findings(findings: Findings) -> None:
     solved = jax.device_get(findings.solved)
     for quantity, described in _QUANTITIES.items():
         _check_quantity(findings.plan.naming, getattr(solved, quantity), described)
+    _check_moves(findings)
     _check_degrees(findings)
+    _check_pillars(findings)
 
 
 def _check_quantity(naming: Naming, values: Any, described: str) -> None:
@@ -66,3 +70,36 @@ def _check_degrees(findings: Findings) -> None:
             "must not depend on the parameters; pass it without weight decay or trust ratio, or "
             "use mode='fold'"
         )
+
+
+def _check_moves(findings: Findings) -> None:
+    """Raises ValueError for an optimizer whose first step is zero where gradients are not."""
+    still = not np.any(findings.solved.update)
+    if still and not np.all(findings.null) and not isinstance(findings.plan.job.optimizer, str):
+        raise ValueError(
+            f"the first step of optimizer={findings.plan.job.optimizer!r} changes nothing, and no "
+            "later one could be found; pass it without the schedule or the wrapper that holds it "
+            "back, such as optax.adam(1.0)"
+        )
+
+
+def _check_pillars(findings: Findings) -> None:
+    plan, pillars = findings.plan, findings.pillars
+    vectors = {"scale": pillars.scale, "learning-rate multiplier": pillars.multiplier}
+    if plan.job.mode == "explicit":
+        vectors |= {"forward scale": pillars.forward, "backward scale": pillars.weight}
+    for described, vector in vectors.items():
+        _check_range(plan.naming, plan.by_leaf(vector), described)
+
+
+def _check_range(naming: Naming, parts: Sequence[Any], described: str) -> None:
+    """Raises ValueError for a number that float32 does not have."""
+    limits = np.finfo(np.float32)
+    for path, part in zip(naming.paths, parts, strict=True):
+        bad = np.asarray(part)[~((part >= limits.tiny) & (part <= limits.max))]
+        if bad.size:
+            raise ValueError(
+                f"the {described} of {path or '.'} is {bad[0]:.3g}, which is beyond the range of "
+                "float32; params are unchanged. Bring its values nearer to 1 before they are "
+                "measured, or the loss, or use mode='fold'"
+            )

@@ -1,14 +1,17 @@
 """How a value scales with each parameter it is computed from: its homogeneity degree."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
-import numpy as np
+import jax.numpy as jnp
 from jax.extend import core as jex
 
-__all__ = ["Degree", "Degrees", "combine", "degrees_of"]
+from jinit.empirical.rows import ELEMENTWISE, keeps_rows
+from jinit.tracing import aval_of
+
+__all__ = ["SAME", "SMALL", "Degree", "Degrees", "combine", "degrees_of", "hands_on", "joined"]
 
 
 @dataclass(frozen=True)
@@ -18,18 +21,37 @@ class Degree:
     Attributes:
         degree: d where scaling the leaf by s scales the value by s**d; None where it does not
             scale so (the value is not homogeneous in the leaf).
-        loops: The depths of the scans that hand the leaf in slice by slice, outermost first;
-            they are the leaf's leading axes.
-        group: The leaves that must be scaled alike for the degree to hold, this one among them;
-            empty where the leaf can be scaled alone. Joined kernels are such a group.
-        whole: Whether a scan over the value is a scan over the leaf's leading axis: it is the
-            leaf itself, at most cast, or what an earlier scan made of its slices.
+        loops: The depths of the scans that hand the leaf in slice by slice, outermost first.
+        places: The leaf's axes that they go along, one a scan.
+        group: The leaves that must be scaled together for the degree to hold, this one among
+            them: each by ``s ** (1 / degree)``, so that the value is scaled by s. Empty where
+            the leaf can be scaled alone. Joined kernels are such a group.
+        axes: The leaf's axes that the value's are, as far as its first ones are known: row i is
+            computed from row i of the leaf along axes[0], or from what a scan made of it.
+        mixed: Whether a scan hands the leaf in by slices of which it is not known where they lie,
+            so that all of them share a scale.
     """
 
     degree: float | None = 1.0
     loops: tuple[int, ...] = ()
     group: frozenset[int] = frozenset()
-    whole: bool = False
+    places: tuple[int, ...] = ()
+    axes: tuple[int, ...] = ()
+    mixed: bool = False
+
+    def inside(self, level: int) -> "Degree":
+        """Returns the degree of one iteration's slice of the value in a scan."""
+        if not self.axes:
+            return replace(self, mixed=True)
+        place, *axes = self.axes
+        loops, places = (*self.loops, level), (*self.places, place)
+        return replace(self, loops=loops, places=places, axes=tuple(axes))
+
+    def within(self, depth: int) -> "Degree":
+        """Returns the degree where only the outermost scans are known to slice the leaf."""
+        if depth >= len(self.loops):
+            return self
+        return replace(self, loops=self.loops[:depth], places=self.places[:depth], mixed=True)
 
     def outside(self, level: int, *, stacked: bool) -> "Degree":
         """Returns the degree of a value beyond the scan in which it was computed.
@@ -38,24 +60,40 @@ class Degree:
             level: How deep the scan is.
             stacked: Whether it is what all iterations put out, and not what the last one did.
         """
-        loops = tuple(loop for loop in self.loops if loop != level)
-        return Degree(self.degree, loops, self.group, whole=stacked and self.loops[-1:] == (level,))
+        kept = [pair for pair in zip(self.loops, self.places, strict=True) if pair[0] != level]
+        rows = self.places[-1:] if stacked and self.loops[-1:] == (level,) else ()
+        return replace(
+            self,
+            loops=tuple(loop for loop, _ in kept),
+            places=tuple(place for _, place in kept),
+            axes=rows and (*rows, *self.axes),
+        )
 
 
 Degrees = Mapping[int, Degree]
 """The degree in every leaf, by the leaf's index; a constant has none."""
 
-_SAME = frozenset({
-    "convert_element_type", "copy", "copy_p", "device_put", "name", "neg", "pvary",
-    "reduce_precision", "sharding_constraint",
+SAME = frozenset({
+    "conj", "convert_element_type", "copy", "copy_p", "device_put", "layout_constraint",
+    "mesh_cast", "name", "neg", "optimization_barrier", "pcast", "pvary", "reduce_precision",
+    "reshard", "sharding_constraint", "stop_gradient",
 })  # fmt: skip
+"""The primitives that hand each of their operands on, at most cast, placed or negated."""
+
+SMALL = 1e-3
+"""A number up to here is an epsilon that guards a division."""
+
 _LAYOUT = frozenset({
-    "abs", "broadcast_in_dim", "concatenate", "cumsum", "dynamic_slice", "expand_dims", "gather",
-    "imag", "pad", "real", "reduce_max", "reduce_min", "reduce_sum", "reshape", "rev", "slice",
-    "split", "squeeze", "stack", "tile", "transpose",
+    "abs", "broadcast_in_dim", "concatenate", "cummax", "cummin", "cumsum", "dynamic_slice",
+    "expand_dims", "fft", "gather", "imag", "pad", "real", "reduce_max", "reduce_min",
+    "reduce_sum", "reshape", "rev", "slice", "split", "squeeze", "stack", "tile", "transpose",
 })  # fmt: skip
 _COMPARISONS = frozenset({"eq", "ge", "gt", "le", "lt", "ne"})  # with 0, they are signs
-_JOINS = frozenset({"concatenate", "pad", "stack"})  # a constant beside the leaf does not scale
+_JOINS = frozenset({"complex", "concatenate", "pad", "stack"})  # constants in them do not scale
+_WRITES: Mapping[str, int] = {"dynamic_update_slice": 1, "scatter": 2, "scatter-add": 2}
+"""Which operand is written into the first."""
+
+_CHOICES = frozenset({"argmax", "argmin"})
 _PRODUCTS = frozenset({"conv_general_dilated", "dot_general", "mul", "ragged_dot"})
 _SUMS = frozenset({"add", "add_any", "max", "min", "select_n", "sub"})
 _POWERS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
@@ -65,7 +103,6 @@ _POWERS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "sqrt": lambda params: 0.5,
     "square": lambda params: 2.0,
 }
-_SMALL = 1e-3  # a literal up to here is an epsilon that guards a division
 
 
 def combine(
@@ -81,15 +118,22 @@ def combine(
         degrees = [operand[leaf].degree if leaf in operand else 0.0 for operand in operands]
         known = [degree for degree in degrees if degree is not None]
         unknown = len(known) < len(degrees) or leaf in split
-        loops = _common([p.loops for p in present])
-        merged[leaf] = Degree(None if unknown else rule(known), loops, present[0].group)
+        loops, places = _common(present)
+        mixed = any(p.mixed for p in present)
+        degree = None if unknown else rule(known)
+        merged[leaf] = Degree(degree, loops, present[0].group, places, mixed=mixed)
     return merged
 
 
-def _common(several: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Returns the longest beginning that all have."""
-    pairs = takewhile(lambda level: len({*level}) == 1, zip(*several, strict=False))
-    return tuple(level[0] for level in pairs)
+def _common(several: Sequence[Degree]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the outermost loops that slice the leaf alike in all, and the axes they go along."""
+    pairs = [zip(d.loops, d.places, strict=True) for d in several]
+    same = [pair for pair, *_ in takewhile(_all_equal, zip(*pairs, strict=False))]
+    return tuple(loop for loop, _ in same), tuple(place for _, place in same)
+
+
+def _all_equal(several: Sequence[Any]) -> bool:
+    return len({*several}) == 1
 
 
 def _split_groups(operands: Sequence[Degrees]) -> frozenset[int]:
@@ -112,78 +156,124 @@ def _signature(operand: Degrees) -> dict[int, Any]:
     return {leaf: (d.degree, d.group) for leaf, d in operand.items()}
 
 
-def _joined(terms: Sequence[Degrees]) -> dict[int, Degree]:
-    """Returns the degrees of a sum or a concatenation of unlike terms.
+def joined(terms: Sequence[Degrees]) -> dict[int, Degree]:
+    """Returns the degrees of a sum, a concatenation or a choice of terms.
 
-    If all terms have one degree in all their leaves together, the result has it in them as a
-    group.
+    Unlike terms have their leaves as a group, if all of them scale by s together: the leaves of
+    a term of degree d in all by ``s ** (1 / d)``. So W + A @ B scales with W, and with the roots
+    of A and B.
     """
-    leaves = {leaf: d for term in terms for leaf, d in term.items()}
-    totals = {_total(term) for term in terms}
-    alike = len(totals) == 1 and len({d.loops for d in leaves.values()}) == 1
-    if not alike or totals & {None, 0.0} or _split_groups(terms):
+    signatures = [_signature(term) for term in terms]
+    if all(signature == signatures[0] for signature in signatures):
+        return combine(terms, lambda degrees: degrees[0])
+    together = [_together(term) for term in terms]
+    pairs = {pair for term in together for pair in term.items()}
+    several = [d.loops for term in terms for d in term.values()]
+    alike = len(pairs) == len(dict(pairs)) and len({*several}) == 1
+    if not alike or not all(together) or _split_groups(terms):
         return _unknown(terms)
-    (total,) = totals
-    loops = next(iter(leaves.values())).loops
-    return {leaf: Degree(total, loops, frozenset(leaves)) for leaf in sorted(leaves)}
+    places = {leaf: _common([t[leaf] for t in terms if leaf in t])[1] for leaf in dict(pairs)}
+    mixed = any(d.mixed for term in terms for d in term.values())
+    group = frozenset(places)
+    return {
+        leaf: Degree(degree, several[0], group, places[leaf], mixed=mixed)
+        for leaf, degree in sorted(pairs)
+    }
 
 
-def _total(term: Degrees) -> float | None:
-    """Returns a term's degree in all its leaves together."""
-    parts = {d.group or leaf: d.degree for leaf, d in term.items()}
-    known = [degree for degree in parts.values() if degree is not None]
-    return sum(known) if len(known) == len(parts) else None
+def _together(term: Degrees) -> dict[int, float]:
+    """Returns the degrees of a term in all its leaves together; none where it has no such."""
+    parts: dict[Any, float] = {}
+    for leaf, d in term.items():
+        if d.degree is None:
+            return {}
+        parts[d.group or leaf] = min(d.degree, parts.get(d.group or leaf, d.degree))
+    total = sum(parts.values())
+    if total == 0 or 0.0 in parts.values():
+        return {}
+    return {leaf: (d.degree or 0.0) / parts[d.group or leaf] * total for leaf, d in term.items()}
 
 
-def _is_epsilon(atom: Any) -> bool:
-    if not isinstance(atom, jex.Literal) or np.ndim(atom.val) != 0:
-        return False
-    kind = np.asarray(atom.val).dtype.kind
-    return kind in "fiu" and abs(float(atom.val)) <= _SMALL
-
-
-def _is_zero(atom: Any) -> bool:
-    return isinstance(atom, jex.Literal) and np.ndim(atom.val) == 0 and not atom.val
-
-
-def _pairs(equation: jex.JaxprEqn, operands: Sequence[Degrees]) -> list[tuple[Any, Degrees]]:
-    return list(zip(equation.invars, operands, strict=True))
-
-
-def _sum(equation: jex.JaxprEqn, operands: Sequence[Degrees]) -> dict[int, Degree]:
-    pairs = _pairs(equation, operands)
-    if equation.primitive.name == "select_n":
+def _sum(name: str, operands: Sequence[Degrees], fills: Sequence[float | None]) -> Degrees:
+    if name == "select_n":
         if any(d.degree != 0 for d in operands[0].values()):
             return _unknown(operands)
-        pairs = pairs[1:]
-    terms = [operand for atom, operand in pairs if operand or not _is_epsilon(atom)]
-    return _like_terms(terms)
+        operands, fills = operands[1:], fills[1:]
+    pairs = zip(operands, fills, strict=True)
+    return joined([operand for operand, fill in pairs if operand or fill is None])
 
 
-def _like_terms(terms: Sequence[Degrees]) -> dict[int, Degree]:
-    signatures = [_signature(term) for term in terms]
-    if any(signature != signatures[0] for signature in signatures[1:]):
-        return _joined(terms)
-    return combine(terms, lambda degrees: degrees[0])
+def _written(name: str, operands: Sequence[Degrees], fills: Sequence[float | None]) -> Degrees:
+    """Returns the degrees of an array into which another one was written."""
+    places = (0, _WRITES[name])
+    if any(operand for place, operand in enumerate(operands) if place not in places):
+        return _unknown(operands)
+    return joined([operands[place] for place in places if operands[place] or fills[place] != 0])
 
 
-def degrees_of(equation: jex.JaxprEqn, operands: Sequence[Degrees]) -> dict[int, Degree]:
+def degrees_of(
+    equation: jex.JaxprEqn, operands: Sequence[Degrees], fills: Sequence[float | None]
+) -> list[Degrees]:
     """Returns the degrees of an equation's results, all its operands being free of data.
 
     Products add degrees, a division subtracts them, roots and powers multiply them, layout
     operations keep them, and a sum needs equal ones, if only in all leaves together; a small
-    literal in a sum is ignored.
+    constant in a sum is ignored.
+
+    Args:
+        equation: The equation.
+        operands: The degrees of each of its operands.
+        fills: The small number that fills an operand, or None.
     """
-    name = equation.primitive.name
+    name, count = equation.primitive.name, len(equation.outvars)
     if not any(operands):
-        return {}
-    if name in _SAME:
-        return dict(operands[0])
-    if name in _JOINS and any(not o and not _is_zero(a) for a, o in _pairs(equation, operands)):
+        return [{}] * count
+    if hands_on(equation):
+        return list(operands)
+    if name == "sort":
+        return [combine([o, *operands], lambda degrees: degrees[0]) for o in operands]
+    if name == "top_k":
+        return [operands[0], combine(operands, lambda degrees: 0.0)]
+    result = _degrees_of(equation, operands, fills)
+    return [{leaf: _with_axes(equation, leaf, d, operands) for leaf, d in result.items()}] * count
+
+
+def hands_on(equation: jex.JaxprEqn) -> bool:
+    """Returns whether every result is the operand of its place, at most cast or negated."""
+    if equation.primitive.name not in SAME or len(equation.invars) != len(equation.outvars):
+        return False
+    pairs = zip(equation.invars, equation.outvars, strict=True)
+    return not any(_is_float(operand) and not _is_float(result) for operand, result in pairs)
+
+
+def _is_float(atom: Any) -> bool:
+    return jnp.issubdtype(aval_of(atom).dtype, jnp.inexact)
+
+
+def _with_axes(
+    equation: jex.JaxprEqn, leaf: int, degree: Degree, operands: Sequence[Degrees]
+) -> Degree:
+    several = [operand[leaf].axes for operand in operands if leaf in operand]
+    first = several[0]
+    if equation.primitive.name == "transpose":
+        order = equation.params["permutation"]
+        return replace(degree, axes=tuple(first[i] for i in takewhile(len(first).__gt__, order)))
+    alike = tuple(axis for axis, *_ in takewhile(_all_equal, zip(*several, strict=False)))
+    if equation.primitive.name in ELEMENTWISE:
+        return replace(degree, axes=alike)
+    return replace(degree, axes=alike[:1] if keeps_rows(equation) else ())
+
+
+def _degrees_of(
+    equation: jex.JaxprEqn, operands: Sequence[Degrees], fills: Sequence[float | None]
+) -> Degrees:
+    name = equation.primitive.name
+    beside = any(not o and fill != 0 for o, fill in zip(operands, fills, strict=True))
+    if name in _JOINS and beside:
         return _unknown(operands)
-    if name in _LAYOUT:
-        return _like_terms([operand for operand in operands if operand])
-    if name in _COMPARISONS and any(_is_zero(atom) for atom in equation.invars):
+    if name in _LAYOUT or name in _JOINS:
+        return joined([operand for operand in operands if operand])
+    if name in _CHOICES or (name in _COMPARISONS and 0 in fills):
         return combine(operands, lambda degrees: 0.0)
     if name in _PRODUCTS:
         return combine(operands, sum)
@@ -192,6 +282,6 @@ def degrees_of(equation: jex.JaxprEqn, operands: Sequence[Degrees]) -> dict[int,
     if name in _POWERS:
         power = _POWERS[name](equation.params)
         return combine(operands, lambda degrees: degrees[0] * power)
-    if name in _SUMS:
-        return _sum(equation, operands)
-    return _unknown(operands)
+    if name in _WRITES:
+        return _written(name, operands, fills)
+    return _sum(name, operands, fills) if name in _SUMS else _unknown(operands)

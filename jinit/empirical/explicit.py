@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jinit.empirical.inputs import collection_of, describe_call, leaf_paths, trainable_leaves
 from jinit.empirical.names import Naming
 from jinit.empirical.numbers import apply_scale, is_float, multiply
+from jinit.empirical.placing import gathered
 from jinit.empirical.sites import Layer, survey
 from jinit.tracing import EquationView, Path, Static, evaluate, partition, trace
 
@@ -31,8 +32,8 @@ NAMES = ("a", "gx", "gy")
 
 Scales = Mapping[str, Any]
 """Nested by the leaves' paths. Every leaf that takes part in a layer has ``a`` and ``gy``, of
-shape () or with the leading axes of the scans over the leaf; the one that carries a layer's scale
-has ``gx`` as well, and ``gx_1`` and so on for its further uses."""
+shape () or with the leaf's axes up to the last that a scan goes along; the one that carries a
+layer's scale has ``gx`` as well, and ``gx_1`` and so on for its further uses."""
 
 
 @jax.custom_vjp
@@ -85,6 +86,9 @@ class NormedApply:
         static, arrays = partition(options)
         run = self._compiled if static.hashable else self._apply
         return run(static, params, self.scales, inputs, arrays)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NormedApply, (self.apply_fn, self.scales)
 
     def _apply(
         self, static: Static, params: Any, scales: Scales | None, inputs: Any, arrays: Any
@@ -172,11 +176,11 @@ def _backward_factors(
     layers: Sequence[Layer], names: Sequence[tuple[str, ...]], scales: Scales
 ) -> Iterator[tuple[Path, jax.Array]]:
     for layer, name, entry in _uses(layers, names):
-        loops = dict(layer.leaves)[layer.carrier].loops
+        degree = dict(layer.leaves)[layer.carrier]
         factor = _find(scales, name, entry) * _find(scales, name, "gy")
         # a use of several slices at once has one factor
-        factor = factor[(..., *[0] * (factor.ndim - len(loops)))]
-        shape = [n if level in loops else 1 for level, n in enumerate(layer.lengths)]
+        factor = gathered(factor, degree.places)
+        shape = [n if level in degree.loops else 1 for level, n in enumerate(layer.lengths)]
         yield layer.head, jnp.broadcast_to(factor.reshape(shape), layer.lengths)
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 
+from jinit.empirical.arguments import check_pair
 from jinit.empirical.cachekey import CachedFunction
 from jinit.empirical.inputs import draw_inputs
 
@@ -59,7 +60,10 @@ class Job:
     def run(self, params: Any, inputs: tuple[Any, ...], rngs: Any) -> Any:
         """Applies the model and returns its output."""
         output = self.apply_fn(params, *inputs, **({"rngs": rngs} if rngs else {}))
-        return output[0] if self.has_aux else output
+        if not self.has_aux:
+            return output
+        check_pair(output, self.apply_fn)
+        return output[0]
 
     def draw(self, inputs: Any, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         """Draws one evaluation's inputs and random keys."""

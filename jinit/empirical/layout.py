@@ -17,6 +17,7 @@ import numpy as np
 
 from jinit.empirical.degrees import Degree
 from jinit.empirical.numbers import namespace
+from jinit.empirical.placing import placed
 from jinit.empirical.sites import Layer
 from jinit.tracing import Path
 
@@ -60,13 +61,22 @@ class Layout:
 
     @cached_property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of every leaf's slots: its leading axes that some scan slices."""
+        """The shape of every leaf's slots: one axis a scan that slices it."""
         shapes: list[tuple[int, ...]] = [()] * self.count
         for layer in self.layers:
             for leaf, degree in (*layer.leaves, *layer.bias):
                 shape = tuple(layer.lengths[level] for level in degree.loops)
                 shapes[leaf] = max(shapes[leaf], shape, key=len)
         return tuple(shapes)
+
+    @cached_property
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """The axes of every leaf along which its slots lie."""
+        places: list[tuple[int, ...]] = [()] * self.count
+        for layer in self.layers:
+            for leaf, degree in (*layer.leaves, *layer.bias):
+                places[leaf] = max(places[leaf], degree.places, key=len)
+        return tuple(places)
 
     @cached_property
     def slot_starts(self) -> np.ndarray:
@@ -139,9 +149,9 @@ class Layout:
         return xp.concatenate([np.zeros(0, np.float32), *parts])
 
     def leaf(self, vector: Any, leaf: int) -> Any:
-        """Returns one leaf's slots, with an axis for each of its leading axes."""
+        """Returns one leaf's slots, laid along its axes."""
         part = vector[self.slot_starts[leaf] : self.slot_starts[leaf + 1]]
-        return part.reshape(self.shapes[leaf])
+        return placed(part.reshape(self.shapes[leaf]), self.places[leaf])
 
     def leaves(self, vector: Any) -> list[Any]:
         """Returns the slots of every leaf."""

@@ -1,7 +1,7 @@
 """Statistics of every layer, taken while the traced function runs, and nothing else of it kept.
 
-Each statistic leaves the evaluation as one number a layer (and iteration of a scan): mean
-squares of activations directly, of gradients as the cotangent of a dummy operand, of updates
+Each statistic leaves the evaluation as one number a layer (and iteration of a scan): the
+RMS of activations directly, of gradients as the cotangent of a dummy operand, of updates
 as the tangent of a dummy result.
 """
 
@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from jinit.empirical.layout import Layout
-from jinit.empirical.numbers import inverse_rms, is_float, mean_square, merge, multiply
+from jinit.empirical.numbers import inverse_rms, is_float, merge, multiply, rms
 from jinit.empirical.probes import bind_probed
 from jinit.empirical.sites import Layer, Survey
 from jinit.tracing import EquationView, Path, TracedFunction, evaluate
@@ -30,10 +30,10 @@ class Backward(NamedTuple):
 
     Attributes:
         gradients: Those of the float leaves; zeros for others.
-        activations: The mean square of every layer's output, before its factor.
+        activations: The RMS of every layer's output, before its factor.
         means: The mean of every output in units of its RMS; zeros unless ``detailed``.
         factors: The factors, by layer.
-        slopes: The mean square of the gradient at every layer's input, before its factor.
+        slopes: The RMS of the gradient at every layer's input, before its factor.
         dead: The fraction of every layer's units that no gradient reaches.
     """
 
@@ -46,26 +46,26 @@ class Backward(NamedTuple):
 
 
 @jax.custom_vjp
-def _tap(x: jax.Array, power: jax.Array) -> jax.Array:
-    """Returns x; the cotangent of ``power`` is the mean square of x's own."""
+def _tap(x: jax.Array, size: jax.Array) -> jax.Array:
+    """Returns x; the cotangent of ``size`` is the RMS of x's own."""
     return x
 
 
-_tap.defvjp(lambda x, power: (x, None), lambda _, ct: (ct, mean_square(ct)))
+_tap.defvjp(lambda x, size: (x, None), lambda _, ct: (ct, rms(ct)))
 
 
 @jax.custom_vjp
 def _scaling_tap(x: jax.Array, factor: jax.Array) -> jax.Array:
     """Returns x, whose cotangent is multiplied by ``factor``, or brought to RMS 1 if it is 0.
 
-    The cotangent of ``factor`` is the mean square before that.
+    The cotangent of ``factor`` is the RMS before that.
     """
     return x
 
 
 def _scaling_tap_backward(factor: jax.Array, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
-    power = mean_square(ct)
-    return multiply(ct, jnp.where(factor > 0, factor, inverse_rms(power))), power
+    size = rms(ct)
+    return multiply(ct, jnp.where(factor > 0, factor, inverse_rms(size))), size
 
 
 _scaling_tap.defvjp(lambda x, factor: (x, factor), _scaling_tap_backward)
@@ -88,13 +88,13 @@ _unit_tap.defvjp(lambda y, dead, axis: (y, None), _unit_tap_backward)
 
 @jax.custom_jvp
 def _probe(x: jax.Array) -> jax.Array:
-    """Returns 0; its tangent is the mean square of x's tangent."""
+    """Returns 0; its tangent is the RMS of x's tangent."""
     return jnp.float32(0)
 
 
 @_probe.defjvp
 def _probe_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    return jnp.float32(0), mean_square(tangents[0])
+    return jnp.float32(0), rms(tangents[0])
 
 
 def _without_custom_derivative(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
@@ -106,15 +106,15 @@ def _without_custom_derivative(view: EquationView, values: Sequence[Any]) -> lis
 
 @jax.custom_jvp
 def _relative_probe(x: jax.Array) -> jax.Array:
-    """Returns 0; its tangent is the mean square of x's tangent over that of x."""
+    """Returns 0; its tangent is the RMS of x's tangent over that of x."""
     return jnp.float32(0)
 
 
 @_relative_probe.defjvp
 def _relative_probe_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    power = mean_square(primals[0])
-    ratio = mean_square(tangents[0]) / jnp.where(power > 0, power, 1.0)
-    return jnp.float32(0), jnp.where(power > 0, ratio, 0.0)
+    size = rms(primals[0])
+    ratio = rms(tangents[0]) / jnp.where(size > 0, size, 1.0)
+    return jnp.float32(0), jnp.where(size > 0, ratio, 0.0)
 
 
 @dataclass(frozen=True)
@@ -155,16 +155,16 @@ class Meter:
             given: By layer, the factor of its output; 0 for the one that brings it to its target.
 
         Returns:
-            The mean square of every output, before its factor.
+            The RMS of every output, before its factor.
         """
 
         def rule(view: EquationView, values: Sequence[Any]) -> list[Any] | None:
             if view.path not in self._tails:
                 return None
             (output,) = view.bind(values)
-            power = mean_square(output)
-            view.reap(power)
-            return [self._scaled(view, output, power)]
+            size = rms(output)
+            view.reap(size)
+            return [self._scaled(view, output, size)]
 
         reaped = self._run(args, rule, self._planted(given))[1]
         return self.layout.pack(reaped, [layer.tail for layer in self.layout.layers])
@@ -197,7 +197,7 @@ class Meter:
 
         floats = [leaf for leaf, flag in zip(leaves, moving, strict=True) if flag]
         differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
-        (slopes, powers), reaped = differentiate(floats, self._taps(balance))
+        (slopes, sizes), reaped = differentiate(floats, self._taps(balance))
         layers = self.layout.layers
         zeros = [
             leaf if flag else jnp.zeros_like(leaf)
@@ -205,11 +205,11 @@ class Meter:
         ]
         return Backward(
             merge(zeros, slopes, moving),
-            self._pack(reaped, "tail", "power"),
+            self._pack(reaped, "tail", "size"),
             self._pack(reaped, "tail", "mean"),
             [reaped[layer.tail]["factor"] for layer in layers],
-            self._pack(powers, "head", "head"),
-            self._pack(powers, "tail", "tail"),
+            self._pack(sizes, "head", "head"),
+            self._pack(sizes, "tail", "tail"),
         )
 
     def updates(
@@ -228,7 +228,7 @@ class Meter:
             given: As in ``forward``.
 
         Returns:
-            The mean square of the first-order change in every output, its input held.
+            The RMS of the first-order change in every output, its input held.
         """
         return self._along(self._moved, leaves, step, data, given)
 
@@ -248,7 +248,7 @@ class Meter:
             given: As in ``forward``.
 
         Returns:
-            The mean square of the first-order change in every output, the change in its input
+            The RMS of the first-order change in every output, the change in its input
             included, over that of the output.
         """
         return self._along(self._carried_on, leaves, step, data, given)
@@ -281,18 +281,18 @@ class Meter:
         traced, enter = self.traced, self.found.enter
         return evaluate(traced.jaxpr, traced.consts, args, rule, planted=planted, enter=enter)
 
-    def _scaled(self, view: EquationView, output: jax.Array, power: jax.Array) -> jax.Array:
+    def _scaled(self, view: EquationView, output: jax.Array, size: jax.Array) -> jax.Array:
         """Multiplies a layer's output by its factor."""
         if self._tails[view.path].carrier is None:
             return output
-        return multiply(output, self._factor(view, power))
+        return multiply(output, self._factor(view, size))
 
-    def _factor(self, view: EquationView, power: jax.Array) -> jax.Array:
+    def _factor(self, view: EquationView, size: jax.Array) -> jax.Array:
         if self._tails[view.path].carrier is None:
             return jnp.float32(1)
-        own = inverse_rms(power)
+        own = inverse_rms(size)
         if "target" in view.planted:
-            own = jnp.where(power > 0, view.planted["target"] * own, 1.0)
+            own = jnp.where(size > 0, view.planted["target"] * own, 1.0)
         return jnp.where(view.planted["given"] > 0, view.planted["given"], own)
 
     def _tapped(self, view: EquationView, values: Sequence[Any]) -> list[Any] | None:
@@ -302,13 +302,13 @@ class Meter:
         outputs = view.bind(values) if head is None else self._enter(view, values, head)
         if tail is None:
             return outputs
-        power = mean_square(lax.stop_gradient(outputs[0]))
+        size = rms(lax.stop_gradient(outputs[0]))
         mean = jnp.float32(0)
         if self.detailed:
             mean = jnp.mean(jnp.real(lax.stop_gradient(outputs[0])), dtype=jnp.float32)
-            mean *= inverse_rms(power)
-        view.reap({"power": power, "mean": mean, "factor": self._factor(view, power)})
-        output = self._scaled(view, outputs[0], power)
+            mean *= inverse_rms(size)
+        view.reap({"size": size, "mean": mean, "factor": self._factor(view, size)})
+        output = self._scaled(view, outputs[0], size)
         return [_unit_tap(output, view.planted["tail"], tail.shape.units)]
 
     def _enter(self, view: EquationView, values: Sequence[Any], layer: Layer) -> list[Any]:
@@ -333,8 +333,8 @@ class Meter:
         outputs = view.bind(values)
         if view.path not in self._tails:
             return outputs
-        power = mean_square(lax.stop_gradient(outputs[0]))
-        output = self._scaled(view, outputs[0], power)
+        size = rms(lax.stop_gradient(outputs[0]))
+        output = self._scaled(view, outputs[0], size)
         view.reap(_probe(output))
         return [lax.stop_gradient(output)]
 
@@ -342,8 +342,8 @@ class Meter:
         if view.path not in self._tails:
             return _without_custom_derivative(view, values)
         outputs = view.bind(values)
-        power = mean_square(lax.stop_gradient(outputs[0]))
-        output = self._scaled(view, outputs[0], power)
+        size = rms(lax.stop_gradient(outputs[0]))
+        output = self._scaled(view, outputs[0], size)
         view.reap(_relative_probe(output))
         return [output]
 

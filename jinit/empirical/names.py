@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from jinit.empirical.degrees import Degree
 from jinit.empirical.layout import Layout
+from jinit.empirical.placing import placed
 from jinit.empirical.sites import Layer
 from jinit.empirical.targets import Site
 from jinit.tracing import Path
@@ -76,6 +78,29 @@ class Naming:
         """Returns the leaf of the variables that a layer has in the place of a stacked one."""
         return self._member(leaf, named.iteration)
 
+    def scaled(self, named: "Named") -> list[int]:
+        """Returns the leaves of the variables that take a layer's scale."""
+        return [x for leaf, d in named.layer.scaled for x in self._members(leaf, d, named)]
+
+    def joined(self, named: "Named") -> list[int]:
+        """Returns the weights that take one scale with the one that carries a layer's."""
+        weights = {named.layer.carrier, *named.layer.joined}
+        members = [
+            x
+            for leaf, d in named.layer.scaled
+            if leaf in weights
+            for x in self._members(leaf, d, named)
+        ]
+        return sorted({*members} - {self.leaf_at(named.layer.leaf, named)})
+
+    def joined_paths(self, named: "Named") -> tuple[str, ...]:
+        """Returns the paths of those weights."""
+        return tuple(self.paths[leaf] for leaf in self.joined(named))
+
+    def _members(self, leaf: int, degree: Degree, named: "Named") -> tuple[int, ...]:
+        """Lists the leaves that were stacked in one, where a scale serves all its slices."""
+        return (self.leaf_at(leaf, named),) if degree.loops else self.groups[leaf]
+
     @functools.cached_property
     def ordered(self) -> tuple[Named, ...]:
         """Every layer and iteration, in the order of evaluation."""
@@ -100,7 +125,8 @@ class Naming:
             layer = named.layer
             if layer.carrier is None or any(named.index):
                 continue
-            loops = dict(layer.leaves)[layer.carrier].loops
+            degree = dict(layer.leaves)[layer.carrier]
+            loops = degree.loops
             number = self.layout.layers.index(layer)
             start, end = self.layout.starts[number : number + 2]
             values = vector[start:end].reshape(layer.lengths)
@@ -109,7 +135,11 @@ class Naming:
             index = [
                 slice(None) if i in inner and i in loops else place[i] for i in range(len(place))
             ]
-            yield self._member(layer.carrier, named.iteration), values[tuple(index)]
+            stacked = 0 in loops and 0 not in inner  # by a new axis in front
+            pairs = zip(loops, degree.places, strict=True)
+            places = [axis - stacked for level, axis in pairs if level in inner]
+            chosen = placed(values[tuple(index)], places)
+            yield self._member(layer.carrier, named.iteration), chosen
 
     def _block(self, loop: Path | None, layers: list[tuple[int, Layer]]) -> Iterator[Named]:
         if loop is None:

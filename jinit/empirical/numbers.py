@@ -1,5 +1,6 @@
 """The arithmetic of statistics and scales, in float32 or wider."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,11 +14,11 @@ __all__ = [
     "apply_scale",
     "inverse_rms",
     "is_float",
-    "mean_square",
     "merge",
     "multiply",
     "namespace",
     "on_cpu",
+    "rms",
     "segment_sum",
     "wider",
 ]
@@ -33,16 +34,36 @@ def wider(dtype: Any) -> Any:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-def mean_square(x: jax.Array) -> jax.Array:
-    """Returns the mean of ``|x| ** 2`` in float32; 0 for an empty array."""
-    x = jnp.abs(x).astype(jnp.float32)
-    return jnp.mean(x * x) if x.size else jnp.float32(0)
+def rms(x: jax.Array, axes: Sequence[int] | None = None, dtype: Any = jnp.float32) -> jax.Array:
+    """Returns ``sqrt(mean(|x| ** 2))`` wherever it has a normal number; 0 for an empty array.
+
+    Values are divided by the largest of them before they are squared: the square of a float32
+    is 0 below 1e-23 and infinite above 2e19.
+
+    Args:
+        x: Real or complex numbers, which are computed with in float32 or wider.
+        axes: The axes that are averaged over; None for all.
+        dtype: The result's.
+    """
+    chosen = tuple(range(jnp.ndim(x)) if axes is None else axes)
+    if not x.size:
+        return jnp.zeros([n for i, n in enumerate(x.shape) if i not in chosen], dtype)
+    parts = [jnp.real(x), jnp.imag(x)] if jnp.iscomplexobj(x) else [x]
+    wide = [part.astype(wider(part.dtype)) for part in parts]
+    peaks = [jnp.max(jnp.abs(part), chosen, keepdims=True) for part in wide]
+    peak = lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
+    # compiled, a division is by the inverse, which a larger number has not
+    unit = jnp.where(peak > 0, jnp.minimum(peak, 2.0**125), jnp.ones_like(peak))
+    mean = sum(jnp.mean(jnp.square(part / unit), chosen) for part in wide)
+    some = mean != 0  # the slope of a root is infinite at 0
+    root = jnp.where(some, jnp.sqrt(jnp.where(some, mean, jnp.ones_like(mean))), mean)
+    return (root * unit.reshape(root.shape)).astype(dtype)
 
 
-def inverse_rms(power: jax.Array) -> jax.Array:
-    """Returns 1 / sqrt(mean square), and 1 where there is nothing to scale."""
-    usable = (power > 0) & jnp.isfinite(power)
-    return jnp.where(usable, lax.rsqrt(jnp.where(usable, power, 1.0)), 1.0)
+def inverse_rms(size: jax.Array) -> jax.Array:
+    """Returns the inverse of an RMS, and 1 where there is nothing to scale."""
+    usable = (size > 0) & jnp.isfinite(size)
+    return jnp.where(usable, 1.0 / jnp.where(usable, size, 1.0), 1.0)
 
 
 def multiply(x: jax.Array, factor: jax.Array) -> jax.Array:

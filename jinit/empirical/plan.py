@@ -11,14 +11,16 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
 
+from jinit.empirical.arguments import check_call, explaining_pairs
 from jinit.empirical.inputs import call_loss, check_layers, describe_call, leaf_paths
 from jinit.empirical.job import Job
 from jinit.empirical.layout import Layout
 from jinit.empirical.measure import Meter
 from jinit.empirical.names import Naming
+from jinit.empirical.rounding import rounding_unit
 from jinit.empirical.scales import Solver
 from jinit.empirical.sites import Survey, survey
-from jinit.empirical.steps import first_step
+from jinit.empirical.steps import first_moves_of, first_step
 from jinit.empirical.targets import target_of
 from jinit.tracing import Rolled, TracedFunction, roll, trace, trace_context
 
@@ -37,6 +39,7 @@ class Plan:
         rolled: The traced function, equal layers as one loop.
         found: Its layers.
         naming: What they and their leaves are called.
+        moves: Of every parameter, which step of the optimizer is the first that moves it.
     """
 
     job: Job
@@ -44,6 +47,7 @@ class Plan:
     rolled: Rolled
     found: Survey
     naming: Naming
+    moves: tuple[int, ...]
 
     @property
     def layout(self) -> Layout:
@@ -63,6 +67,11 @@ class Plan:
             targets[statistic] = target_of(self.job.target, site)
         return targets
 
+    @functools.cached_property
+    def rounding_unit(self) -> float:
+        """What parameters are changed by to find out which gradients are rounding."""
+        return rounding_unit(self.rolled.traced.jaxpr)
+
     def meter(self, consts: Sequence[Any]) -> Meter:
         """Returns what measures the layers, given the arrays that the model closed over."""
         zeros = {i for i, group in enumerate(self.rolled.groups) if {*group} & {*self.job.zeros}}
@@ -78,8 +87,8 @@ class Plan:
         return jax.tree.leaves(self.job.draw(inputs, key))
 
     def step(self, gradients: Sequence[Any], leaves: Sequence[Any]) -> list[Any]:
-        """Returns the optimizer's first step from stacked leaves; zero for all but parameters."""
-        return first_step(self.job, self.rolled, self.tree, gradients, leaves)
+        """Returns the optimizer's first step of stacked leaves; zero for all but parameters."""
+        return first_step(self.job, self.rolled, self.tree, self.moves, gradients, leaves)
 
     def by_leaf(self, vector: Any) -> list[Any]:
         """Returns the slots of every leaf of the variables."""
@@ -121,15 +130,19 @@ def _plan(job: Job, params: Any, inputs: Any, key: jax.Array) -> tuple[Plan, Seq
     _check_loss(job, traced.unflatten(traced.out_avals), key)
     rolled = roll(traced, job.trainable)
     trainable = [job.trainable[group[0]] for group in rolled.groups]
-    found = survey(rolled.traced, trainable)
+    zeros = [i for i, group in enumerate(rolled.groups) if {*group} <= {*job.zeros}]
+    found = survey(rolled.traced, trainable, zeros)
     _check_found(found, job)
     measured = tuple(layer for layer in found.layers if layer.measured)
     layout = Layout(measured, len(rolled.groups), rolled.loops)
     naming = Naming(tuple(leaf_paths(params)), rolled.groups, layout)
-    return Plan(job, jax.tree.structure(params), rolled, found, naming), rolled.traced.consts
+    moves = first_moves_of(job, params)
+    plan = Plan(job, jax.tree.structure(params), rolled, found, naming, moves)
+    return plan, rolled.traced.consts
 
 
 def _traced(job: Job, params: Any, drawn: Any, rngs: Any) -> TracedFunction:
+    check_call(job.apply_fn.fn, drawn, **({"rngs": rngs} if rngs else {}))
     try:
         return trace(job.run, params, drawn, rngs)
     except Exception as error:
@@ -144,7 +157,8 @@ def _traced(job: Job, params: Any, drawn: Any, rngs: Any) -> TracedFunction:
 
 def _check_loss(job: Job, output: Any, key: jax.Array) -> None:
     """Raises ValueError unless the loss is a real scalar that depends on the output."""
-    loss = trace(lambda out, key: call_loss(job.dummy_loss, out, key), output, key)
+    with explaining_pairs(output, job.apply_fn, "pass has_aux=True"):
+        loss = trace(lambda out, key: call_loss(job.dummy_loss, out, key), output, key)
     reached = set(loss.jaxpr.invars[: len(jax.tree.leaves(output))])
     for equation in loss.jaxpr.eqns:
         if any(not isinstance(v, jex.Literal) and v in reached for v in equation.invars):

@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jinit._patterns import check_patterns, fits
+from jinit.empirical.arguments import check_arguments, check_arrays
 from jinit.empirical.cachekey import CachedFunction
 from jinit.empirical.inputs import (
     check_counts,
@@ -19,7 +20,7 @@ from jinit.empirical.inputs import (
 )
 from jinit.empirical.job import Job, Mode, Step
 from jinit.empirical.numbers import is_float, on_cpu
-from jinit.empirical.steps import check_optimizer
+from jinit.empirical.optimizers import check_optimizer
 from jinit.empirical.targets import check_target
 
 __all__ = ["Patterns", "prepare"]
@@ -46,8 +47,11 @@ def prepare(
 
     Raises:
         ValueError: An argument is not what it should be.
+        TypeError: Or not even of that kind.
     """
+    check_arguments(params, apply_fn, dummy_input, dummy_loss)
     leaves, paths = jax.tree.leaves(params), leaf_paths(params)
+    check_arrays(leaves, paths)
     check_params(leaves, paths)
     _check_options(options)
     collection = _check_collection(params, collection)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jinit.empirical.numbers import inverse_rms, is_float, mean_square, multiply
+from jinit.empirical.numbers import inverse_rms, is_float, multiply, rms
 from jinit.tracing import EquationView
 
 __all__ = ["bind_probed"]
@@ -38,7 +38,7 @@ def bind_probed(view: EquationView, values: Sequence[Any], parameter: int) -> li
     held[parameter] = weight
     (output,) = view.bind(held)
     (through,) = view.bind([probe if i == parameter else v for i, v in enumerate(values)])
-    size = jnp.where(shut, inverse_rms(mean_square(lax.stop_gradient(through))), 1.0)
+    size = jnp.where(shut, inverse_rms(rms(lax.stop_gradient(through))), 1.0)
     through = multiply(through, size)
     return [output + (through - lax.stop_gradient(through))]
 

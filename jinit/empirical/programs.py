@@ -1,7 +1,6 @@
 """The compiled programs: one measurement on one key, and the scaling of all leaves."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,23 +9,25 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jinit.empirical.inputs import call_loss
-from jinit.empirical.numbers import apply_scale, is_float, mean_square, on_cpu
+from jinit.empirical.numbers import apply_scale, is_float, on_cpu, rms
+from jinit.empirical.placing import gathered, leading, placed
 from jinit.empirical.plan import Plan
+from jinit.empirical.rounding import nudged, sketch
 
-__all__ = ["Programs", "Stage", "Statistics", "programs", "rescale", "stack"]
+__all__ = ["Measured", "Programs", "Stage", "Statistics", "programs", "rescale", "stack"]
 
 
 class Statistics(NamedTuple):
     """What is measured, one number a statistic, or of shape (keys, statistics).
 
     Attributes:
-        activation: The mean square of every layer's output.
+        activation: The RMS of every layer's output.
         gradient: That of the gradient at its input.
         update: That of the change in its output along the optimizer's step.
         dead: The fraction of its units that no gradient reaches.
         mean: If the job is detailed, the mean of the output in units of its RMS.
-        leaf: The mean square of the gradient of every slot of a leaf, as the optimizer sees it.
-        joint: If the job asks for the step of the network, the mean square of the change in every
+        leaf: The RMS of the gradient of every slot of a leaf, as the optimizer sees it.
+        joint: If the job asks for the step of the network, the RMS of the change in every
             output along the step of all layers at once, over that of the output.
     """
 
@@ -37,6 +38,20 @@ class Statistics(NamedTuple):
     mean: Any
     leaf: Any
     joint: Any
+
+
+class Measured(NamedTuple):
+    """What one measurement returns.
+
+    Attributes:
+        statistics: The statistics.
+        degrees: How the optimizer's step scales, by stacked leaf.
+        sketch: Random sums of the gradient of every slot, by which a gradient is known again.
+    """
+
+    statistics: Statistics
+    degrees: Any
+    sketch: Any
 
 
 class Stage(NamedTuple):
@@ -67,22 +82,27 @@ def _keys(key: jax.Array, number: Any, count: int) -> jax.Array:
 def _forward(
     plan: Plan, consts: Any, leaves: Any, inputs: Any, key: Any, number: Any, given: Sequence[Any]
 ) -> jax.Array:
-    """Runs forward once, and returns the mean square of every output before its factor."""
+    """Runs forward once, and returns the RMS of every output before its factor."""
     (sample,) = _keys(key, number, 1)
     return plan.meter(consts).forward([*leaves, *plan.data(inputs, sample)], given)
 
 
 def _measure(
-    plan: Plan, consts: Any, leaves: Any, inputs: Any, key: Any, number: Any, stage: Stage
-) -> tuple[Statistics, jax.Array]:
+    plan: Plan, consts: Any, leaves: Any, inputs: Any, key: Any, number: Any, nudge: Any,
+    stage: Stage,
+) -> Measured:  # fmt: skip
     """Runs forward, backward, and forward with derivatives, on one key.
 
-    Returns:
-        The statistics, and how the optimizer's step scales, by stacked leaf.
+    Every parameter, and what the loss sees of the output, is first changed by the part ``nudge``
+    of it, which is 0 or a rounding error.
     """
+    leaves = [
+        nudged(leaf, nudge) if plan.job.trainable[group[0]] else leaf
+        for leaf, group in zip(leaves, plan.rolled.groups, strict=True)
+    ]
     sample, loss_key = _keys(key, number, 2)
     data, meter = plan.data(inputs, sample), plan.meter(consts)
-    loss = functools.partial(_loss, plan, loss_key)
+    loss = functools.partial(_loss, plan, loss_key, nudge)
     back = meter.backward(loss, leaves, data, stage.given, stage.balance)
     gauge = [
         jnp.where(g > 0, g, own)
@@ -96,22 +116,24 @@ def _measure(
     network = plan.job.step == "network"
     joint = meter.joint(leaves, step, data, stage.given) if network else jnp.zeros(0)
     found = Statistics(
-        back.activations, back.slopes, update, back.dead, back.means, seen.powers(plan), joint
+        back.activations, back.slopes, update, back.dead, back.means, seen.sizes(plan), joint
     )
-    return found, degrees
+    return Measured(found, degrees, seen.sketches(plan))
 
 
-def _loss(plan: Plan, key: jax.Array, output: Any) -> jax.Array:
+def _loss(plan: Plan, key: jax.Array, nudge: Any, output: Any) -> jax.Array:
+    output = jax.tree.map(lambda y: nudged(y, nudge), output)
     return call_loss(plan.job.dummy_loss, output, key)
 
 
 def _own(plan: Plan, factors: Sequence[jax.Array]) -> list[jax.Array]:
     """Returns the scale that each leaf takes from the layer it carries, or is a bias of."""
-    own: list[Any] = [jnp.ones(shape, jnp.float32) for shape in plan.layout.shapes]
+    own = plan.layout.leaves(jnp.ones(plan.layout.slots, jnp.float32))
     for layer, factor in zip(plan.layout.layers, factors, strict=True):
         for leaf, degree in layer.scaled:
             if not layer.shared:
-                own[leaf] = factor if degree.degree == 1 else factor ** (1 / (degree.degree or 1))
+                scale = factor if degree.degree == 1 else factor ** (1 / (degree.degree or 1))
+                own[leaf] = placed(scale, plan.layout.places[leaf])
     return own
 
 
@@ -128,7 +150,7 @@ class Programs(NamedTuple):
     """The two programs that measure.
 
     Attributes:
-        forward: Runs forward once, and returns the mean square of every output.
+        forward: Runs forward once, and returns the RMS of every output.
         measure: Runs forward, backward, and forward with derivatives.
     """
 
@@ -174,16 +196,25 @@ class _Seen(NamedTuple):
     gauge: Sequence[Any]
     inward: Sequence[Any]
 
-    def powers(self, plan: Plan) -> jax.Array:
-        """Returns the mean square of the gradient of every slot."""
+    def sketches(self, plan: Plan) -> jax.Array:
+        """Returns random sums of the gradient of every slot."""
+        layout = plan.layout
+        triples = zip(self.gradients, layout.shapes, layout.places, strict=True)
+        return jnp.concatenate(
+            [sketch(leading(slope, places), shape) for slope, shape, places in triples]
+        )
+
+    def sizes(self, plan: Plan) -> jax.Array:
+        """Returns the RMS of the gradient of every slot."""
         parts = []
-        for slope, factor, shape in zip(
-            self.gradients, self.inward, plan.layout.shapes, strict=True
+        layout = plan.layout
+        for slope, factor, shape, places in zip(
+            self.gradients, self.inward, layout.shapes, layout.places, strict=True
         ):
-            sizes = jnp.abs(slope).astype(jnp.float32) if is_float(slope) else jnp.zeros(shape)
-            count = max(1, sizes.size // max(1, math.prod(shape)))
-            power = jnp.sum(sizes**2, range(len(shape), sizes.ndim)) / count
-            parts.append(jnp.ravel(power * factor**2))
+            slope, factor = leading(slope, places), gathered(factor, places)
+            axes = range(len(shape), jnp.ndim(slope))
+            size = rms(slope, axes) if is_float(slope) else jnp.zeros(shape)
+            parts.append(jnp.ravel(size * factor))
         return jnp.concatenate(parts)
 
 
@@ -194,8 +225,9 @@ def _step(plan: Plan, seen: _Seen, outward: Sequence[Any]) -> tuple[list[Any], j
             (2, 0), jnp.float32
         )
     if plan.job.optimizer == "sgd":
-        both = [first * second for first, second in zip(seen.inward, outward, strict=True)]
-        return _scaled(plan.step(seen.gradients, seen.leaves), both), jnp.zeros((2, 0), jnp.float32)
+        # one after the other: their product may be out of range
+        step = _scaled(plan.step(seen.gradients, seen.leaves), seen.inward)
+        return _scaled(step, outward), jnp.zeros((2, 0), jnp.float32)
     slopes, leaves = _scaled(seen.gradients, seen.inward), _scaled(seen.leaves, seen.gauge)
     step = plan.step(slopes, leaves)
     degrees = (
@@ -215,12 +247,12 @@ def _degrees(plan: Plan, slopes: list[Any], seen: list[Any], step: list[Any]) ->
     double = [jnp.float32(2.0)] * len(seen)
     others = plan.step(_scaled(slopes, double), seen), plan.step(slopes, _scaled(seen, double))
 
-    def powers(steps: list[Any]) -> jax.Array:
-        return jnp.stack([mean_square(u) for u in steps])
+    def sizes(steps: list[Any]) -> jax.Array:
+        return jnp.stack([rms(u) for u in steps])
 
-    base = powers(step)
-    ratios = [jnp.where(base > 0, powers(other) / base, jnp.nan) for other in others]
-    return 0.5 * jnp.log2(jnp.stack(ratios))
+    base = sizes(step)
+    ratios = [jnp.where(base > 0, sizes(other) / base, jnp.nan) for other in others]
+    return jnp.log2(jnp.stack(ratios))
 
 
 @functools.partial(jax.jit, static_argnames="plan")

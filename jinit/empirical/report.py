@@ -12,6 +12,7 @@ from jinit._extras import require
 from jinit._plain import PlainData
 from jinit._tables import format_number, format_table
 from jinit.empirical.names import Named
+from jinit.empirical.notes import not_tuned, note_on
 from jinit.empirical.plan import Plan
 from jinit.empirical.programs import Statistics
 from jinit.empirical.run import Findings
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["LayerRow", "Report", "build_report"]
-
-_NULL = 1e-5  # where 1 was the target
-_ROUNDING = 1e-6  # of the largest gradient
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,18 @@ class Report(PlainData):
         shared: By the path of a leaf with several uses, the residual: the largest ratio by which
             the activation of one of them misses the target, upwards or downwards.
         unused: The leaves that no output depends on.
-        null: The layers that put out nothing, that no gradient reaches, or whose step changes
-            nothing; and the leaves whose gradient is 0 but for rounding.
+        null: The layers without output, without a gradient at their input or of all their
+            leaves, or without update; and the leaves without gradient. A gradient that is 0 but
+            for rounding is none: one that another rounding of the parameters changes altogether.
+        missing: By path, which of ``output``, ``gradient`` and ``update`` these have not.
         dead: By path, the fraction of a layer's units that no gradient reaches, where it is not 0.
         zero: The leaves that hold nothing but zeros; where one is a weight, gradients were
             measured as if it were random.
         growth: What the multipliers were divided by; None where a unit step is a layer's own.
         leaf_gradients: By path, the RMS of the gradient of a leaf, as the optimizer sees it after
             rescaling; empty unless ``verbose``.
+        members: Of a calibration that was mapped, the report of every member; the other fields
+            then hold what all of them do, each path behind its member's number.
     """
 
     rows: tuple[LayerRow, ...]
@@ -89,6 +91,8 @@ class Report(PlainData):
     zero: tuple[str, ...] = ()
     growth: float | None = None
     leaf_gradients: dict[str, float] = field(default_factory=dict)
+    members: tuple["Report", ...] = ()
+    missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def plot(self) -> "Figure":
         """Draws the three quantities over the layers, before and after; needs matplotlib."""
@@ -98,6 +102,8 @@ class Report(PlainData):
         return plot_report(self)
 
     def __str__(self) -> str:
+        if self.members:
+            return "\n".join(f"member {n}:\n{one}" for n, one in enumerate(self.members))
         columns = [
             "layer", "kind", ">activation", ">→", ">gradient", ">→", ">update", ">→", "note",
         ]  # fmt: skip
@@ -107,12 +113,13 @@ class Report(PlainData):
         shown = {row.path.partition("[")[0] for row in self.rows}
         hidden = [f"{path} ({why})" for path, why in self.not_tuned.items() if path not in shown]
         uses = [f"{path} (up to {ratio:.3g}x off)" for path, ratio in self.shared.items()]
+        missing = [f"{path} (no {' or '.join(what)})" for path, what in self.missing.items()]
         dead = [f"{path} ({fraction:.0%})" for path, fraction in self.dead.items()]
         lists = {
             "not tuned": hidden,
             "shared by several uses, whose geometric mean is at the target": uses,
             "unused parameters": self.unused,
-            "without output, gradient or update": self.null,
+            "without output, gradient or update": missing,
             "dead units": dead,
         }
         if self.growth is not None:
@@ -149,42 +156,27 @@ def build_report(findings: Findings) -> Report:
     """Builds the report on the host.
 
     Raises:
-        TypeError: The findings are traced, so that they have no values yet, or those of several
-            calibrations at once.
+        TypeError: The findings are traced, so that they have no values yet.
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(findings)):
         raise TypeError("the report needs values: return the Calibration from the jitted function")
-    if np.ndim(findings.before.activation) != 2:
-        raise TypeError(
-            f"the report is one calibration's, but this one has been mapped over axes of "
-            f"{np.shape(findings.before.activation)[:-2]}; take one out of it, for example by "
-            "jax.tree.map(lambda x: x[0], result)"
-        )
     plan, naming = findings.plan, findings.plan.naming
     before, after = (_sizes(jax.device_get(s)) for s in (findings.before, findings.after))
-    notes = [_note(named, plan) for named in naming.ordered]
+    notes = [note_on(named, plan) for named in naming.ordered]
     rows = tuple(
         _row(named, before, after, note, plan)
         for named, note in zip(naming.ordered, notes, strict=True)
     )
-    empty = tuple(row.path for row in rows if _is_null(row))
-    opaque = [layer for layer in plan.found.layers if not layer.measured]
+    missing = _missing(findings, rows)
     return Report(
         rows=rows,
-        not_tuned={
-            **_other_leaves(plan),
-            **{naming.layer_path(layer): layer.reason for layer in opaque},
-            **{
-                named.path: note
-                for named, note in zip(naming.ordered, notes, strict=True)
-                if note and not plan.solver.tuned[named.statistic]
-            },
-        },
+        not_tuned=not_tuned(plan, notes),
         shared=_residuals(naming.ordered, after["activation"] / plan.targets),
         unused=tuple(
             naming.paths[leaf] for number in plan.found.unused for leaf in naming.groups[number]
         ),
-        null=(*empty, *(path for path in _null_leaves(plan, after["leaf"]) if path not in empty)),
+        null=tuple(missing),
+        missing=missing,
         dead={row.path: row.dead for row in rows if 0 < row.dead < 1},
         zero=tuple(naming.paths[leaf] for leaf in plan.job.zeros if plan.job.trainable[leaf]),
         growth=float(findings.growth) if plan.job.step == "network" else None,
@@ -194,40 +186,37 @@ def build_report(findings: Findings) -> Report:
 
 def _sizes(statistics: Statistics) -> dict[str, np.ndarray]:
     """Averages over the keys on which a layer was reached: in a branch not taken all is 0."""
-    powers = {name: np.asarray(v, np.float64) for name, v in statistics._asdict().items()}
-    sizes = {name: _typical(powers[name]) for name in ("activation", "gradient", "update", "leaf")}
-    return {**sizes, "dead": powers["dead"].min(0), "mean": powers["mean"].mean(0)}
+    found = {name: np.asarray(v, np.float64) for name, v in statistics._asdict().items()}
+    sizes = {name: _typical(found[name]) for name in ("activation", "gradient", "update", "leaf")}
+    return {**sizes, "dead": found["dead"].min(0), "mean": found["mean"].mean(0)}
 
 
-def _typical(power: np.ndarray) -> np.ndarray:
+def _typical(size: np.ndarray) -> np.ndarray:
     """Returns the geometric mean of an RMS, as scales are found; what is not finite stays so."""
-    logs, live = log_mean(power)
-    return np.where(np.isfinite(power).all(0), np.exp(logs) * live, power.sum(0))
+    logs, live = log_mean(size)
+    return np.where(np.isfinite(size).all(0), np.exp(logs) * live, size.sum(0))
 
 
-def _null_leaves(plan: Plan, sizes: np.ndarray) -> list[str]:
-    """Names the leaves whose gradient is rounding beside that of the others."""
-    parts = plan.by_leaf(sizes)
-    largest = {leaf: float(np.max(parts[leaf], initial=0.0)) for leaf in plan.naming.used}
-    limit = _ROUNDING * max(largest.values(), default=0.0)
-    return [plan.naming.paths[leaf] or "." for leaf, size in largest.items() if size <= limit]
-
-
-def _other_leaves(plan: Plan) -> dict[str, str]:
-    """Says of the leaves that take part in a layer, but not in its scale, why not."""
-    scaled = {
-        plan.naming.leaf_at(leaf, named)
-        for named in plan.naming.ordered
-        for leaf, _ in named.layer.scaled
-    }
-    reasons: dict[str, str] = {}
-    for named in plan.naming.ordered:
-        why = named.layer.reason or f"its layer is scaled by {named.path}"
-        for leaf, _ in (*named.layer.leaves, *named.layer.bias):
-            member = plan.naming.leaf_at(leaf, named)
-            if member not in scaled:
-                reasons.setdefault(plan.naming.paths[member] or ".", why)
-    return reasons
+def _missing(findings: Findings, rows: Sequence[LayerRow]) -> dict[str, tuple[str, ...]]:
+    """Says of every layer and leaf that lacks one of the three quantities, which."""
+    plan, null = findings.plan, np.asarray(findings.null)
+    uses = plan.solver.moved
+    true = np.bincount(uses.statistic, ~null[uses.slot], minlength=plan.layout.size)
+    missing: dict[str, tuple[str, ...]] = {}
+    for named, row in zip(plan.naming.ordered, rows, strict=True):
+        unreached = row.gradient_after == 0 or true[named.statistic] == 0
+        lacks = {
+            "output": row.activation_after == 0,
+            "gradient": unreached,
+            "update": row.update_after == 0,
+        }
+        if any(lacks.values()):
+            missing.setdefault(row.path, tuple(name for name, lack in lacks.items() if lack))
+    parts = plan.by_leaf(null)
+    for leaf in plan.naming.used:
+        if np.all(parts[leaf]):
+            missing.setdefault(plan.naming.paths[leaf] or ".", ("gradient",))
+    return missing
 
 
 def _leaf_gradients(plan: Plan, sizes: np.ndarray) -> dict[str, float]:
@@ -237,27 +226,6 @@ def _leaf_gradients(plan: Plan, sizes: np.ndarray) -> dict[str, float]:
         paths[leaf] or ".": float(np.sqrt(np.mean(np.square(parts[leaf]))))
         for leaf in plan.naming.used
     }
-
-
-def _note(named: Named, plan: Plan) -> str:
-    layer = named.layer
-    if layer.reason:
-        return layer.reason
-    if not plan.solver.tuned[named.statistic]:
-        return "excluded"
-    if {plan.naming.leaf_at(leaf, named) for leaf, _ in layer.leaves} & {*plan.job.zeros}:
-        return "zero: the gradient passes it as if it were random"
-    joined = _joined(named, plan)
-    notes = [
-        "shared" if layer.shared else "",
-        f"one scale with {', '.join(joined)}" if joined else "",
-    ]
-    return "; ".join(note for note in notes if note)
-
-
-def _joined(named: Named, plan: Plan) -> tuple[str, ...]:
-    naming = plan.naming
-    return tuple(naming.paths[naming.leaf_at(leaf, named)] for leaf in named.layer.joined)
 
 
 def _row(named: Named, before: Any, after: Any, note: str, plan: Plan) -> LayerRow:
@@ -270,13 +238,8 @@ def _row(named: Named, before: Any, after: Any, note: str, plan: Plan) -> LayerR
     mean = float(after["mean"][named.statistic]) if plan.job.detailed else None
     return LayerRow(
         named.label, named.layer.kind, dead=dead, mean=mean, note=note,
-        joined=_joined(named, plan), **numbers,
+        joined=plan.naming.joined_paths(named), **numbers,
     )  # fmt: skip
-
-
-def _is_null(row: LayerRow) -> bool:
-    sizes = (row.activation_after, row.gradient_after, row.update_after)
-    return any(size is not None and size < _NULL for size in sizes)
 
 
 def _residuals(ordered: Sequence[Named], ratios: np.ndarray) -> dict[str, float]:

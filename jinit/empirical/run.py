@@ -1,7 +1,7 @@
 """The road of a calibration: measure as given, find the pillars, measure the result."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,20 +12,22 @@ import numpy as np
 from jinit.empirical.job import Job
 from jinit.empirical.numbers import namespace
 from jinit.empirical.plan import Plan, plan_of
-from jinit.empirical.programs import Stage, Statistics, programs, rescale, stack
+from jinit.empirical.programs import Measured, Stage, Statistics, programs, rescale, stack
 from jinit.empirical.progress import Progress
+from jinit.empirical.rounding import is_rounding
 from jinit.empirical.scales import log_mean
 from jinit.empirical.search import find_backward, find_scales
 from jinit.tracing import is_tracing
 
 __all__ = ["Findings", "Pillars", "Scaled", "calibrated", "scaled"]
 
-_STAGES = {
-    1: ("measuring as given", 4),
-    2: ("measuring the pillars", 1),
-    3: ("measuring the result", 2),
+_STAGES: Mapping[int, tuple[str, Callable[[int], int]]] = {
+    1: ("measuring as given", lambda samples: samples // 4),
+    2: ("measuring the pillars", lambda samples: samples),
+    # the pillars take one pass more, on a key that is repeated
+    3: ("measuring the result", lambda samples: samples // 2 - 1),
 }
-"""By its number, what a measurement says that it does, and the part of the keys that it takes."""
+"""By its number, what a measurement says that it does, and how many keys it takes, at least 1."""
 
 
 class Pillars(NamedTuple):
@@ -49,7 +51,7 @@ class Pillars(NamedTuple):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["pillars", "before", "solved", "after", "degrees", "growth"],
+    data_fields=["pillars", "before", "solved", "after", "degrees", "growth", "null"],
     meta_fields=["plan"],
 )
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Findings:
         degrees: In explicit mode with a foreign optimizer, how its step scales with the gradient
             and with the parameters; of shape (keys, 2, stacked leaves).
         growth: What the multipliers were divided by.
+        null: Of every slot whether its gradient is nothing but rounding.
         plan: The layers.
     """
 
@@ -73,6 +76,7 @@ class Findings:
     after: Statistics
     degrees: Any
     growth: Any
+    null: Any
     plan: Plan
 
 
@@ -81,7 +85,7 @@ class Scaled(NamedTuple):
 
     Attributes:
         scales: What each leaf is multiplied by.
-        activation: The mean squares of outputs; of shape (keys, statistics).
+        activation: The RMS of outputs; of shape (keys, statistics).
         plan: The layers.
     """
 
@@ -109,17 +113,17 @@ class _Run:
             return self.stacked
         return rescale(self.stacked, self.plan.layout.leaves(_single(scale)))
 
-    def over_keys(self, what: str, one: Any, first: int, count: int) -> Any:
+    def over_keys(self, what: str, one: Any, numbers: np.ndarray, nudges: np.ndarray) -> Any:
         """Runs a program once a key, one after the other, and stacks what it returns."""
-        numbers = range(first, first + count)
         self.progress.begin(what, len(numbers))
+        passes = numbers.astype(np.int32), nudges.astype(np.float32)
         if self.traced:
-            return jax.lax.map(one, jnp.arange(numbers.start, numbers.stop))
-        results = [self._counted(one, number) for number in numbers]
+            return jax.lax.map(lambda one_pass: one(*one_pass), jax.tree.map(jnp.asarray, passes))
+        results = [self._counted(one, *one_pass) for one_pass in zip(*passes, strict=True)]
         return jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(results))
 
-    def _counted(self, one: Any, number: int) -> Any:
-        result = one(np.int32(number))
+    def _counted(self, one: Any, number: Any, nudge: Any) -> Any:
+        result = one(number, nudge)
         self.progress.advance(result)
         return result
 
@@ -127,34 +131,61 @@ class _Run:
         """Finds the logarithm of every slot's scale, on the same keys in every sweep.
 
         Returns:
-            That, and the mean squares of the first sweep.
+            That, and the RMS of the first sweep.
         """
         plan, leaves = self.plan, self.leaves(None)
+        keys = np.arange(plan.job.samples)
 
         def sweep(given: Any) -> Any:
             factors = self.by_layer(given)
 
-            def one(number: Any) -> Any:
+            def one(number: Any, nudge: Any) -> Any:
+                del nudge
                 return self.programs.forward(
                     plan, self.consts, leaves, self.inputs, self.key, number, factors
                 )
 
-            return self.over_keys("scaling", one, 0, plan.job.samples)
+            return self.over_keys("scaling", one, keys, np.zeros(len(keys)))
 
         return find_scales(plan.solver, plan.targets, sweep)
 
-    def measure(self, number: int, scale: Any, **options: Any) -> tuple[Statistics, Any]:
-        """Measures once a key; ``options`` are those of ``Stage`` that are not 1 throughout."""
+    def measure(self, number: int, scale: Any, nudge: float = 0.0, **options: Any) -> Measured:
+        """Measures once a key.
+
+        Args:
+            number: That of the measurement, in ``_STAGES``.
+            scale: As in ``leaves``.
+            nudge: Where it is not 0, the first key is measured once more at the end, with every
+                parameter changed by this part of it.
+            **options: Those of ``Stage`` that are not 1 throughout.
+        """
         plan, leaves, stage = self.plan, self.leaves(scale), self.stage(**options)
 
-        def one(number: Any) -> Any:
+        def one(number: Any, nudge: Any) -> Any:
             return self.programs.measure(
-                plan, self.consts, leaves, self.inputs, self.key, number, stage
+                plan, self.consts, leaves, self.inputs, self.key, number, nudge, stage
             )
 
         samples = plan.job.samples
-        what, share = _STAGES[number]
-        return self.over_keys(what, one, number * samples, max(1, samples // share))
+        what, count = _STAGES[number]
+        keys = number * samples + np.arange(max(1, count(samples)))
+        nudges = np.zeros(len(keys))
+        if nudge:
+            keys, nudges = np.append(keys, keys[0]), np.append(nudges, nudge)
+        return self.over_keys(what, one, keys, nudges)
+
+    def solve(self, scale: Any, **options: Any) -> tuple[Measured, Any]:
+        """Measures what the pillars are found from.
+
+        Returns:
+            That, and of every slot whether its gradient is rounding, or 0 on all keys.
+        """
+        unit = self.plan.rounding_unit
+        found = self.measure(2, scale, unit, **options)
+        null = is_rounding(found.sketch[0], found.sketch[-1], unit)
+        found = jax.tree.map(lambda x: x[:-1], found)
+        # on one key alone, a branch may not be taken
+        return found, null | (found.statistics.leaf == 0).all(0)
 
     def balance(self, scale: Any, forward: Any) -> dict[str, Any]:
         """Finds, in explicit mode, what brings gradients to RMS 1; 0 for a layer's own factor."""
@@ -162,7 +193,7 @@ class _Run:
             return {}
 
         def sweep(balance: Any) -> Any:
-            return self.measure(2, scale, balance=balance, **forward)[0].gradient
+            return self.measure(2, scale, balance=balance, **forward).statistics.gradient
 
         return {"balance": find_backward(self.plan.solver, sweep)}
 
@@ -183,7 +214,8 @@ class _Run:
 
 
 def _single(vector: Any) -> Any:
-    return vector.astype(np.float32)
+    with np.errstate(over="ignore", under="ignore"):  # what is out of range is refused at the end
+        return vector.astype(np.float32)
 
 
 def scaled(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progress) -> Scaled:
@@ -197,18 +229,18 @@ def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Pro
     """Finds the pillars, and measures before, meanwhile and after."""
     run = _Run(job, params, inputs, key, progress)
     plan, solver = run.plan, run.plan.solver
-    before, _ = run.measure(1, None)
+    before = run.measure(1, None).statistics
     scale, forward = None, {"given": solver.own, "gauge": np.zeros(plan.layout.slots)}
     if solver.shared.any():
         logs, _ = run.search()
         scale, forward = namespace(logs).exp(logs), {}
     balance = run.balance(scale, forward)
-    solved, degrees = run.measure(2, scale, **forward, **balance)
+    (solved, degrees, _), null = run.solve(scale, **forward, **balance)
     if scale is None:
         size, put_out = log_mean(solved.activation)
         logs = solver.scales(np.log(plan.targets) - size, put_out)
         scale = namespace(logs).exp(logs)
-    multiplier = _multiplier(plan, solved)
+    multiplier = plan.solver.multipliers(*log_mean(solved.update), null)
     explicit = job.mode == "explicit"
     find = (
         functools.partial(_explicit, solved=solved, degrees=degrees, **balance)
@@ -216,16 +248,16 @@ def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Pro
         else _folded
     )
     pillars = find(plan, scale, multiplier)
-    after, _ = run.measure(3, scale, **_options(pillars, job))
+    after = run.measure(3, scale, **_options(pillars, job)).statistics
     # a gradient is measured where it enters the factor that it leaves with
-    after = after._replace(gradient=after.gradient * pillars.backward[None] ** 2)
+    after = after._replace(gradient=after.gradient * pillars.backward[None])
     growth = _growth(plan, after)
     if job.step == "network":
         by_slot = namespace(growth).where(solver.frozen, 1.0, growth)
         pillars = find(plan, scale, multiplier / by_slot)
-        leaf = after.leaf / by_slot[None] ** 2 if explicit else after.leaf
-        after = after._replace(update=after.update / growth**2, leaf=leaf)
-    return Findings(pillars, before, solved, after, degrees, growth, plan)
+        leaf = after.leaf / by_slot[None] if explicit else after.leaf
+        after = after._replace(update=after.update / growth, leaf=leaf)
+    return Findings(pillars, before, solved, after, degrees, growth, null, plan)
 
 
 def _options(pillars: Pillars, job: Job) -> dict[str, Any]:
@@ -254,15 +286,9 @@ def _explicit(
         scale,
         multiplier,
         forward=xp.where(follows, scale, multiplier),
-        weight=xp.where(follows, multiplier / scale**2, 1.0),
+        weight=xp.where(follows, multiplier / scale / scale, 1.0),
         backward=xp.where(balance > 0, balance, xp.exp(-slope)),
     )
-
-
-def _multiplier(plan: Plan, solved: Statistics) -> Any:
-    """Turns updates into what brings them to O(1)."""
-    xp, (change, moved) = namespace(solved.update), log_mean(solved.update)
-    return plan.solver.multipliers(xp.where(moved > 0, xp.exp(2 * change), 0.0))
 
 
 def _growth(plan: Plan, after: Statistics) -> Any:

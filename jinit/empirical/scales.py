@@ -13,23 +13,20 @@ from jinit.empirical.numbers import namespace, segment_sum
 
 __all__ = ["Solver", "log_mean"]
 
-_TINY = 1e-30
-_ROUNDING = 1e-12  # of a mean square: a change of 1e-6 of the largest
 
-
-def log_mean(power: Any) -> tuple[Any, Any]:
+def log_mean(size: Any) -> tuple[Any, Any]:
     """Averages the logarithm of an RMS over keys.
 
     Args:
-        power: Mean squares of shape (keys, statistics).
+        size: RMS of shape (keys, statistics).
 
     Returns:
         The logarithm of the geometric mean of the RMS over the keys on which there was one, and
         a weight: 0 where there was none.
     """
-    xp = namespace(power)
-    live = (power > 0) & xp.isfinite(power)
-    logs = 0.5 * xp.log(xp.where(live, power, 1.0))
+    xp = namespace(size)
+    live = (size > 0) & xp.isfinite(size)
+    logs = xp.log(xp.where(live, size, 1.0))
     number = live.sum(0).astype(logs.dtype)
     return logs.sum(0) / xp.maximum(number, 1), xp.minimum(number, 1)
 
@@ -71,7 +68,7 @@ class Solver:
         weights = weights[uses.statistic]
         total = segment_sum(values * weights, uses.slot, self.layout.slots)
         weight = segment_sum(weights, uses.slot, self.layout.slots)
-        return total / namespace(weight).maximum(weight, _TINY)
+        return total / namespace(weight).maximum(weight, 1)
 
     def scales(self, log_factors: Any, weights: Any) -> Any:
         """Turns the factor that each layer's output needs into one scale a slot.
@@ -97,7 +94,7 @@ class Solver:
         number = np.bincount(uses.statistic, minlength=self.layout.size)
         return xp.exp(logs / np.maximum(number, 1).astype(np.float32))
 
-    def multipliers(self, updates: Any) -> Any:
+    def multipliers(self, log_updates: Any, moved: Any, null: Any) -> Any:
         """Returns the learning-rate multipliers that make every layer's update O(1).
 
         A layer's multiplier is ``1 / rms(dy)``, dy being the change in its output along the unit
@@ -105,16 +102,16 @@ class Solver:
         serves several layers takes the geometric mean of what they need.
 
         Args:
-            updates: The mean square of dy, one a statistic.
+            log_updates: The logarithm of the RMS of dy, one a statistic.
+            moved: 0 where there is none.
+            null: Of every slot whether its gradient is rounding.
 
         Returns:
-            One a slot; 1 for a leaf whose step changes nothing, or so little beside that of
-            other layers that it is rounding: a gradient that vanishes in exact arithmetic.
+            One a slot; 1 for a leaf whose step changes nothing, or whose layers' gradients are
+            all rounding: they vanish in exact arithmetic.
         """
-        xp = namespace(updates)
-        finite = xp.isfinite(updates)
-        largest = xp.max(xp.where(finite, updates, 0.0), initial=0.0)
-        moves = finite & (updates > xp.maximum(_TINY, _ROUNDING * largest))
-        logs = xp.log(xp.where(moves, updates, 1.0))
-        mean = self._mean(self.moved, logs[self.moved.statistic], moves.astype(updates.dtype))
-        return xp.where(self.frozen, 1.0, xp.exp(-0.5 * mean))
+        xp, uses = namespace(log_updates, null), self.moved
+        true = 1.0 - xp.asarray(null)[uses.slot]
+        moves = moved * (segment_sum(true, uses.statistic, self.layout.size) > 0)
+        mean = self._mean(uses, log_updates[uses.statistic], moves)
+        return xp.where(self.frozen, 1.0, xp.exp(-mean))

@@ -27,15 +27,15 @@ def find_scales(
         solver: The layers and their leaves.
         targets: The RMS of every output; one a statistic.
         measure: Runs the model forward at given factors, one a statistic, 0 for a layer's own;
-            returns mean squares before the factor, with a leading axis of keys.
+            returns RMS before the factor, with a leading axis of keys.
 
     Returns:
-        The logarithms of the scales, one a slot, and the mean squares of the first sweep.
+        The logarithms of the scales, one a slot, and the RMS of the first sweep.
     """
     uses = np.bincount(solver.scaled.slot, minlength=solver.layout.slots)
 
-    def residual(scale: Any, powers: Any) -> Any:
-        size, weight = log_mean(powers)
+    def residual(scale: Any, sizes: Any) -> Any:
+        size, weight = log_mean(sizes)
         return solver.scales(np.log(targets) - size, weight) - scale
 
     first = measure(solver.own)
@@ -61,7 +61,7 @@ def find_backward(solver: Solver, measure: Callable[[Any], Any]) -> Any:
     Args:
         solver: The layers and their leaves.
         measure: Runs the model backward at given factors, one a statistic, 0 for a layer's own;
-            returns mean squares before the factor, with a leading axis of keys.
+            returns RMS before the factor, with a leading axis of keys.
 
     Returns:
         The factors, one a statistic; 0 for a layer's own.

@@ -23,7 +23,7 @@ def scale_by_multipliers(multipliers: Any) -> "optax.GradientTransformation":
 
     Args:
         multipliers: A tree like the parameters, or like the variables whose ``params`` are
-            optimized; each of shape () or with the leading axes of its leaf.
+            optimized; each of shape () or with leading axes of its leaf, some of length 1.
 
     Returns:
         A transformation whose state holds the multipliers.

@@ -34,10 +34,10 @@ def restricted(job: Job, params: Any, inputs: Any, key: Any) -> Job:
         return job
     plan, _ = plan_of(job, params, inputs, key)
     tuned = {
-        plan.naming.leaf_at(leaf, named)
+        leaf
         for module in modules
         for named in _layers(plan, module)
-        for leaf, _ in named.layer.scaled
+        for leaf in plan.naming.scaled(named)
     }
     frozen = [flag or leaf not in tuned for leaf, flag in enumerate(job.frozen)]
     return dataclasses.replace(job, frozen=tuple(frozen), modules=modules)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
@@ -62,12 +63,15 @@ _HINT = (
 
 def compute_fans(
     shape: Sequence[int], in_axis: Axes = -2, out_axis: Axes = -1, batch_axis: Axes = ()
-) -> tuple[int, int]:
+) -> tuple[float, float]:
     r"""Computes the fans of a kernel.
 
     Axes that are named nowhere are the receptive field of a convolution:
     :math:`\text{fan\_in} = \prod \text{in} \cdot \prod \text{field}` and
-    :math:`\text{fan\_out} = \prod \text{out} \cdot \prod \text{field}`.
+    :math:`\text{fan\_out} = \prod \text{out} \cdot \prod \text{field}`. An axis may be named more
+    than once: ``in_axis`` and ``out_axis`` of Flax's embeddings are both the first of a matrix.
+    Then the field is what is left of the size, as in JAX, so that
+    :math:`\text{fan\_in} = \prod \text{shape} / (\prod \text{out} \cdot \prod \text{batch})`.
 
     Args:
         shape: The shape of the kernel, ``(*spatial, in, out)`` by default.
@@ -76,22 +80,37 @@ def compute_fans(
         batch_axis: The axis or axes along which kernels are stacked; they count in neither fan.
 
     Returns:
-        ``fan_in`` and ``fan_out``; 0 where an axis they count is empty.
+        ``fan_in`` and ``fan_out``, integers unless an axis is named more than once; 0 where an
+        axis they count is empty.
 
     Raises:
-        ValueError: If the shape lacks an axis, or an axis is named twice. A vector has no default
-            fans: JAX and torch refuse it, Keras takes its length for both (``fans=(n, n)``).
+        ValueError: If the shape lacks an axis. A vector has no default fans: JAX and torch refuse
+            it, Keras takes its length for both (``fans=(n, n)``).
 
     Example:
         >>> compute_fans((3, 3, 32, 64))
         (288, 576)
         >>> compute_fans((10,), in_axis=(), out_axis=-1)
         (1, 10)
+        >>> compute_fans((50, 32), out_axis=0)
+        (32, 32)
     """
-    roles = axis_roles(shape, in_axis, out_axis, batch_axis, hint=_HINT)
-    field = math.prod(shape[axis] for axis in roles.field)
-    inputs, outputs = (math.prod(shape[axis] for axis in role) for role in roles[:2])
-    return inputs * field, outputs * field
+    inputs, outputs, batch = (
+        _resolve(axis, shape, _HINT) for axis in (in_axis, out_axis, batch_axis)
+    )
+    return _size_without(shape, outputs + batch), _size_without(shape, inputs + batch)
+
+
+def _size_without(shape: Sequence[int], axes: tuple[int, ...]) -> float:
+    """Returns the product of a shape over that of the axes, which may repeat.
+
+    As a product of powers: an axis that is left out once has the power 0, whatever its size.
+    """
+    powers = [1 - axes.count(axis) for axis in range(len(shape))]
+    if any(size == 0 != power for size, power in zip(shape, powers, strict=True)):
+        return 0
+    size = math.prod(Fraction(size) ** power for size, power in zip(shape, powers, strict=True))
+    return int(size) if size == int(size) else float(size)
 
 
 def axis_roles(

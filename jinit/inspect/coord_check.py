@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jinit._kinds import kind_of, model_kind
+from jinit.empirical.arguments import check_arrays, check_loss, check_model
 from jinit.empirical.inputs import check_counts, check_params, draw_inputs, leaf_paths, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
-from jinit.inspect.training import Model, Powers, Program, train_and_measure
+from jinit.inspect.training import Model, Program, Sizes, train_and_measure
 
 __all__ = ["coord_check"]
 
@@ -75,7 +77,7 @@ def coord_check(
     Raises:
         ValueError: ``widths``, a count or the optimizer is not as it should be, layers differ
             between widths, or a layer's output is not finite.
-        TypeError: ``make_model`` returned something else.
+        TypeError: ``make_model`` is no function, or returned something else.
 
     Example:
         >>> import jax, jax.numpy as jnp, jinit, optax
@@ -96,6 +98,8 @@ def coord_check(
         Yang et al., "Tensor Programs V: Tuning Large Neural Networks via Zero-Shot
         Hyperparameter Transfer" (2022), appendix D.1.
     """
+    _check_make_model(make_model)
+    check_loss(dummy_loss)
     widths = _check_widths(widths)
     check_counts(steps=steps, seeds=seeds, batch_size=batch_size)
     _check_tolerance(tolerance)
@@ -106,23 +110,31 @@ def coord_check(
             "let it take (width, key)"
         )
     key = jax.random.key(0) if key is None else key
-    found: dict[int, Powers] = {}
+    found: dict[int, Sizes] = {}
     for width in widths:
-        program, powers = Program(), []
+        program, sizes = Program(), []
         for seed in range(seeds):
             model_key, input_key, loss_key = jax.random.split(jax.random.fold_in(key, seed), 3)
             made = make_model(width, model_key) if takes_key else make_model(width)
             model = _check_model(made, width, optimizer)
             inputs = draw_inputs(dummy_input, input_key, batch_size)
-            powers.append(train_and_measure(program, model, inputs, dummy_loss, loss_key, steps))
-        found[width] = _mean(powers)
+            sizes.append(train_and_measure(program, model, inputs, dummy_loss, loss_key, steps))
+        found[width] = _mean(sizes)
         _check_finite(found[width], width)
         _check_same_layers(found[widths[0]], widths[0], found[width], width)
     return build_check(found, tolerance)
 
 
+def _check_make_model(make_model: Any) -> None:
+    if model_kind(make_model) is not None or not callable(make_model):
+        raise TypeError(
+            f"make_model is {kind_of(make_model)}; pass a function of width that returns "
+            "(params, apply_fn)"
+        )
+
+
 def _check_widths(widths: Iterable[int]) -> tuple[int, ...]:
-    widths = tuple(widths)
+    widths = tuple(widths) if isinstance(widths, Iterable) else (widths,)
     whole = all(isinstance(w, numbers.Integral) and not isinstance(w, bool) for w in widths)
     if not whole or len(widths) < 2 or widths[0] < 1 or list(widths) != sorted(set(widths)):
         raise ValueError(
@@ -146,12 +158,19 @@ def _check_model(made: Any, width: int, optimizer: Any) -> Model:
             "(params, apply_fn, tx)"
         )
     params, apply_fn, *own = made
+    check_model(params, apply_fn, f"; make_model({width}) returns (params, apply_fn)")
+    check_arrays(jax.tree.leaves(params), leaf_paths(params))
     check_params(jax.tree.leaves(params), leaf_paths(params))
     return Model(params, apply_fn, _optimizer(own, width, optimizer))
 
 
 def _types(values: Iterable[Any]) -> str:
     return ", ".join(type(value).__name__ for value in values)
+
+
+def _takes_learning_rate(tx: Callable[..., Any]) -> bool:
+    of_optax = getattr(tx, "__module__", "").partition(".")[0] == "optax"
+    return of_optax or positional(tx, ("learning_rate",))[:1] == ["learning_rate"]
 
 
 def _optimizer(own: list[Any], width: int, optimizer: Any) -> Any:
@@ -165,6 +184,12 @@ def _optimizer(own: list[Any], width: int, optimizer: Any) -> Any:
     tx = own[0] if own else optimizer
     if tx is None:
         return optax.adam(_LEARNING_RATE)
+    if callable(tx) and _takes_learning_rate(tx):
+        name = getattr(tx, "__name__", "adam")
+        raise ValueError(
+            f"{source}={name} is not called; pass {name}(1e-3), or a function of width that "
+            "returns a transformation (the width would be its learning rate)"
+        )
     if callable(tx) and not own:
         source, tx = f"optimizer({width})", tx(width)
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
@@ -175,25 +200,27 @@ def _optimizer(own: list[Any], width: int, optimizer: Any) -> Any:
     return tx
 
 
-def _mean(powers: list[Powers]) -> Powers:
-    """Averages mean squares over seeds."""
-    activation = np.mean([p.activation for p in powers], axis=0)
-    update = np.mean([p.update for p in powers], axis=0)
-    return Powers(powers[0].labels, powers[0].opaque, activation, update)
+def _mean(sizes: list[Sizes]) -> Sizes:
+    """Averages the squares over seeds."""
+    activation, update = (
+        np.sqrt(np.mean(np.square([np.float64(getattr(s, name)) for s in sizes]), axis=0))
+        for name in ("activation", "update")
+    )
+    return Sizes(sizes[0].labels, sizes[0].opaque, activation, update)
 
 
-def _check_finite(powers: Powers, width: int) -> None:
-    bad = np.argwhere(~np.isfinite(powers.activation + powers.update))
+def _check_finite(sizes: Sizes, width: int) -> None:
+    bad = np.argwhere(~np.isfinite(sizes.activation + sizes.update))
     if len(bad):
         step, layer = bad[0]
         raise ValueError(
-            f"the output of layer {powers.labels[layer]} is not finite after {step} steps at "
+            f"the output of layer {sizes.labels[layer]} is not finite after {step} steps at "
             f"width {width}; "
             + ("lower the learning rate" if step else "check the parameters and the inputs")
         )
 
 
-def _check_same_layers(first: Powers, narrow: int, other: Powers, wide: int) -> None:
+def _check_same_layers(first: Sizes, narrow: int, other: Sizes, wide: int) -> None:
     if first.labels == other.labels:
         return
     lost = [label for label in first.labels if label not in other.labels]

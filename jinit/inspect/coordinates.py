@@ -10,7 +10,7 @@ import numpy as np
 from jinit._extras import require
 from jinit._plain import PlainData
 from jinit._tables import format_number, format_table
-from jinit.inspect.training import Powers
+from jinit.inspect.training import Sizes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,12 +145,12 @@ def _signed(exponent: float | None) -> str:
     return "-" if exponent is None else f"{round(exponent, 2) + 0.0:+.2f}"  # no -0.00
 
 
-def build_check(found: Mapping[int, Powers], tolerance: float) -> CoordCheck:
-    """Builds the result from the mean squares of every width, whose layers are the same."""
+def build_check(found: Mapping[int, Sizes], tolerance: float) -> CoordCheck:
+    """Builds the result from the RMS of every width, whose layers are the same."""
     widths = list(found)
     labels, opaque = found[widths[0]].labels, found[widths[0]].opaque
     activation, update = (
-        np.sqrt([np.float64(getattr(found[width], name)) for width in widths])
+        np.asarray([getattr(found[width], name) for width in widths], np.float64)
         for name in ("activation", "update")
     )
     rows = [

@@ -7,11 +7,13 @@ from typing import Any
 import flax.linen as nn
 from flax import nnx
 
+from jinit._kinds import kind_of, model_kind
 from jinit._plain import PlainData
 from jinit._tables import format_table
 from jinit.defaults.read_linen import read_linen
 from jinit.defaults.read_nnx import read_nnx
 from jinit.defaults.reading import UNKNOWN, Path, Reading
+from jinit.empirical.inputs import positional
 
 __all__ = ["Description", "NormDescription", "ParameterDescription", "describe"]
 
@@ -111,16 +113,40 @@ def describe(
     """
     if isinstance(model, nn.Module):
         return _description(*read_linen(model, inputs, kwargs))
-    if not (isinstance(model, nnx.Module) or callable(model)):
-        raise TypeError(
-            "describe takes a flax.linen module, an NNX module or a function that constructs one, "
-            f"got {type(model).__name__}"
-        )
+    _check_model(model)
     if inputs or kwargs:
         raise TypeError(
             "describe takes inputs for a flax.linen module only; an NNX module knows its shapes"
         )
+    if not isinstance(model, nnx.Module):
+        _check_arguments(model)
     return _description(*read_nnx(model))
+
+
+def _check_model(model: Any) -> None:
+    """Raises TypeError for what is neither a module nor a function that constructs one."""
+    method = isinstance(getattr(model, "__self__", None), nn.Module)
+    linen = isinstance(model, type) and issubclass(model, nn.Module)
+    foreign = model_kind(model) is not None
+    if (isinstance(model, nnx.Module) or callable(model)) and not (method or linen or foreign):
+        return
+    found = kind_of(model) if method or linen or foreign else type(model).__name__
+    hint = "; pass the module itself" if method else "; pass an instance of it" if linen else ""
+    raise TypeError(
+        "describe takes a flax.linen module, an NNX module or a function that constructs one, "
+        f"got {found}{hint}"
+    )
+
+
+def _check_arguments(construct: Callable[..., Any]) -> None:
+    """Raises TypeError for a function that cannot be called without arguments."""
+    made_by = construct.__init__ if isinstance(construct, type) else construct
+    needed = positional(made_by, ())[isinstance(construct, type) :]
+    if needed:
+        raise TypeError(
+            "describe calls a function that constructs an NNX module without arguments, but "
+            f"{kind_of(construct)} needs {', '.join(needed)}; pass a lambda that gives them"
+        )
 
 
 def _description(parameters: dict[Path, Any], reading: Reading) -> Description:

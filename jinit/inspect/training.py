@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jinit.empirical.arguments import explaining_pairs
 from jinit.empirical.inputs import (
     call_loss,
     check_layers,
@@ -18,14 +19,15 @@ from jinit.empirical.inputs import (
     leaf_paths,
     trainable_leaves,
 )
-from jinit.empirical.numbers import is_float, merge
+from jinit.empirical.numbers import is_float, merge, rms
+from jinit.empirical.optimizers import applied, like
 from jinit.empirical.sites import Layer, survey
 from jinit.tracing import EquationView, Path, TracedFunction, evaluate, trace
 
 if TYPE_CHECKING:
     import optax
 
-__all__ = ["Model", "Powers", "Program", "train_and_measure"]
+__all__ = ["Model", "Program", "Sizes", "train_and_measure"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Powers:
-    """Mean squares, of shape (steps + 1, layers).
+class Sizes:
+    """RMS, of shape (steps + 1, layers).
 
     Attributes:
         labels: The layers' names.
@@ -124,7 +126,7 @@ def train_and_measure(
     dummy_loss: Callable[..., Any],
     key: jax.Array,
     steps: int,
-) -> Powers:
+) -> Sizes:
     """Trains on one batch, and measures every layer on it before each step and at the end.
 
     Args:
@@ -136,7 +138,7 @@ def train_and_measure(
         steps: The number of steps.
 
     Returns:
-        The mean squares.
+        The RMS.
 
     Raises:
         ValueError: No layer was found.
@@ -146,14 +148,17 @@ def train_and_measure(
     found = survey(traced, variables.parameters)
     measured = [layer for layer in found.layers if layer.measured]
     check_layers(measured, model.apply_fn)
+    output = traced.unflatten(traced.out_avals)
+    with explaining_pairs(output, model.apply_fn, "return the output alone"):
+        jax.eval_shape(lambda out, key: call_loss(dummy_loss, out, key), output, key)
     training = _Training(model.tx, traced, measured, found.enter, dummy_loss, steps)
     state = model.tx.init(variables.trained())
-    powers = program(training.run, model.params, state, inputs, key)
+    sizes = program(training.run, model.params, state, inputs, key)
     activation, update = (
-        np.concatenate([power.reshape(steps + 1, -1) for power in kind], axis=1)
-        for kind in jax.device_get(powers)
+        np.concatenate([size.reshape(steps + 1, -1) for size in kind], axis=1)
+        for kind in jax.device_get(sizes)
     )
-    return Powers(
+    return Sizes(
         tuple(_labels(measured, variables.paths)),
         tuple(variables.paths[layer.leaf] or "." for layer in found.layers if not layer.measured),
         activation,
@@ -171,7 +176,7 @@ class _Training:
     steps: int
 
     def run(self, params: Any, state: Any, inputs: Any, key: jax.Array) -> Any:
-        """Returns the mean squares of outputs and of their changes, a list over layers of each."""
+        """Returns the RMS of outputs and of their changes, a list over layers of each."""
         import optax
 
         variables, data = _Variables(params), jax.tree.leaves(inputs)
@@ -187,11 +192,11 @@ class _Training:
             changes = [y - y0 for y, y0 in zip(outputs, first, strict=True)]
             # the gradient of a real function of complex numbers is the conjugate of its slope
             slopes = jax.tree.map(jnp.conj, gradients)
-            updates, new = self.tx.update(slopes, state, trained)
+            updates, new = applied(self.tx, slopes, state, trained)
             trained = optax.apply_updates(trained, updates)
-            return (trained, _cast_like(new, state), first), (
-                self.mean_squares(outputs),
-                self.mean_squares(changes),
+            return (trained, like(new, state), first), (
+                self.sizes(outputs),
+                self.sizes(changes),
             )
 
         trained = jax.tree.map(jnp.asarray, variables.trained())
@@ -216,21 +221,16 @@ class _Training:
         flat, reaped = evaluate(traced.jaxpr, traced.consts, args, rule, enter=self.enter)
         return traced.unflatten(flat), [reaped[layer.tail] for layer in self.layers]
 
-    def mean_squares(self, values: Sequence[jax.Array]) -> list[jax.Array]:
+    def sizes(self, values: Sequence[jax.Array]) -> list[jax.Array]:
         """Averages over all but the axes of the scans that a layer stands in."""
         return [
-            jnp.mean(jnp.square(jnp.abs(x)), range(len(layer.lengths), x.ndim))
+            rms(x, range(len(layer.lengths), x.ndim), jnp.real(x).dtype)
             for layer, x in zip(self.layers, values, strict=True)
         ]
 
 
 def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _cast_like(tree: Any, like: Any) -> Any:
-    """Keeps the dtypes of an optimizer's state, which some promote in their first update."""
-    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), tree, like)
 
 
 def _labels(layers: Sequence[Layer], paths: Sequence[str]) -> list[str]:

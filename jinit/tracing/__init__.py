@@ -19,7 +19,7 @@ from jinit.tracing.dataflow import DataflowRules, Frame, propagate
 from jinit.tracing.evaluate import EquationView, Region, Rule, evaluate
 from jinit.tracing.roll import Rolled, roll
 from jinit.tracing.static import ARRAYS, Static, partition
-from jinit.tracing.structure import PRODUCTS, Path, structure_of
+from jinit.tracing.structure import PRODUCTS, Path, declares_dtypes, structure_of
 from jinit.tracing.trace import TracedFunction, trace
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Static",
     "TracedFunction",
     "aval_of",
+    "declares_dtypes",
     "evaluate",
     "is_hidden",
     "is_tracing",

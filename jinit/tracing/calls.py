@@ -60,9 +60,10 @@ def evaluate_remat(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]
 
 def evaluate_shard_map(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
     """Goes into a shard_map; nothing can be reaped from it, since shards would differ."""
+    (body,), path = entry.structure.bodies, entry.path  # not the entry, which holds its values
 
     def shard(*args: Any) -> list[Any]:
-        return run.body(entry.structure.bodies[0], args, {}, entry.path)[0]
+        return run.body(body, args, {}, path)[0]
 
     return shard_map_like(entry.equation, shard)(*entry.values), {}
 

@@ -27,13 +27,14 @@ def evaluate_custom_jvp(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path,
 
     What the rule returns has the dtypes that the function comes to, declared or not.
     """
-    equation, path = entry.equation, entry.path
+    # Unpacked: a function that closed over the entry would keep its values beyond their trace.
+    equation, (body,), path = entry.equation, entry.structure.bodies, entry.path
 
     def original(*args: Any) -> list[Any]:
         return bind(equation, args, equation.params)
 
     def entered(*args: Any) -> list[Any]:
-        return run.body(entry.structure.bodies[0], args, {}, path)[0]
+        return run.body(body, args, {}, path)[0]
 
     primal = jax.custom_jvp(entered)
 

@@ -1,6 +1,6 @@
 """How scans, while loops and branches are evaluated."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -98,4 +98,18 @@ def evaluate_cond(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]
 
         return taken
 
-    return lax.switch(predicate, [padded(*traced) for traced in branches], operands)
+    functions = [padded(*traced) for traced in branches]
+    platforms = entry.equation.params.get("branches_platforms")
+    if platforms is not None:
+        return _by_platform(platforms, functions, operands)
+    return lax.switch(predicate, functions, operands)
+
+
+def _by_platform(
+    platforms: Sequence[Sequence[str] | None], branches: Sequence[Callable], operands: list[Any]
+) -> Any:
+    """Chooses by what is compiled for; a switch would compile what only another platform can."""
+    pairs = list(zip(platforms, branches, strict=True))
+    named = {name: branch for names, branch in pairs for name in names or ()}
+    default = next((branch for names, branch in pairs if names is None), None)
+    return lax.platform_dependent(operands, default=default, **named)

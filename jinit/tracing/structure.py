@@ -1,6 +1,6 @@
 """What a higher-order equation is made of, whatever primitive and JAX version wrote it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +8,17 @@ from jax.extend import core as jex
 
 from jinit.tracing._jax import close, is_hidden, scan_sizes, sub_jaxprs
 
-__all__ = ["PRODUCTS", "Body", "Entry", "Kind", "Path", "Structure", "below", "structure_of"]
+__all__ = [
+    "PRODUCTS",
+    "Body",
+    "Entry",
+    "Kind",
+    "Path",
+    "Structure",
+    "below",
+    "declares_dtypes",
+    "structure_of",
+]
 
 Path = tuple[int, ...]
 """Where an equation stands: its index in each enclosing jaxpr; a branch of a cond adds its own."""
@@ -110,6 +120,21 @@ def _while(params: dict[str, Any]) -> Structure:
     bodies = (_body(params["cond_jaxpr"]), _body(params["body_jaxpr"]))
     num_carry = len(bodies[1].jaxpr.invars) - params["body_nconsts"]
     return Structure("while", bodies, params["cond_nconsts"], num_carry)
+
+
+_SIGNATURES = ("avals_out", "exported", "out_avals", "result_avals", "result_shape_dtypes")
+
+
+def declares_dtypes(equation: jex.JaxprEqn) -> bool:
+    """Returns whether an equation calls what was compiled, or lives elsewhere, for given dtypes.
+
+    An exported function, a callback, a foreign call: a primitive that carries what it calls, or the
+    shapes and dtypes that it returns, and does not derive them from its operands.
+    """
+    params = equation.params
+    return any(name in params for name in _SIGNATURES) or isinstance(
+        params.get("callback"), Callable
+    )
 
 
 def structure_of(equation: jex.JaxprEqn) -> Structure:

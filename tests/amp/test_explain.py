@@ -71,7 +71,21 @@ def test_every_list_is_named_inside_every_construct():
     ("fn", "row"),
     [
         (lambda w, x: (x @ w) * x, ("mul", "float32", "promote (the widest operand)")),
-        (lambda w, x: (x @ w) + w[:2], ("add", "bfloat16", "promote (the widest operand)")),
+        (lambda w, x: (x @ w) + w[:1], ("add", "bfloat16", "promote (the widest operand)")),
+        (lambda w, x: (x @ w) + w[:2], ("add", "float32", "promote (the widest operand)")),
+        (lambda w, x: w[:, 0] * x[0, 0], ("mul", "float32", "promote (the widest operand)")),
+        (
+            lambda w, x: jnp.einsum("i,j->ij", w[0], x[0]),
+            ("dot_general", "float32", "promote (the widest operand; contracts nothing)"),
+        ),
+        (
+            lambda w, x: jax.nn.one_hot(jnp.arange(2), 4) @ w,
+            ("dot_general", "float32", "promote (the widest operand; selects or counts)"),
+        ),
+        (
+            lambda w, x: jnp.matmul(x, w, precision="highest"),
+            ("dot_general", "float32", "precision asked for"),
+        ),
         (
             lambda w, x: jnp.maximum(x @ w, 1e-39),
             ("max", "float32", "promote (1e-39 is out of bfloat16's range)"),

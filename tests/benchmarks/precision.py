@@ -4,8 +4,8 @@ The model is a linen transformer, or with ``--model resnet`` a ResNet-50. By han
 ``dtype=bfloat16`` with norms and softmax in float32, the usual way; at a level it is the same model
 without a dtype. Four tables:
 
-- the conversions between dtypes, forward and with the gradient, as traced and as compiled (O2
-  itself has norms in half, as in apex; with norms kept it is the model by hand);
+- the conversions between dtypes, forward and with the gradient, as traced and as compiled (with
+  norms kept O2 is the model by hand);
 - the time of a trace, at three depths;
 - the time of a compiled training step, in rounds that visit every version in turn;
 - the peak memory of a compiled training step, as the compiler plans it.

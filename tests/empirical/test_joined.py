@@ -62,6 +62,64 @@ def test_joined_weights_take_one_factor(join, degree):
     assert factors(tuned, params) == pytest.approx(expected, rel=1e-4)
 
 
+UNLIKE = {
+    "a low-rank sum": (lambda p: p["a"] + p["b"] @ p["c"], {"a": 1, "b": 2, "c": 2}),
+    "one that is turned": (lambda p: (p["b"] @ p["c"]).T - 3 * p["a"], {"a": 1, "b": 2, "c": 2}),
+    "its square": (
+        lambda p: (p["a"] + p["b"] @ p["c"]) @ (p["a"] + p["b"] @ p["c"]),
+        {"a": 2, "b": 4, "c": 4},
+    ),
+    "one in another": (
+        lambda p: p["d"] + (p["a"] + p["b"] @ p["c"]) ** 2,
+        {"a": 2, "b": 4, "c": 4, "d": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", ["fold", "explicit"])
+@pytest.mark.parametrize(("join", "degrees"), UNLIKE.values(), ids=UNLIKE)
+def test_terms_of_unequal_degrees_scale_together(join, degrees, mode):
+    params = {
+        name: leaf for name, leaf in zip("abcd", (A, B, C, D), strict=True) if name in degrees
+    }
+
+    def model(p, x):
+        return x @ join(p)
+
+    size = rms(model(params, X))
+    tuned = jinit.empirical_init(params, model, X, jnp.sum)
+    expected = {name: size ** (-1 / degree) for name, degree in degrees.items()}
+    assert factors(tuned, params) == pytest.approx(expected, rel=1e-4)
+    result = jinit.calibrate(params, model, X, random_loss, mode=mode)
+    assert rms(result.apply_fn(result.params, X)) == pytest.approx(1, rel=1e-4)
+    (row,) = result.report.rows
+    others = ", ".join(sorted(degrees.keys() - {row.path}))
+    assert row.note == f"scaled together with {others}"
+    assert degrees[row.path] == min(degrees.values())
+    assert result.report.not_tuned == {}
+    assert row.update_after == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_low_rank_adapters_that_start_at_zero(scanned):
+    params = {"w": D, "down": B[:, :4], "up": jnp.zeros((4, WIDTH))}
+
+    def layer(p, x):
+        return x @ (p["w"] + p["down"] @ p["up"] / 4)
+
+    def in_scan(p, x):
+        return jax.lax.scan(lambda x, p: (jnp.tanh(y := layer(p, x)), y), x, p)[1]
+
+    if scanned:
+        params = jax.tree.map(lambda leaf: jnp.stack([leaf, 10 * leaf, 0.1 * leaf]), params)
+    model = in_scan if scanned else lambda p, x: [layer(p, x)]
+    result = jinit.calibrate(params, model, X, lambda ys: sum(map(jnp.sum, ys)))
+    for y in model(result.params, X):
+        assert rms(y) == pytest.approx(1, rel=1e-3)
+    assert {"up", "down"}.isdisjoint(result.report.not_tuned)
+    assert {row.note for row in result.report.rows} == {"scaled together with down, up"}
+
+
 def test_the_report_names_what_is_joined():
     params = {"a": A, "b": B}
     result = jinit.calibrate(
@@ -89,7 +147,7 @@ def test_a_joined_bias_scales_with_its_weight(mode):
 
 
 NOT_ALIKE = {
-    "of unequal degrees": lambda p: p["a"] + p["b"] @ p["c"],
+    "of which one is in terms of unequal degrees": lambda p: p["a"] + p["b"] @ p["a"],
     "beside a constant": lambda p: jnp.concatenate([p["a"], p["b"], jnp.ones((16, 16))], 1),
     "of which one comes again": lambda p: (p["a"] + p["b"]) @ p["a"],
     "in two groups": lambda p: (p["a"] + p["b"]) @ (p["b"] + p["c"]),

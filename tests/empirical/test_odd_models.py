@@ -332,16 +332,36 @@ def test_a_partial_is_named_by_its_function():
         jinit.empirical_init(W, functools.partial(loses_its_parameters, 1), X, jnp.sum)
 
 
-def test_a_member_of_a_mapped_calibration_has_the_report():
+def test_a_mapped_calibration_has_the_report_of_every_member():
     def model(p, x):
         return jnp.tanh(x @ p["w"]) @ p["v"]
 
+    def calibrated(p):
+        return jinit.calibrate(p, model, X, random_loss, exclude="v", step="network", samples=2)
+
     params = {"w": SLICES, "v": SLICES[::-1]}
-    mapped = jax.vmap(lambda p: jinit.calibrate(p, model, X, random_loss))(params)
-    with pytest.raises(TypeError, match=r"has been mapped over axes of \(4,\); take one out of it"):
-        _ = mapped.report
+    mapped = jax.vmap(calibrated)(params)
     one = jax.tree.map(lambda x: x[2], mapped)
-    alone = jinit.calibrate(jax.tree.map(lambda x: x[2], params), model, X, random_loss)
-    np.testing.assert_allclose(one.params["v"], alone.params["v"], rtol=1e-4)
-    for row, expected in zip(one.report.rows, alone.report.rows, strict=True):
-        assert row.update_after == pytest.approx(expected.update_after, rel=1e-3)
+    alone = calibrated(jax.tree.map(lambda x: x[2], params))
+    np.testing.assert_allclose(one.params["w"], alone.params["w"], rtol=1e-4)
+    assert len(mapped.report.members) == 4
+    for report in (one.report, mapped.report.members[2]):
+        assert report.growth == pytest.approx(alone.report.growth, rel=1e-3)
+        for row, expected in zip(report.rows, alone.report.rows, strict=True):
+            assert row.update_after == pytest.approx(expected.update_after, rel=1e-3)
+    assert [row.path for row in mapped.report.rows] == [
+        f"{n}:{path}" for n in range(4) for path in "wv"
+    ]
+    assert mapped.report.not_tuned == {f"{n}:v": "excluded" for n in range(4)}
+    assert str(mapped.report).count("member") == 4
+    assert str(mapped.report.members[2]) in repr(mapped)
+    assert mapped.report.to_dict()["members"][2] == mapped.report.members[2].to_dict()
+
+
+def test_a_calibration_that_was_mapped_twice():
+    def calibrated(w):
+        return jinit.calibrate({"w": w}, lambda p, x: x @ p["w"], X, random_loss, samples=1)
+
+    report = jax.vmap(jax.vmap(calibrated))(SLICES.reshape(2, 2, 32, 32)).report
+    assert [row.path for row in report.rows] == ["0:0:w", "0:1:w", "1:0:w", "1:1:w"]
+    assert [len(member.members) for member in report.members] == [2, 2]

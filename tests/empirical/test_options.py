@@ -132,7 +132,7 @@ def test_what_is_excluded_stays_as_it_is(depth, mode):
     )
     jax.tree.map(np.testing.assert_array_equal, result.params[1], params[1])
     assert float(result.multipliers[1]["w"]) == 1
-    assert result.report.not_tuned == {"1/w": "excluded"}
+    assert result.report.not_tuned == {"1/w": "excluded", "1/b": "excluded"}
     rows = {row.path: row for row in result.report.rows}
     assert rows["1/w"].activation_after > 1.5
     assert rows["2/w"].activation_after == pytest.approx(1, rel=0.05)

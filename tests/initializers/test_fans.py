@@ -4,8 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from jinit.initializers import bilinear, kaiming_normal, lecun_normal, xavier_uniform
-from jinit.initializers.fans import compute_fans
+from jinit.initializers import (
+    bilinear,
+    kaiming_normal,
+    lecun_normal,
+    variance_scaling,
+    xavier_uniform,
+)
+from jinit.initializers.fans import axis_roles, compute_fans
 
 
 @pytest.mark.parametrize(
@@ -65,7 +71,39 @@ def test_a_fan_that_is_not_given_is_the_shapes():
 def test_an_axis_has_one_role():
     message = "in_axis=0, out_axis=-1 and batch_axis=(0,) name an axis of shape (2, 3)"
     with pytest.raises(ValueError, match=re.escape(message)):
-        compute_fans((2, 3), 0, -1, (0,))
+        axis_roles((2, 3), 0, -1, (0,))
+
+
+def _axes(rng, rank):
+    """One axis or a tuple of up to two, counted from either end; the tuple may repeat one."""
+    if rng.random() < 0.5:
+        return int(rng.integers(-rank, rank))
+    return tuple(int(axis) for axis in rng.integers(-rank, rank, rng.integers(0, 3)))
+
+
+@pytest.mark.parametrize("mode", ["fan_in", "fan_out", "fan_avg"])
+def test_every_choice_of_axes_that_jax_takes_has_jaxs_variance(mode):
+    """Axes that overlap, repeat and are missing, in ranks 1 to 5: JAX scales a known draw."""
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+    for _ in range(40):
+        shape = tuple(int(size) for size in rng.integers(1, 5, rng.integers(1, 6)))
+        in_axis, out_axis, batch_axis = (_axes(rng, len(shape)) for _ in range(3))
+        axes = {"in_axis": in_axis, "out_axis": out_axis, "batch_axis": batch_axis}
+        if len(shape) == 1 and in_axis == -2:
+            continue  # JAX refuses what it takes for its default
+        theirs = jax.nn.initializers.variance_scaling(2.0, mode, "normal", **axes)(key, shape)
+        std = np.ravel(theirs)[0] / np.ravel(jax.random.normal(key, shape))[0]
+        assert variance_scaling(2.0, mode, "normal", **axes).std(shape) == pytest.approx(std), (
+            shape,
+            axes,
+        )
+
+
+def test_embeddings_of_flax_have_the_variance_that_flax_gives_them():
+    embed = variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+    assert embed.std((50, 32)) == pytest.approx(32**-0.5)
+    sample = embed(jax.random.key(0), (500, 320))
+    assert np.std(sample) == pytest.approx(320**-0.5, rel=0.01)  # 6 standard errors
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 2, 3), (0, 0)])

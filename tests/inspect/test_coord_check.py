@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import re
 
 import equinox as eqx
 import flax.linen as nn
@@ -714,3 +715,72 @@ def test_a_tree_without_floats():
 def test_a_loss_that_is_no_scalar():
     with pytest.raises(ValueError, match="dummy_loss must return one real scalar"):
         jinit.coord_check(plain, [4, 8], X, lambda y: y)
+
+
+class WithState(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(use_running_average=False)(nn.Dense(self.width)(x))
+
+
+def with_state(width):
+    model = WithState(width)
+    return model.init(jax.random.key(0), X), model
+
+
+EQUINOX = eqx.nn.MLP(4, 4, 4, 1, key=jax.random.key(0))
+MISTAKEN = {
+    "a model": (EQUINOX, "make_model is an Equinox module (MLP); pass a function of width that"),
+    "a list": (
+        [4, 8],
+        "make_model is a list; pass a function of width that returns (params, apply",
+    ),
+    "a linen module": (
+        with_state,
+        "apply_fn is a linen module (WithState); pass model.apply, and as",
+    ),
+    "an Equinox module": (
+        lambda width: (EQUINOX, lambda m, x: jax.vmap(m)(x)),
+        "params holds leaves that are not arrays: activation (custom_jvp), final_activation (",
+    ),
+    "a module and its apply": (
+        lambda width: (with_state(width)[1], with_state(width)[1].apply),
+        "params is a linen module (WithState), which is not a tree of arrays; pass model.apply, "
+        "and as params the variables that model.init returned; make_model(4) returns (params, ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make_model", "text"), MISTAKEN.values(), ids=MISTAKEN)
+def test_a_model_of_another_kind_is_named(make_model, text):
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}"):
+        jinit.coord_check(make_model, [4, 8], X, squared_error)
+
+
+def test_state_beside_the_output():
+    def make_model(width):
+        variables, model = with_state(width)
+        return variables, functools.partial(model.apply, mutable=["batch_stats"])
+
+    text = "if its second part is state, as with Flax's mutable=, return the output alone"
+    with pytest.raises(ValueError, match=text):
+        jinit.coord_check(make_model, [4, 8], X, squared_error)
+
+
+def test_a_loss_that_is_not_a_function():
+    with pytest.raises(TypeError, match=r"^dummy_loss is an array of float32"):
+        jinit.coord_check(plain, [4, 8], squared_error, X)
+
+
+def test_an_optimizer_without_its_learning_rate():
+    """A width is not a learning rate."""
+    text = "^optimizer=adam is not called; pass adam.*the width would be its learning rate"
+    with pytest.raises(ValueError, match=text):
+        jinit.coord_check(plain, [4, 8], X, squared_error, optimizer=optax.adam)
+
+
+def test_a_width_alone():
+    with pytest.raises(ValueError, match=r"widths=\[64\] must be at least two positive integers"):
+        jinit.coord_check(plain, 64, X, squared_error)

@@ -2,6 +2,7 @@
 
 import re
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -241,6 +242,31 @@ def test_it_prints_and_is_plain_data():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: jinit.describe(eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(0)), X),
+            "describe takes a flax.linen module, an NNX module or a function that constructs one, "
+            "got an Equinox module (MLP)",
+        ),
+        (
+            lambda: jinit.describe(nn.Dense, X),
+            "describe takes a flax.linen module, an NNX module or a function that constructs one, "
+            "got the class Dense; pass an instance of it",
+        ),
+        (
+            lambda: jinit.describe(nn.Dense(2).apply, X),
+            "describe takes a flax.linen module, an NNX module or a function that constructs one, "
+            "got the function apply; pass the module itself",
+        ),
+        (
+            lambda: jinit.describe(nnx.Linear),
+            "describe calls a function that constructs an NNX module without arguments, but the "
+            "class Linear needs in_features, out_features; pass a lambda that gives them",
+        ),
+        (
+            lambda: jinit.describe(lambda width: nnx.Linear(width, 2, rngs=nnx.Rngs(0))),
+            "describe calls a function that constructs an NNX module without arguments, but the "
+            "function <lambda> needs width; pass a lambda that gives them",
+        ),
         (
             lambda: jinit.describe(3),
             "describe takes a flax.linen module, an NNX module or a function that constructs one, "

@@ -1,0 +1,108 @@
+"""What of a calibration's findings outlives the process that measured them."""
+
+import contextlib
+import functools
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jinit.empirical.explicit import NormedApply
+from jinit.empirical.inputs import describe_call
+from jinit.empirical.job import Job
+from jinit.empirical.mapped import report_of
+from jinit.empirical.report import Report
+from jinit.empirical.run import Findings
+
+__all__ = ["Saved", "applied_with", "saved"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Facts:
+    """What is not an array; compared by identity, as a traced model is.
+
+    Attributes:
+        report: The report.
+        name: What the function that was given is called.
+        function: It, pickled; None if it could not be.
+        wrapped: Whether explicit mode applies the scales around it.
+        inside: Whether the variables hold these scales.
+    """
+
+    report: Report
+    name: str
+    function: bytes | None
+    wrapped: bool
+    inside: bool
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["growth"], meta_fields=["facts"])
+@dataclass(frozen=True)
+class Saved:
+    """Stands in for ``Findings`` once a calibration has been pickled.
+
+    Attributes:
+        growth: What the multipliers were divided by.
+        facts: The rest.
+    """
+
+    growth: Any
+    facts: _Facts
+
+
+def saved(findings: Findings | Saved) -> Saved:
+    """Reduces findings to what can be pickled.
+
+    Raises:
+        TypeError: They have no report.
+    """
+    if isinstance(findings, Saved):
+        return findings
+    job = findings.plan.job
+    facts = _Facts(
+        report_of(findings), describe_call(job.apply_fn), _pickled(job.apply_fn.fn),
+        _wraps(job), job.collection == "params",
+    )  # fmt: skip
+    return Saved(jax.device_get(findings.growth), facts)
+
+
+def _wraps(job: Job) -> bool:
+    return job.mode == "explicit" and not job.modules
+
+
+def _pickled(fn: Any) -> bytes | None:
+    """Pickles a function; by cloudpickle, which takes any, where the program has imported it."""
+    picklers: tuple[Any, ...] = (pickle, sys.modules.get("cloudpickle"))
+    for pickler in picklers:
+        with contextlib.suppress(Exception):  # whatever the parts of a function raise
+            return pickler.dumps(fn)
+    return None
+
+
+def applied_with(findings: Findings | Saved, scales: Any) -> Callable[..., Any]:
+    """Returns the function to train.
+
+    Raises:
+        ValueError: It did not survive pickling.
+    """
+    if not isinstance(findings, Saved):
+        job = findings.plan.job
+        return _wrapped(job.apply_fn.fn, _wraps(job), job.collection == "params", scales)
+    facts = findings.facts
+    if facts.function is None:
+        around = (
+            ", wrapped by jinit.empirical.NormedApply(apply_fn, scales)" if facts.wrapped else ""
+        )
+        raise ValueError(
+            f"{facts.name} could not be pickled with this calibration, as no lambda can and no "
+            f"function inside another one; use the function that was calibrated{around}, or "
+            "import cloudpickle before the calibration is pickled"
+        )
+    return _wrapped(pickle.loads(facts.function), facts.wrapped, facts.inside, scales)
+
+
+def _wrapped(fn: Any, wrapped: bool, inside: bool, scales: Any) -> Callable[..., Any]:
+    return NormedApply(fn, None if inside else scales) if wrapped else fn

@@ -1,0 +1,194 @@
+"""Arguments of the wrong kind: what the error says, before anything is computed."""
+
+import functools
+import os
+import re
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jinit
+
+X = jax.random.normal(jax.random.key(1), (64, 4))
+MODEL = nn.Dense(8)
+VARIABLES = MODEL.init(jax.random.key(0), X)
+MLP = eqx.nn.MLP(4, 8, 16, 2, key=jax.random.key(0))
+ORDER = "; the order is params, apply_fn, dummy_input, dummy_loss"
+CALLS = [jinit.empirical_init, jinit.calibrate, functools.partial(jinit.calibrate, mode="explicit")]
+IDS = ["empirical_init", "calibrate", "explicit"]
+
+
+class WithState(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(nn.BatchNorm(use_running_average=False)(nn.Dense(8)(x)))
+
+
+STATE = WithState().init(jax.random.key(0), X)
+MUTABLE = functools.partial(WithState().apply, mutable=["batch_stats"])
+
+
+def loss(y):
+    return jnp.sum(y**2)
+
+
+def linear(p, x):
+    return x @ p["w"]
+
+
+ALONE = (
+    "; pass the arrays alone, for example by equinox.partition(model, equinox.is_array), and "
+    "combine them with the rest inside apply_fn"
+)
+LINEN = "pass model.apply, and as params the variables that model.init returned"
+WRONG = {
+    "an Equinox module": (
+        (MLP, lambda m, x: jax.vmap(m)(x), X, loss),
+        "params holds leaves that are not arrays: activation (custom_jvp), final_activation "
+        "(function)" + ALONE,
+    ),
+    "leaves of other types": (
+        ({"w": jnp.eye(4), "name": "dense", "f": {"act": jax.nn.relu}, "of": np.array(["a"])},
+         linear, X, loss),
+        "params holds leaves that are not arrays: f/act (custom_jvp), name (str), of (ndarray)"
+        + ALONE,
+    ),
+    "shapes": (
+        (jax.eval_shape(MODEL.init, jax.random.key(0), X), MODEL.apply, X, loss),
+        "params holds leaves that are not arrays: params/bias (ShapeDtypeStruct), params/kernel "
+        "(ShapeDtypeStruct); pass what model.init returned, not its shapes",
+    ),
+    "an unbound module": (
+        (VARIABLES, MODEL, X, loss), f"apply_fn is a linen module (Dense); {LINEN}"
+    ),
+    "a class": (
+        (VARIABLES, nn.Dense, X, loss),
+        "apply_fn is the class Dense; pass a function of (params, *inputs), such as the apply of "
+        "an instance",
+    ),
+    "params and apply_fn swapped": (
+        (MODEL.apply, VARIABLES, X, loss),
+        "params is the function apply, which is not a tree of arrays; pass a tree of arrays"
+        + ORDER,
+    ),
+    "a model first": (
+        (MODEL, VARIABLES, X, loss),
+        f"params is a linen module (Dense), which is not a tree of arrays; {LINEN}{ORDER}",
+    ),
+    "apply_fn and dummy_input swapped": (
+        (VARIABLES, X, MODEL.apply, loss),
+        "apply_fn is an array of float32[64, 4]; pass a function of (params, *inputs)" + ORDER,
+    ),
+    "dummy_input and dummy_loss swapped": (
+        (VARIABLES, MODEL.apply, loss, X),
+        "dummy_loss is an array of float32[64, 4], which cannot be called; pass a function of "
+        "(output) or (output, key)" + ORDER,
+    ),
+    "apply_fn and dummy_loss swapped": (
+        (VARIABLES, loss, X, MODEL.apply),
+        "apply_fn is called as loss(params, input), but too many positional arguments; pass a "
+        "function of (params, *inputs), and several inputs as a tuple" + ORDER,
+    ),
+    "no input": (
+        (VARIABLES, MODEL.apply, None, loss),
+        "dummy_input is None; pass example inputs, or a function that draws them",
+    ),
+    "no loss": (
+        (VARIABLES, MODEL.apply, X, None),
+        "dummy_loss is None, which cannot be called; pass a function of (output) or (output, key)"
+        + ORDER,
+    ),
+    "a model with its apply": (
+        (VARIABLES, type("Transformed", (), {"apply": None})(), X, loss),
+        "apply_fn is a Transformed; pass its apply",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS, ids=IDS)
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
+def test_the_argument_is_named(call, arguments, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        call(*arguments)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=IDS)
+@pytest.mark.parametrize("failing", [loss, lambda y: y.mean()])
+def test_state_beside_the_output_asks_for_has_aux(call, failing):
+    message = (
+        r"^apply returned a pair, on which dummy_loss failed \(.*tuple.*\); if its second part is "
+        "state, as with Flax's mutable=, pass has_aux=True$"
+    )
+    with pytest.raises(ValueError, match=message):
+        call(STATE, MUTABLE, X, failing)
+    call(STATE, MUTABLE, X, failing, has_aux=True)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=IDS)
+def test_has_aux_without_a_pair_is_refused(call):
+    """Its first row would be taken for the output."""
+    message = (
+        "has_aux=True asks for (output, aux), but apply returned an array of float32[64, 8]; leave "
+        "has_aux out, or return both, as Flax does with mutable="
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        call(VARIABLES, MODEL.apply, X, loss, has_aux=True)
+
+
+def test_a_pair_may_be_the_output():
+    tuned = jinit.empirical_init(
+        {"w": 7 * jnp.eye(4)}, lambda p, x: (linear(p, x), x), X, lambda y: y[0].sum()
+    )
+    assert float(jnp.mean(linear(tuned, X) ** 2)) == pytest.approx(1, rel=1e-4)
+
+
+def test_keys_that_a_model_does_not_take():
+    message = (
+        "apply_fn is called as linear(params, input, rngs=...), but got an unexpected keyword "
+        "argument 'rngs'; pass a function of (params, *inputs), and several inputs as a tuple"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message + ORDER)}$"):
+        jinit.empirical_init({"w": jnp.eye(4)}, linear, X, loss, rngs="dropout")
+
+
+@pytest.mark.parametrize(
+    "leaf", [np.float32(2), 2.0, 3, True, np.ones(2, jnp.bfloat16), jax.random.key(0), 1j]
+)
+def test_numbers_and_keys_are_leaves(leaf):
+    tuned = jinit.empirical_init({"w": 7 * jnp.eye(4), "other": leaf}, linear, X, loss)
+    assert float(jnp.mean(linear(tuned, X) ** 2)) == pytest.approx(1, rel=1e-4)
+
+
+def test_an_equinox_model_by_its_arrays():
+    params, static = eqx.partition(MLP, eqx.is_array)
+
+    def apply_fn(params, x):
+        return jax.vmap(eqx.combine(params, static))(x)
+
+    tuned = jinit.empirical_init(params, apply_fn, X, loss)
+    assert float(jnp.mean(apply_fn(tuned, X) ** 2)) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_keras_model_is_named():
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    import keras
+
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(8)])
+    message = (
+        "params is a Keras model (Sequential), which is not a tree of arrays; pass as params "
+        "[v.value for v in model.trainable_variables], and as apply_fn a function that calls "
+        "model.stateless_call"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message + ORDER)}$"):
+        jinit.calibrate(model, lambda m, x: m(x), X, loss)
+    message = "params holds leaves that are not arrays: 0 (Variable), 1 (Variable); pass the value"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        jinit.calibrate(model.weights, lambda p, x: x @ p[0], X, loss)
+    with pytest.raises(TypeError, match=r"got a Keras model \(Sequential\)$"):
+        jinit.describe(model, X)
+    with pytest.raises(TypeError, match=r"^make_model is a Keras model \(Sequential\); pass a"):
+        jinit.coord_check(model, [4, 8], X, loss)
