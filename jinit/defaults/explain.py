@@ -43,7 +43,8 @@ def explain(init: Any, shape: Sequence[int]) -> tuple[str, Fans | None]:
 
     Returns:
         The text, which names factories of ``jinit.initializers`` and draws the same if it is
-        evaluated (a function of the user's own has its name alone); and ``fan_in`` and ``fan_out`` where the initializer looks at fans.
+        evaluated (a function of the user's own has its name alone); and ``fan_in`` and
+        ``fan_out`` where the initializer looks at fans.
 
     Example:
         >>> import jax
@@ -63,12 +64,12 @@ def explain(init: Any, shape: Sequence[int]) -> tuple[str, Fans | None]:
 
 
 def _as_ours(init: Any) -> Any:
-    """Turns numbers, and what JAX's own factories return, into initializers of jinit."""
+    """Turns numbers, and what the factories of JAX and Flax return, into initializers of jinit."""
     if isinstance(init, int | float):
         return constant(init)
     init = init.init if isinstance(init, Passed) else init
     inner = inspect.unwrap(init.func if isinstance(init, functools.partial) else init)
-    if not getattr(inner, "__module__", "").startswith("jax."):
+    if (getattr(inner, "__module__", None) or "").partition(".")[0] not in ("jax", "flax"):
         return inner
     factory = _OURS.get(_factory(inner))
     return inner if factory is None else factory(_captured(inner)) or inner
@@ -106,9 +107,10 @@ _OURS: Mapping[str, Callable[[Mapping[str, Any]], Initializer | None]] = {
     "truncated_normal": _truncated_normal,
     "constant": _constant,
     "orthogonal": functools.partial(_orthogonal, orthogonal),
+    "modified_orthogonal": lambda _: orthogonal(),
     "delta_orthogonal": functools.partial(_orthogonal, delta_orthogonal),
 }
-"""What draws the same as the factories of ``jax.nn.initializers``, from what they were given."""
+"""What draws the same as the factories of JAX and Flax, from what they were given."""
 
 
 def _captured(function: Any) -> Mapping[str, Any]:

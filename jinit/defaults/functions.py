@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable
 
 from jinit.defaults.contexts import applied_everywhere
-from jinit.defaults.layer_defaults import LayerDefaults, class_name
+from jinit.defaults.layer_defaults import LayerDefaults
+from jinit.defaults.refusals import class_name
 from jinit.defaults.systems import System, table_of
 from jinit.defaults.undo import Undo
 

@@ -11,13 +11,14 @@ import flax.linen as nn
 
 from jinit.defaults.active import leave
 from jinit.defaults.contexts import begin, wrapped_class
+from jinit.defaults.refusals import advice, class_name, is_generator
 from jinit.defaults.table import LayerTable
 
-__all__ = ["LayerDefaults", "class_name"]
+__all__ = ["LayerDefaults"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound=nn.Module | type[nn.Module])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -58,24 +59,29 @@ class LayerDefaults:
         """Decorates a function: the defaults are active while it runs.
 
         Args:
-            function: Usually ``model.init``, or a training step, inside or outside ``jax.jit``.
+            function: Usually ``model.init``, or a training step, inside or outside ``jax.jit``. A
+                Linen module, or a class of these, is wrapped: see ``wrap``.
 
         Returns:
             The function with the defaults active; a coroutine function stays one.
 
         Raises:
-            TypeError: If it is not callable, or is a module, a class or a generator, which would
-                run outside.
+            TypeError: If it is not callable, or is a class or a generator, which would run outside,
+                or a module of another library than Flax's Linen.
         """
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        if _is_linen(function):
+            return cast(Any, self.wrap(cast(Any, function)))
+        if is_generator(function):
             raise TypeError(
                 f"{self.name}() cannot decorate the generator {class_name(function)}, whose body "
                 f"runs after the call; use 'with {self.name}():' inside it"
             )
-        if isinstance(function, nn.Module | type) or not callable(function):
+        found = advice(function, self.name)
+        if found or isinstance(function, type) or not callable(function):
+            found = found or f"for a module use {self.name}().wrap(module)"
             raise TypeError(
                 f"{self.name}() decorates a function such as model.init, got "
-                f"{class_name(function)}; for a module use {self.name}().wrap(module)"
+                f"{class_name(function)}; {found}"
             )
 
         @functools.wraps(function)
@@ -97,11 +103,11 @@ class LayerDefaults:
         epsilon and momentum.
 
         Args:
-            module: A Linen module that is not bound.
+            module: A Linen module that is not bound, or a class of Linen modules.
 
         Returns:
-            A module of a subclass with the same name, fields and parameters. It cannot be
-            pickled, though copied and cloned; wrap the module anew instead.
+            A module of a subclass with the same name, fields and parameters, or that subclass. It
+            cannot be pickled, though copied and cloned; wrap the module anew instead.
 
         Raises:
             TypeError: If it is not a Linen module.
@@ -115,11 +121,13 @@ class LayerDefaults:
             >>> round(float(model.apply(variables, jnp.array([-0.1, 0.1]))[1]), 3)
             0.953
         """
-        if not isinstance(module, nn.Module):
+        if not _is_linen(module):
+            found = advice(module, self.name) or f"for a function use {self.name}()(function)"
             raise TypeError(
-                f"{self.name}().wrap takes a flax.linen module, got {class_name(module)}; "
-                f"for a function use {self.name}()(function)"
+                f"{self.name}().wrap takes a flax.linen module, got {class_name(module)}; {found}"
             )
+        if isinstance(module, type):
+            return cast(Any, wrapped_class(module, self.table))
         if module.scope is not None:
             raise ValueError(
                 f"{self.name}().wrap takes a module that is not bound, got a bound "
@@ -133,6 +141,6 @@ class LayerDefaults:
         return f"{self.name}({arguments})"
 
 
-def class_name(value: object) -> str:
-    """Names a class as itself and anything else by its class."""
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+def _is_linen(value: object) -> bool:
+    cls = value if isinstance(value, type) else type(value)
+    return issubclass(cls, nn.Module)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from jinit.defaults.active import active_table
-from jinit.defaults.observed import tell
+from jinit.defaults.observed import tell, tell_built
 from jinit.defaults.patches import Make, Target
 from jinit.defaults.table import Derived, LayerTable
 
@@ -34,10 +34,12 @@ def _constructor(layer: type, own: Callable | None) -> Callable:
         try:
             given = signature.bind(self, *args, **kwargs)
         except TypeError:
-            return construct(*args, **kwargs)  # it says better what is wrong
+            construct(*args, **kwargs)  # it says better what is wrong
+            return
         values = _values(active_table(), layer, given)
         tell(self, values, {**given.arguments, **values})
-        return construct(*args, **kwargs, **values)
+        construct(*args, **kwargs, **values)
+        tell_built(self)
 
     return __init__
 

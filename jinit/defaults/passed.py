@@ -124,7 +124,7 @@ def _noticing(cls: type, own: Callable) -> Callable:
         object.__setattr__(self, _NOTICED, True)
         return own(*given.args, **given.kwargs)
 
-    __init__._notices = True
+    vars(__init__)["_notices"] = True
     return __init__
 
 

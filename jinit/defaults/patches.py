@@ -36,9 +36,13 @@ class Patches:
         with _lock:
             for target, make in targets.items():
                 _exchange(target, make)
-        finalizer = weakref.finalize(self, _drop, tuple(targets))
-        finalizer.atexit = False
+        self._finalizer = weakref.finalize(self, _drop, tuple(targets))
+        self._finalizer.atexit = False
         _settle()
+
+    def close(self) -> None:
+        """Ends the exchange at once, where no task can need it longer."""
+        self._finalizer()
 
 
 def _exchange(target: Target, make: Make) -> None:

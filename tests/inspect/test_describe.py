@@ -338,3 +338,46 @@ def test_a_generator_is_not_decorated():
 
     with pytest.raises(TypeError, match="cannot decorate the generator"):
         jinit.keras_defaults()(steps)
+
+
+def stacked():
+    @nnx.vmap
+    def linear(key):
+        return nnx.Linear(4, 3, rngs=nnx.Rngs(key))
+
+    @nnx.split_rngs(splits=5)
+    @nnx.vmap
+    def norm(rngs):
+        return nnx.BatchNorm(3, rngs=rngs)
+
+    return nnx.Dict(
+        linear=linear(jax.random.split(jax.random.key(0), 5)),
+        norm=norm(nnx.Rngs(0)),
+        jitted=nnx.jit(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)))(),
+        shapes=nnx.eval_shape(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0))),
+    )
+
+
+def test_what_transformations_of_nnx_build():
+    parameters = found(jinit.describe(stacked))
+    assert parameters["linear/kernel"] == ((5, 4, 3), lecun(4), (4, 3), "default")
+    with jinit.keras_defaults():
+        description = jinit.describe(stacked)
+    parameters = found(description)
+    assert parameters["linear/kernel"] == ((5, 4, 3), glorot(4, 3), (4, 3), "keras")
+    assert parameters["linear/bias"] == ((5, 3), "zeros()", None, "default")
+    assert parameters["norm/scale"] == ((5, 3), "ones()", None, "default")
+    for name in ("jitted", "shapes"):
+        assert parameters[f"{name}/kernel"] == ((2, 3), glorot(2, 3), (2, 3), "keras")
+    assert numbers(description)["norm", "epsilon"] == (1e-3, "keras")
+
+
+def test_a_module_that_an_earlier_description_made_is_not_mixed_up():
+    made = []
+
+    def build():
+        made.append(nnx.Linear(2, 3, kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0)))
+        return nnx.Dict(old=made[0], new=nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+
+    jinit.describe(build)
+    assert found(jinit.describe(build))["old/kernel"][1:] == ("-", None, "-")
