@@ -38,7 +38,9 @@ class Reader:
         common = EVERY_INITIALIZER if self._makes_initializer else {}
         self._known = {**common, **ARGUMENTS.get(name, {})}
 
-    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    def read(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Returns arguments by position and by name that the function takes.
 
         Raises:
@@ -159,11 +161,12 @@ def _is_drawing(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
         return True
     if not args:
         return False
-    if _is_key(args[0]) or (args[0] is None and len(args) > 1 and _is_shape(args[1])):
+    first, second = [*args, None][:2]
+    if _is_key(first) or (first is None and _is_shape(second)):
         return True
-    typed = "dtype" in kwargs or (len(args) > 1 and _is_dtype(args[1]))
+    typed = "dtype" in kwargs or _is_dtype(second)
     # The value of a constant may look like a shape.
-    return _is_shape(args[0]) and typed and name != "constant"
+    return _is_shape(first) and typed and name != "constant"
 
 
 def _is_key(value: Any) -> bool:

@@ -13,7 +13,7 @@ from jinit.defaults.fans import (
     linear_general_fans,
     nnx_einsum_fans,
 )
-from jinit.defaults.gates import Blocks, joint, per_gate
+from jinit.defaults.gates import blocks, joint, per_gate
 from jinit.defaults.table import Derived, Role, Row, rows
 from jinit.initializers import ones, orthogonal, uniform, xavier_uniform, zeros
 
@@ -79,7 +79,7 @@ KERAS: tuple[Row, ...] = (
             nnx.ConvTranspose: GLOROT,
             nnx.Embed: EMBEDDING,
             nnx.LSTMCell: LSTM,
-            nnx.OptimizedLSTMCell: {**RECURRENT, "bias_init": Blocks(BIASES)},
+            nnx.OptimizedLSTMCell: {**RECURRENT, "bias_init": blocks(*BIASES)},
             nnx.GRUCell: RECURRENT,
             nnx.SimpleCell: RECURRENT,
             nnx.PReLU: SLOPE,
