@@ -143,7 +143,7 @@ def startup(
         debug_nans: Whether the first NaN raises.
         debug_key_reuse: Whether a key that is used twice raises.
         platform: ``cpu``, ``gpu``, ``cuda``, ``rocm`` or ``tpu``, or several in the order of
-            preference, joined by commas.
+            preference, joined by commas, of which CUDA is passed over where there is no NVIDIA GPU.
         cpu_devices: The number of devices that the CPU is divided into, at most 1024.
         compilation_cache: Whether compiled programs are kept for the next run: True keeps them in
             a folder of the user's own that others cannot write to, or name a folder. Programs
