@@ -296,7 +296,8 @@ def _outcome(name: str, plan: _Plan) -> Outcome:
     setting, before = SETTINGS[name], _LAST.settings.get(name)
     native = setting.user_variables()
     from_users = status == "unchanged" and setting.is_from_environment(value)
-    from_parent = [variable for variable in setting.native if inherited(variable)]
+    texts = {variable: os.environ.get(variable, "") for variable in setting.native}
+    from_parent = [v for v, text in texts.items() if inherited(v) and setting.spelling(v, text)]
     if native and (from_users or status == "overridden by the environment"):
         origin, source = "environment", ", ".join(native)
     elif from_parent and not before and status == "unchanged" and value is not None:

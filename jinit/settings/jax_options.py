@@ -10,7 +10,7 @@ from jinit.settings._jax_private import (
     registered_platforms,
     skipped_platforms,
 )
-from jinit.settings.flag_text import read_variable
+from jinit.settings.flag_text import read_flags
 from jinit.settings.parsing import FLAG, SWITCH, Parser, choice, integer, optional, refusal
 from jinit.settings.setting import Choice, Setting, Source
 from jinit.settings.undo import on_failure
@@ -172,7 +172,7 @@ def _devices_in(variable: str, text: str) -> str:
     """The count in a variable: XLA's flag is another way to ask for it."""
     if variable != "XLA_FLAGS":
         return text
-    count = read_variable("XLA_FLAGS").flags.get(DEVICE_FLAG) or ""
+    count = read_flags(text).flags.get(DEVICE_FLAG) or ""
     legal = count.isdecimal() and len(count) < 5 and 0 < int(count) <= MAX_CPU_DEVICES
     return count if legal else ""  # what is not legal will not be set
 
@@ -185,7 +185,8 @@ def _current_devices() -> int:
         with suppress(RuntimeError):  # the CPU is not among the platforms
             return jax.local_device_count("cpu")
     asked = option("jax_num_cpu_devices")
-    return asked if asked > 0 else int(_devices_in("XLA_FLAGS", "") or 1)
+    text = os.environ.get("XLA_FLAGS", "")
+    return asked if asked > 0 else int(_devices_in("XLA_FLAGS", text) or 1)
 
 
 def _verify_devices(choice: Choice) -> None:
