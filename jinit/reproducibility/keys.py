@@ -128,7 +128,8 @@ def place_key(name: str, key: "jax.Array", sharding: Any, there: Any) -> "jax.Ar
     if sharding is None:
         return key
     try:
-        return jax.device_put(key, sharding)
+        # device_put refuses typed keys where another process has some of the devices
+        return jax.jit(lambda key: key, out_shardings=sharding)(key)
     except (TypeError, ValueError) as error:
         fault = f"of shape {key.shape} cannot be put on {sharding}: {error}"
         raise ValueError(_refusal(name, fault)) from error
