@@ -8,6 +8,8 @@ chooses the precision they are trained in. Every public name is listed here; apa
 import importlib
 from typing import TYPE_CHECKING
 
+from jinit import _known
+
 # Bound now: the module ``jinit.startup``, imported later, would take the function's name.
 from jinit.startup import startup, startup_report
 
@@ -88,7 +90,7 @@ def __getattr__(name: str) -> object:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value
-    raise AttributeError(f"module 'jinit' has no attribute {name!r}")
+    return _known.known_names("jinit", __all__)(name)
 
 
 def __dir__() -> list[str]:

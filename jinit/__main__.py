@@ -19,8 +19,7 @@ def env(argv: Sequence[str]) -> int:
     except (TypeError, ValueError, RuntimeError, OSError, Warning) as error:
         parser.error(str(error))
     report = startup_report()
-    text = report.to_json() if options.json else str(report)
-    print(text.encode(errors="backslashreplace").decode())
+    print(report.to_json() if options.json else report)
     return 0
 
 

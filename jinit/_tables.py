@@ -2,9 +2,39 @@
 
 import io
 import math
+import sys
 from collections.abc import Iterable, Sequence
 
-__all__ = ["format_number", "format_table"]
+__all__ = ["format_number", "format_table", "printable"]
+
+_PLAIN = {"─": "-", "→": ">", "×": "x"}
+"""The library's own characters in ASCII, each as wide as before, so that columns stay aligned."""
+
+
+def printable(text: str) -> str:
+    """Replaces the characters that ``sys.stdout`` cannot encode, so that print does not raise.
+
+    An output may be ASCII or a Windows code page. The library's own characters become plain ones,
+    others (a name, a path, a byte that is not UTF-8) the escapes that Python writes.
+
+    Example:
+        >>> printable("before → after")
+        'before → after'
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return "".join(c if _encodes(c, encoding) else _plain(c) for c in text)
+
+
+def _encodes(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _plain(character: str) -> str:
+    return _PLAIN.get(character) or character.encode("ascii", "backslashreplace").decode()
 
 
 def format_number(value: float | None) -> str:
@@ -29,7 +59,8 @@ def format_table(
         width: The most characters a line may take; longer cells are folded.
 
     Returns:
-        The table, without colour codes and without a final newline.
+        The table in characters that ``sys.stdout`` has, without colour codes and without a final
+        newline.
 
     Example:
         >>> print(format_table(["leaf", ">rms"], [["kernel", "1.0"]]))
@@ -41,14 +72,17 @@ def format_table(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
-    for column in columns:
+    table = Table(
+        title=printable(title) or None, title_justify="left", title_style="", box=box.SIMPLE_HEAD
+    )
+    for column in map(printable, columns):
         right = column.startswith(">")
         table.add_column(column[right:], justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     text = io.StringIO()
     # force_jupyter: in a notebook rich would show the table instead of writing it to the file
     options = {"color_system": None, "markup": False, "highlight": False, "force_jupyter": False}
     Console(file=text, width=width, **options).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
+    lines = printable(text.getvalue()).splitlines()
+    return "\n".join(line.rstrip() for line in lines if line.strip())

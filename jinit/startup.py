@@ -143,7 +143,7 @@ def startup(
         debug_nans: Whether the first NaN raises.
         debug_key_reuse: Whether a key that is used twice raises.
         platform: ``cpu``, ``gpu``, ``cuda``, ``rocm`` or ``tpu``, or several in the order of
-            preference, joined by commas.
+            preference, joined by commas, of which CUDA is passed over where there is no NVIDIA GPU.
         cpu_devices: The number of devices that the CPU is divided into, at most 1024.
         compilation_cache: Whether compiled programs are kept for the next run: True keeps them in
             a folder of the user's own that others cannot write to, or name a folder. Programs
@@ -296,7 +296,8 @@ def _outcome(name: str, plan: _Plan) -> Outcome:
     setting, before = SETTINGS[name], _LAST.settings.get(name)
     native = setting.user_variables()
     from_users = status == "unchanged" and setting.is_from_environment(value)
-    from_parent = [variable for variable in setting.native if inherited(variable)]
+    texts = {variable: os.environ.get(variable, "") for variable in setting.native}
+    from_parent = [v for v, text in texts.items() if inherited(v) and setting.spelling(v, text)]
     if native and (from_users or status == "overridden by the environment"):
         origin, source = "environment", ", ".join(native)
     elif from_parent and not before and status == "unchanged" and value is not None:

@@ -5,6 +5,7 @@ the loss of a training step, and ``value_and_grad`` differentiates it at its sca
 ``loss_scaling`` is the optax transformation alone.
 """
 
+from jinit import _known
 from jinit.amp.autocast import Autocast, autocast
 from jinit.amp.explain import ExplainedOp, Explanation, explain
 from jinit.amp.frontend import initialize
@@ -44,3 +45,5 @@ __all__ = [
     "unscale",
     "value_and_grad",
 ]
+
+__getattr__ = _known.known_names(__name__, __all__)

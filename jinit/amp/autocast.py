@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
+from jinit._known import known_arguments
 from jinit.amp.casting import Decisions, Record, cast_to
 from jinit.amp.levels import resolve_half_dtype
 from jinit.amp.op_lists import OPS, OpLists
@@ -81,6 +82,7 @@ class Autocast:
         return Decisions(self.ops, self.half_dtype, tags, record), tags
 
 
+@known_arguments
 def autocast(
     fn: Callable[..., Any],
     policy: Policy | None = None,

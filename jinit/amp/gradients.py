@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jinit._known import known_arguments
+
 __all__ = [
     "UnscaledGrads",
     "check_loss_id",
@@ -70,6 +72,7 @@ class UnscaledGrads:
         return jnp.stack([jnp.asarray(True), *marks]).all()
 
 
+@known_arguments
 def scale_loss(
     loss: jax.typing.ArrayLike, opt_state: optax.OptState, loss_id: int = 0
 ) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jinit._known import known_arguments
 from jinit.amp.gradients import find_scale
 from jinit.amp.schedule import GREATEST_SCALE, LEAST_SCALE
 
@@ -16,6 +17,7 @@ __all__ = ["load_state_dict", "state_dict"]
 _FIELDS = ("loss_scale", "unskipped")
 
 
+@known_arguments
 def state_dict(opt_state: optax.OptState) -> dict[str, dict[str, float | int]]:
     """Reads the scales of an optimizer's state.
 
@@ -47,6 +49,7 @@ def state_dict(opt_state: optax.OptState) -> dict[str, dict[str, float | int]]:
     }
 
 
+@known_arguments
 def load_state_dict(
     opt_state: optax.OptState, state: Mapping[str, Mapping[str, Any]]
 ) -> optax.OptState:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable
 
 from jinit.defaults.contexts import applied_everywhere
-from jinit.defaults.layer_defaults import LayerDefaults, class_name
+from jinit.defaults.layer_defaults import LayerDefaults
+from jinit.defaults.refusals import class_name
 from jinit.defaults.systems import System, table_of
 from jinit.defaults.undo import Undo
 
@@ -35,18 +36,22 @@ def keras_defaults(
 
     Used as ``with keras_defaults(): ...``, as ``keras_defaults()(model.init)``, and as
     ``keras_defaults().wrap(model)``. What was passed to a layer explicitly is never replaced, a
-    partitioned initializer neither. A Linen layer counts as left alone where it carries its
-    class's own default object, so that object, passed explicitly, cannot be told from nothing,
-    and a layer that was pickled and loaded counts as explicit. For an NNX layer all arguments
-    that the constructor is given are explicit.
+    partitioned initializer neither, nor Flax's own default where it is passed to a layer that is
+    constructed inside, as in ``bias_init=nn.initializers.zeros_init()``: it counts as explicit,
+    also where a module hands on the default of its own field. Of a Linen layer that was
+    constructed outside, as a model that is wrapped, this one object cannot be told from nothing,
+    and ``describe`` notes it; a layer that was pickled and loaded counts as explicit. For an NNX
+    layer all arguments that the constructor is given are explicit.
 
     Epsilon and momentum count when a layer is applied. An NNX layer keeps those that it was
     constructed with. For a Linen model, ``apply`` must run inside as well: with ``wrap`` all
     methods of the model do, though not a layer of it that is called from outside, as in
     ``model.bind(variables).layer(x)``; the first two forms warn, once per class of model, when
     they initialise a model whose norm layers would fall back at apply. Of nested contexts the
-    innermost alone is in force. A context belongs to its thread; functions that were traced
-    under other defaults are traced again. The layers of Haiku and Equinox are left alone;
+    innermost alone is active. A context belongs to its thread and its task: tasks of asyncio that
+    begin inside inherit it, others never see it. Functions that were traced under other defaults
+    are traced again. Of event loops other than asyncio's own, jit's caches do not know the tasks:
+    there, leave a context before an ``await``. The layers of Haiku and Equinox are left alone;
     ``initializers.reinit`` draws their leaves anew.
 
     Args:
@@ -128,9 +133,10 @@ def global_keras_initializers(
     """Gives Flax's layers the defaults of Keras in the whole process, in all its threads.
 
     It is ``keras_defaults`` for a program that never leaves it, under the name and with the
-    conventions of minnt. Epsilon and momentum hold at apply, too. A thread's own context goes
-    before it; of several calls the newest counts. It reaches Linen modules through a method that
-    Flax does not document; a test of jinit tells when a new version of Flax has lost it.
+    conventions of minnt. Epsilon and momentum hold at apply, too. A task's or a thread's own
+    context goes before it; of several calls the newest counts. Like every context it reaches
+    Linen modules through a method that Flax does not document; a test of jinit tells when a new
+    version of Flax has lost it.
 
     Args:
         parameter_initialization: Whether parameters are drawn as in Keras.

@@ -13,7 +13,7 @@ from jinit.defaults.table import Derived
 from jinit.initializers import constant
 from jinit.initializers.base import Initializer
 
-__all__ = ["Blocks", "Joint", "PerGate", "joint", "per_gate"]
+__all__ = ["Blocks", "Joint", "PerGate", "blocks", "joint", "per_gate"]
 
 
 @dataclass
@@ -83,6 +83,11 @@ def joint(init: Initializer, gates: int) -> Derived:
 def per_gate(*inits: Initializer) -> Derived:
     """Returns the default that draws each gate's parameter with an initializer of its own."""
     return Derived(lambda *_, **__: PerGate(inits), f"per_gate({_texts(inits)})")
+
+
+def blocks(*inits: Initializer | float) -> "Blocks":
+    """Returns the initializer of an array of all gates, from one initializer or number a gate."""
+    return Blocks(tuple(i if isinstance(i, Initializer) else constant(i) for i in inits))
 
 
 @dataclass(frozen=True)

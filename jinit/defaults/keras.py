@@ -13,7 +13,7 @@ from jinit.defaults.fans import (
     linear_general_fans,
     nnx_einsum_fans,
 )
-from jinit.defaults.gates import Blocks, joint, per_gate
+from jinit.defaults.gates import blocks, joint, per_gate
 from jinit.defaults.table import Derived, Role, Row, rows
 from jinit.initializers import ones, orthogonal, uniform, xavier_uniform, zeros
 
@@ -33,7 +33,7 @@ def _by_equation(fans: Any) -> Derived:
 
 
 GLOROT = {"kernel_init": xavier_uniform()}
-EMBEDDING = {"embedding_init": uniform(-0.05, 0.05)}
+EMBEDDING = {"embedding_init": uniform(low=-0.05, high=0.05)}
 SLOPE = {"negative_slope_init": 0.0}
 RECURRENT = {**GLOROT, "recurrent_kernel_init": orthogonal()}
 # The bias of the forget gate is 1. ConvLSTMCell adds its 1 itself, and MGUCell's is 1 already.
@@ -79,7 +79,7 @@ KERAS: tuple[Row, ...] = (
             nnx.ConvTranspose: GLOROT,
             nnx.Embed: EMBEDDING,
             nnx.LSTMCell: LSTM,
-            nnx.OptimizedLSTMCell: {**RECURRENT, "bias_init": Blocks(BIASES)},
+            nnx.OptimizedLSTMCell: {**RECURRENT, "bias_init": blocks(*BIASES)},
             nnx.GRUCell: RECURRENT,
             nnx.SimpleCell: RECURRENT,
             nnx.PReLU: SLOPE,

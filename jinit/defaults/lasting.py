@@ -1,17 +1,17 @@
 """Warns where epsilon or momentum would be forgotten between ``init`` and ``apply``."""
 
 import contextlib
-import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import flax.linen as nn
 
 from jinit.defaults.table import LayerTable, Row
 
-__all__ = ["LostAtApplyWarning", "begin", "watch"]
+__all__ = ["LostAtApplyWarning", "Watch", "look", "nothing_is_lost"]
 
 
 class LostAtApplyWarning(UserWarning):
@@ -19,7 +19,7 @@ class LostAtApplyWarning(UserWarning):
 
 
 @dataclass
-class _Watch:
+class Watch:
     """What was seen since a context was entered.
 
     Attributes:
@@ -31,29 +31,23 @@ class _Watch:
     whole: bool = False
 
 
-class _Current(threading.local):
-    def __init__(self) -> None:
-        self.watch = _Watch()
-
-
-_current = _Current()
+_silent: ContextVar[bool] = ContextVar("jinit_nothing_is_lost", default=False)
 _warned: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 @contextlib.contextmanager
-def begin(lasts: bool) -> Iterator[None]:
-    """Begins to watch the models that run, unless the defaults last."""
-    before, _current.watch = _current.watch, _Watch(lasts)
+def nothing_is_lost() -> Iterator[None]:
+    """Keeps silent about models that run to be looked at only."""
+    token = _silent.set(True)
     try:
         yield
     finally:
-        _current.watch = before
+        _silent.reset(token)
 
 
-def watch(module: nn.Module, rows: Sequence[Row], table: LayerTable) -> None:
+def look(module: nn.Module, rows: Sequence[Row], table: LayerTable, watching: Watch | None) -> None:
     """Warns, once per class of model, if one of the rows of a layer is lost at apply."""
-    watching = _current.watch
-    if watching.lasting or module.scope is None:
+    if watching is None or watching.lasting or _silent.get() or module.scope is None:
         return
     # A context that a model opens itself is there at apply too: then its top has not been seen.
     watching.whole = watching.whole or not module.scope.path

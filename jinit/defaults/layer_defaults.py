@@ -1,41 +1,32 @@
 """A table of defaults as a context manager, a decorator and a wrapper."""
 
-import contextlib
 import dataclasses
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar, cast
 
 import flax.linen as nn
 
-from jinit.defaults.contexts import applied, wrapped_class
+from jinit.defaults.active import leave
+from jinit.defaults.contexts import begin, wrapped_class
+from jinit.defaults.refusals import advice, class_name, is_generator
 from jinit.defaults.table import LayerTable
 
-__all__ = ["LayerDefaults", "class_name"]
+__all__ = ["LayerDefaults"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-M = TypeVar("M", bound=nn.Module)
-
-
-class _Entered(threading.local):
-    """The contexts that a thread is in, the innermost last."""
-
-    def __init__(self) -> None:
-        self.stack: list[contextlib.AbstractContextManager] = []
-
-
-_entered = _Entered()
+M = TypeVar("M", bound=nn.Module | type[nn.Module])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LayerDefaults:
     """Defaults for the layers of a model: a context manager, a decorator and a wrapper.
 
-    It can be entered again and from several threads; it holds in the thread that entered it.
+    It can be entered again, in several tasks and threads; it holds in the task that entered it, and
+    in those that begin inside.
 
     Attributes:
         table: Which field of which layer gets which value; ``print(defaults.table)`` shows it.
@@ -48,9 +39,7 @@ class LayerDefaults:
     arguments: Mapping[str, Any]
 
     def __enter__(self) -> Self:
-        context = applied(self.table, lasts=False)
-        context.__enter__()
-        _entered.stack.append(context)
+        begin(self.table, self, lasts=False)
         return self
 
     def __exit__(
@@ -59,30 +48,40 @@ class LayerDefaults:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _entered.stack.pop().__exit__(kind, error, trace)
+        # A coroutine that is thrown away is closed in whatever task runs at that moment.
+        if not leave(self) and kind is not GeneratorExit:
+            raise RuntimeError(
+                f"{self!r} is left in a task or thread that did not enter it; contexts hold in "
+                "the task that enters them, and in those that begin inside"
+            ) from error
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Decorates a function: the defaults hold while it runs.
+        """Decorates a function: the defaults are active while it runs.
 
         Args:
-            function: Usually ``model.init``, or a training step, inside or outside ``jax.jit``.
+            function: Usually ``model.init``, or a training step, inside or outside ``jax.jit``. A
+                Linen module, or a class of these, is wrapped: see ``wrap``.
 
         Returns:
-            The function with the defaults in force.
+            The function with the defaults active; a coroutine function stays one.
 
         Raises:
-            TypeError: If it is not callable, or is a module, a class or a generator, which would
-                run outside.
+            TypeError: If it is not callable, or is a class or a generator, which would run outside,
+                or a module of another library than Flax's Linen.
         """
-        if inspect.isgeneratorfunction(function):
+        if _is_linen(function):
+            return cast(Any, self.wrap(cast(Any, function)))
+        if is_generator(function):
             raise TypeError(
                 f"{self.name}() cannot decorate the generator {class_name(function)}, whose body "
                 f"runs after the call; use 'with {self.name}():' inside it"
             )
-        if isinstance(function, nn.Module | type) or not callable(function):
+        found = advice(function, self.name)
+        if found or isinstance(function, type) or not callable(function):
+            found = found or f"for a module use {self.name}().wrap(module)"
             raise TypeError(
                 f"{self.name}() decorates a function such as model.init, got "
-                f"{class_name(function)}; for a module use {self.name}().wrap(module)"
+                f"{class_name(function)}; {found}"
             )
 
         @functools.wraps(function)
@@ -90,20 +89,25 @@ class LayerDefaults:
             with self:
                 return function(*args, **kwargs)
 
-        return decorated
+        @functools.wraps(function)
+        async def awaited(*args: P.args, **kwargs: P.kwargs) -> Any:
+            with self:
+                return await cast(Any, function(*args, **kwargs))
+
+        return cast(Any, awaited) if inspect.iscoroutinefunction(function) else decorated
 
     def wrap(self, module: M) -> M:
-        """Returns the same module, with the defaults in force whenever one of its methods runs.
+        """Returns the same module, with the defaults active whenever one of its methods runs.
 
         It is the form for models with norm layers: ``init`` and ``apply`` cannot disagree about
         epsilon and momentum.
 
         Args:
-            module: A Linen module that is not bound.
+            module: A Linen module that is not bound, or a class of Linen modules.
 
         Returns:
-            A module of a subclass with the same name, fields and parameters. It cannot be
-            pickled, though copied and cloned; wrap the module anew instead.
+            A module of a subclass with the same name, fields and parameters, or that subclass. It
+            cannot be pickled, though copied and cloned; wrap the module anew instead.
 
         Raises:
             TypeError: If it is not a Linen module.
@@ -117,11 +121,13 @@ class LayerDefaults:
             >>> round(float(model.apply(variables, jnp.array([-0.1, 0.1]))[1]), 3)
             0.953
         """
-        if not isinstance(module, nn.Module):
+        if not _is_linen(module):
+            found = advice(module, self.name) or f"for a function use {self.name}()(function)"
             raise TypeError(
-                f"{self.name}().wrap takes a flax.linen module, got {class_name(module)}; "
-                f"for a function use {self.name}()(function)"
+                f"{self.name}().wrap takes a flax.linen module, got {class_name(module)}; {found}"
             )
+        if isinstance(module, type):
+            return cast(Any, wrapped_class(module, self.table))
         if module.scope is not None:
             raise ValueError(
                 f"{self.name}().wrap takes a module that is not bound, got a bound "
@@ -135,6 +141,6 @@ class LayerDefaults:
         return f"{self.name}({arguments})"
 
 
-def class_name(value: object) -> str:
-    """Names a class as itself and anything else by its class."""
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+def _is_linen(value: object) -> bool:
+    cls = value if isinstance(value, type) else type(value)
+    return issubclass(cls, nn.Module)

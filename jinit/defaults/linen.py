@@ -1,4 +1,4 @@
-"""Applies the table in force to the layers of ``flax.linen``, while their methods run."""
+"""Applies the active table to the layers of ``flax.linen``, while their methods run."""
 
 import contextlib
 import functools
@@ -9,13 +9,17 @@ from typing import Any
 import flax.linen as nn
 
 from jinit.defaults import lasting
-from jinit.defaults.in_force import table_in_force
+from jinit.defaults.active import active_table, innermost
 from jinit.defaults.observed import tell
 from jinit.defaults.table import Derived, LayerTable, Row
 
-__all__ = ["intercepting", "intercepting_everywhere", "replaced"]
+__all__ = ["METHODS", "intercepted", "is_left_alone", "replaced"]
 
 Context = nn.module.InterceptorContext
+
+
+METHODS = nn.Module, "_call_wrapped_method"
+"""What every method of a module goes through, in any thread, and where interceptors are run."""
 
 
 class _Thread(threading.local):
@@ -25,46 +29,39 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-@contextlib.contextmanager
-def intercepting() -> Iterator[None]:
-    """Lets layers that run in this thread look at the table in force."""
-    # Flax's interceptors are a thread's own. One serves all nested contexts.
-    if _thread.intercepts:
-        yield
-        return
-    _thread.intercepts = True
-    try:
-        with nn.intercept_methods(_intercept):
-            yield
-    finally:
-        _thread.intercepts = False
-
-
-@contextlib.contextmanager
-def intercepting_everywhere() -> Iterator[None]:
-    """Lets layers that run in any thread look at the table in force."""
-    # Flax has interceptors of one thread only. This is the method that looks for them, and every
-    # method of a module, of a bound one too, goes through it.
-    original = nn.Module._call_wrapped_method
+def intercepted(_: type, original: Callable) -> Callable:
+    """Returns what calls a module's methods, and looks at the active table before."""
 
     @functools.wraps(original)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with intercepting():
+        with contextlib.nullcontext() if _thread.intercepts else _intercepting():
             return original(self, *args, **kwargs)
 
-    nn.Module._call_wrapped_method = call
+    return call
+
+
+@contextlib.contextmanager
+def _intercepting() -> Iterator[None]:
+    """Puts the interceptor around those of the user, who sees the values of the table then."""
+    # Not for as long as a context is active, as Flax's own intercept_methods would: tasks of one
+    # thread leave theirs in any order, and its stack knows one order only.
+    stack = nn.module._global_interceptor_stack._storage
+    stack.insert(0, _intercept)
+    _thread.intercepts = True
     try:
         yield
     finally:
-        nn.Module._call_wrapped_method = original
+        _thread.intercepts = False
+        stack.remove(_intercept)
 
 
 def _intercept(next_fun: Callable, args: tuple, kwargs: dict, context: Context) -> Any:
-    table = table_in_force()
+    table = active_table()
     if table is None:
         return next_fun(*args, **kwargs)
     rows = _rows_left_alone(table, context)
-    lasting.watch(context.module, rows, table)
+    entry = innermost()
+    lasting.look(context.module, rows, table, entry and entry.watch)
     if not rows:
         return next_fun(*args, **kwargs)
     values = {row.field: _value(row, context.module, args, kwargs) for row in rows}
@@ -83,14 +80,26 @@ def _rows_left_alone(table: LayerTable, context: Context) -> list[Row]:
 
 
 def _concerns(row: Row, context: Context) -> bool:
-    # Identity, not equality: a user's own 1e-6 or lecun_normal() is another object, and so is
-    # the default of a subclass that declares the field anew.
     module = context.module
     return (
-        module.__dict__.get(row.field) is row.library_default
+        is_left_alone(row, module)
         and (row.role is None or row.role.played_by(module))
         and (not isinstance(row.value, Derived) or _is_call_of(row.layer, context))
     )
+
+
+def is_left_alone(row: Row, module: nn.Module) -> bool:
+    """Returns whether a layer's user passed nothing for the field of a row."""
+    # Identity, not equality: a user's own 1e-6 or lecun_normal() is another object.
+    untouched = module.__dict__.get(row.field) is row.library_default
+    return untouched and not _is_declared_anew(type(module), row)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_declared_anew(cls: type, row: Row) -> bool:
+    """Returns whether a subclass of the user gives the field a default, be it the same object."""
+    above = cls.__mro__[: cls.__mro__.index(row.layer)]
+    return any(row.field in c.__dict__ for c in above if c.__module__.partition(".")[0] != "flax")
 
 
 def _is_call_of(layer: type, context: Context) -> bool:

@@ -1,61 +1,25 @@
-"""Applies the table in force to the layers of ``flax.nnx``, while they are constructed."""
+"""Applies the active table to the layers of ``flax.nnx``, while they are constructed."""
 
-import contextlib
 import functools
 import inspect
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from flax import nnx
-
-from jinit.defaults.in_force import table_in_force
-from jinit.defaults.observed import tell
+from jinit.defaults.active import active_table
+from jinit.defaults.observed import tell, tell_built
+from jinit.defaults.patches import Make, Target
 from jinit.defaults.table import Derived, LayerTable
 
-__all__ = ["constructing"]
-
-_lock = threading.RLock()
-_users: Counter[type] = Counter()
-_own: dict[type, Any] = {}  # the constructor that a class defines itself, or None
+__all__ = ["constructors"]
 
 
-@contextlib.contextmanager
-def constructing(classes: Iterable[type]) -> Iterator[None]:
-    """Lets layers that are constructed meanwhile look at the table in force.
+def constructors(layers: Iterable[type]) -> dict[Target, Make]:
+    """Returns the patches that let layers look at the active table while they are constructed.
 
-    NNX calls constructors and nothing else, so those of the NNX classes are exchanged, until no
-    thread needs them; in a thread without a table they do what they always did.
+    NNX calls constructors and nothing else; in a task without a table they do what they always did.
     """
-    layers = [layer for layer in classes if issubclass(layer, nnx.Module)]
-    with _lock:
-        for layer in layers:
-            _exchange(layer)
-    try:
-        yield
-    finally:
-        with _lock:
-            for layer in layers:
-                _restore(layer)
-
-
-def _exchange(layer: type) -> None:
-    _users[layer] += 1
-    if _users[layer] == 1:
-        _own[layer] = layer.__dict__.get("__init__")
-        layer.__init__ = _constructor(layer, _own[layer])
-
-
-def _restore(layer: type) -> None:
-    _users[layer] -= 1
-    if _users[layer] == 0:
-        own = _own.pop(layer)
-        if own is None:
-            del layer.__init__
-        else:
-            layer.__init__ = own
+    return {(layer, "__init__"): _constructor for layer in layers}
 
 
 @functools.lru_cache
@@ -70,10 +34,12 @@ def _constructor(layer: type, own: Callable | None) -> Callable:
         try:
             given = signature.bind(self, *args, **kwargs)
         except TypeError:
-            return construct(*args, **kwargs)  # it says better what is wrong
-        values = _values(table_in_force(), layer, given)
+            construct(*args, **kwargs)  # it says better what is wrong
+            return
+        values = _values(active_table(), layer, given)
         tell(self, values, {**given.arguments, **values})
-        return construct(*args, **kwargs, **values)
+        construct(*args, **kwargs, **values)
+        tell_built(self)
 
     return __init__
 

@@ -6,11 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jinit.defaults import lasting
 from jinit.defaults.fans import flat_shape
+from jinit.defaults.lasting import nothing_is_lost
 from jinit.defaults.linen import Context
 from jinit.defaults.observed import observing
 from jinit.defaults.reading import RETRACE, Path, Reading
+from jinit.defaults.untold import untold
 
 __all__ = ["read_linen"]
 
@@ -20,6 +21,8 @@ def read_linen(
 ) -> tuple[dict[Path, Any], Reading]:
     """Returns the parameters of a module, abstractly, and what is known about them."""
     reader = _Reader()
+    note = untold(model)
+    reader.reading.notes += [note] if note else []
     leaves, structure = jax.tree.flatten((inputs, dict(kwargs)))
     traced = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
 
@@ -28,7 +31,7 @@ def read_linen(
         return model.init(jax.random.key(0), *given[0], **given[1])
 
     with (
-        lasting.begin(lasts=True),
+        nothing_is_lost(),
         observing(reader.given),
         nn.intercept_methods(reader.intercept),
         RETRACE(object()),

@@ -11,8 +11,8 @@ import jax
 from flax import nnx
 from flax.linen.experimental import layers_with_named_axes as named_axes
 
+from jinit.defaults.active import active_table
 from jinit.defaults.explain import Fans, explain, pinned
-from jinit.defaults.in_force import table_in_force
 from jinit.defaults.table import AT_APPLY
 
 __all__ = ["NNX_LAYERS", "RETRACE", "UNKNOWN", "Drawn", "Path", "Pending", "Reading"]
@@ -94,15 +94,17 @@ class Reading:
     Attributes:
         drawn: The distribution of a parameter, its fans, and who decided, by its path.
         norms: The numbers of a norm layer with who decided, by its path and their names.
+        notes: What cannot be told.
     """
 
     drawn: dict[Path, Drawn] = field(default_factory=dict)
     norms: dict[Path, dict[str, tuple[float, str]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     _given: list[tuple[Any, str]] = field(default_factory=list)
 
     def give(self, values: Mapping[str, Any]) -> None:
-        """Takes note of values that the table in force gave to a layer."""
-        table = table_in_force()
+        """Takes note of values that the active table gave to a layer."""
+        table = active_table()
         if table is not None:
             self._given += ((value, table.system) for value in values.values())
 

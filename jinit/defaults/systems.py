@@ -1,6 +1,8 @@
 """The table of each system, and the rows that users add to them."""
 
 import functools
+import inspect
+import numbers
 import threading
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,7 +13,7 @@ from flax import nnx
 from flax.linen.experimental import layers_with_named_axes as named_axes
 
 from jinit.defaults.keras import KERAS
-from jinit.defaults.table import LayerTable, Row, declared
+from jinit.defaults.table import Derived, LayerTable, Row, declared
 from jinit.defaults.torch import TORCH
 from jinit.defaults.undo import Undo
 
@@ -88,7 +90,8 @@ def register(layer: type, fields: Mapping[str, Any], system: System = "keras") -
         The undo: call it, or use it as a context manager.
 
     Raises:
-        TypeError: If ``layer`` is no class of Linen or NNX modules.
+        TypeError: If ``layer`` is no class of Linen or NNX modules, or a value cannot stand in
+            place of the default: an initializer that cannot be called, or a factory that was not.
         ValueError: If the class has no such field with a default, or there is no such system.
 
     Example:
@@ -130,3 +133,35 @@ def _check(layer: type, fields: Mapping[str, Any], system: str) -> None:
             f"{layer.__name__} has no field {', '.join(map(repr, missing))} with a default; "
             "register the class that declares it"
         )
+    for field, value in fields.items():
+        wrong = _misfit(Row(layer, field, value))
+        if wrong:
+            raise TypeError(f"{layer.__name__}.{field} {wrong}, got {value!r}")
+
+
+def _misfit(row: Row) -> str | None:
+    """Returns what a value should be that cannot stand in place of the default."""
+    value, default = row.value, row.library_default
+    if isinstance(value, Derived):
+        return None
+    if isinstance(default, numbers.Real) and not isinstance(default, bool):
+        drawn = row.field.endswith("_init") and callable(value)
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return None if is_number or drawn else "takes a number"
+    if not callable(default):
+        return None
+    if not row.field.endswith("_init"):
+        return None if callable(value) else "takes a function"
+    return None if _draws(value) else "takes an initializer, a function of key, shape and dtype"
+
+
+def _draws(value: Any) -> bool:
+    if isinstance(value, type) or not callable(value):
+        return False
+    try:
+        inspect.signature(value).bind(None, (), None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin does not say
+        return True
+    return True

@@ -30,7 +30,7 @@ def _bounded(fan: Callable[..., int], text: str) -> Derived:
 
     def derive(*args: Any, **kwargs: Any) -> uniform:
         bound = 1 / math.sqrt(fan(*args, **kwargs))
-        return uniform(-bound, bound)
+        return uniform(low=-bound, high=bound)
 
     return Derived(derive, f"uniform(1/sqrt({text}))")
 
@@ -89,16 +89,19 @@ def _projections(sizes: set[int], outputs: int) -> xavier_uniform:
 
 
 # The fan_in of a kernel (*spatial, in, out) follows from its shape: U(-b, b) with that b.
-KERNEL = kaiming_uniform(math.sqrt(5))
+KERNEL = kaiming_uniform(negative_slope=math.sqrt(5))
 LINEAR = _like_linear(_dense, KERNEL)
 EMBEDDING = {"embedding_init": normal()}
 SLOPE = {"negative_slope_init": 0.25}
 PROJECTIONS = "xavier_uniform(query, key and value as one)"
 ATTENTION = {"out_kernel_init": KERNEL, "bias_init": zeros()}
 # Of a cell's kernel (in, hidden), and of its bias, the hidden size is the last axis.
-HIDDEN = kaiming_uniform(math.sqrt(5), "fan_out")
+HIDDEN = kaiming_uniform(negative_slope=math.sqrt(5), mode="fan_out")
 KERNELS = {"kernel_init": HIDDEN, "recurrent_kernel_init": HIDDEN}
-CELL = {**KERNELS, "bias_init": kaiming_uniform(math.sqrt(5), "fan_out", in_axis=())}
+CELL = {
+    **KERNELS,
+    "bias_init": kaiming_uniform(negative_slope=math.sqrt(5), mode="fan_out", in_axis=()),
+}
 BY_HIDDEN = _bounded(lambda arguments: arguments.hidden_features, "hidden")
 FUSED_CELL = dict.fromkeys(CELL, BY_HIDDEN)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import jinit
 from jinit._extras import require
+from jinit._tables import printable
 from jinit.demo.experiments import (
     LEVELS,
     Outcome,
@@ -84,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{jinit.startup_report()}\n")
     outcomes = _run(options, key)
     _show(options, outcomes)
-    print(f"\nWrote {options.out / 'demo.png'} and {options.out / 'demo.json'}", end=" ")
-    print(f"in {time.perf_counter() - start:.0f} s.")
+    written = f"{options.out / 'demo.png'} and {options.out / 'demo.json'}"
+    print(printable(f"\nWrote {written} in {time.perf_counter() - start:.0f} s."))
     return 0
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import jinit
-from jinit._tables import format_number, format_table
+from jinit._tables import format_number, format_table, printable
 from jinit.demo.experiments import Outcome
 from jinit.demo.training import Run
 
@@ -20,7 +20,7 @@ __all__ = ["draw", "layers_table", "levels_table", "overflow_story", "rates_tabl
 def layers_table(calibration: jinit.Calibration) -> str:
     """The table of layers, before and after."""
     title = "RMS of every layer, before → after calibrate (gradient at the layer's input)"
-    return f"{title}\n{calibration.report}"
+    return printable(f"{title}\n{calibration.report}")
 
 
 def levels_table(outcomes: Sequence[Outcome]) -> str:
@@ -65,7 +65,7 @@ def overflow_story(run: Run) -> str:
     skipped = [int(step) for step in np.flatnonzero(~run.finite)]
     ratios = run.scales[1:] / run.scales[:-1]
     grown = [int(step) + 1 for step in np.flatnonzero(ratios > 1)]
-    return (
+    return printable(
         f"{run.recipe.label}: steps {_some(skipped)} overflowed and were skipped, each halving "
         f"the scale; it doubled again before steps {_some(grown)}."
     )

@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from jinit._extras import require
 from jinit._plain import PlainData
-from jinit._tables import format_number, format_table
+from jinit._tables import format_number, format_table, printable
 from jinit.empirical.names import Named
 from jinit.empirical.notes import not_tuned, note_on
 from jinit.empirical.plan import Plan
@@ -128,7 +128,7 @@ class Report(PlainData):
                 "its RMS in the geometric mean; the multipliers are divided by it"
             )
         lines += [f"{title}: {', '.join(items)}" for title, items in lists.items() if items]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def _details(self) -> str:
         """Tables what ``verbose`` measures besides."""

@@ -12,6 +12,7 @@ alone: it is bitwise the same eagerly, under jit, and on any mesh. Keys of ``rbg
 for them nothing is promised beyond JAX's own word.
 """
 
+from jinit import _known
 from jinit.initializers.compose import scaled, with_fan
 from jinit.initializers.distributions import constant, normal, ones, uniform, zeros
 from jinit.initializers.gains import calculate_gain
@@ -65,3 +66,9 @@ __all__ = [
     "xavier_uniform",
     "zeros",
 ]
+
+__getattr__ = _known.known_names(__name__, __all__)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

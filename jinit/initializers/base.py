@@ -5,8 +5,9 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 __all__ = [
+    "RARE",
     "Affine",
     "Distribution",
     "Initializer",
@@ -29,13 +31,41 @@ __all__ = [
 
 Sharding = NamedSharding | PartitionSpec
 
-Affine = tuple[float | None, float | None]
-"""A factor and a summand of what is drawn; None leaves the step out."""
+RARE = MappingProxyType({"rare": True})
+"""Marks a field that is printed only where it is not the default."""
+
+
+class Affine(NamedTuple):
+    """The numbers that make samples of a unit a distribution's own; None leaves a step out.
+
+    Attributes:
+        factor: What samples are multiplied by.
+        summand: What is added then.
+        low: What nothing may lie below, however the two were rounded.
+        high: What nothing may lie above.
+    """
+
+    factor: Any = None
+    summand: Any = None
+    low: Any = None
+    high: Any = None
 
 
 @dataclass(frozen=True, repr=False)
 class Initializer(ABC):
-    """A frozen configuration which draws an array when it is called."""
+    """A frozen configuration which draws an array when it is called.
+
+    Attributes:
+        dtype: What a call without a dtype draws; None is float32.
+    """
+
+    dtype: DTypeLike | None = field(default=None, kw_only=True, metadata=RARE)
+
+    def shown(self) -> dict[str, Any]:
+        """Returns the fields that a call which makes it would name."""
+        values = {f: getattr(self, f.name) for f in fields(self)}
+        usual = {f.name: value for f, value in values.items() if not f.metadata}
+        return usual | {f.name: v for f, v in values.items() if f.metadata and v != f.default}
 
     @abstractmethod
     def resolve(
@@ -46,8 +76,8 @@ class Initializer(ABC):
     def __call__(
         self,
         key: jax.Array | None,
-        shape: Sequence[int],
-        dtype: DTypeLike | None = jnp.float32,
+        shape: Sequence[int] | None = None,
+        dtype: DTypeLike | None = None,
         out_sharding: Sharding | None = None,
     ) -> jax.Array:
         """Draws an array.
@@ -55,17 +85,25 @@ class Initializer(ABC):
         Args:
             key: A typed or legacy JAX key; None will do where nothing random is drawn.
             shape: The shape of the array.
-            dtype: Its dtype; None is float32. A narrower one is drawn in float32 and cast last;
-                finite numbers that are out of its range become its largest.
+            dtype: Its dtype; None is that of the initializer, float32 if it has none. A narrower
+                one is drawn in float32 and cast last; finite numbers that are out of its range
+                become its largest.
             out_sharding: Where the array is born: a ``NamedSharding``, or a ``PartitionSpec`` on
                 the mesh of ``jax.set_mesh``. The values do not depend on it.
 
         Returns:
             The array.
+
+        Raises:
+            TypeError: If it is called with a shape in place of the key, as Haiku and Keras do.
+            ValueError: If the shape holds a negative size.
         """
+        if isinstance(key, tuple | list) or shape is None:
+            raise TypeError(_without_key(self, key))
         shape = tuple(map(operator.index, shape))
         if min(shape, default=0) < 0:
             raise ValueError(f"shape must hold no negative size, got {shape}")
+        dtype = self.dtype if dtype is None else dtype
         # Where 64-bit types are off, JAX draws in 32 bits, and so do the numbers that go with it.
         dtype = jax.dtypes.canonicalize_dtype(jnp.float32 if dtype is None else dtype)
         distribution = self.resolve(shape, dtype)
@@ -76,11 +114,17 @@ class Initializer(ABC):
         return _draw(key, affine, distribution.unit(), shape, dtype, out_sharding)
 
     def __repr__(self) -> str:
-        # Keyword-only fields are the rarely used ones: shown only where they say something.
-        usual = [f for f in fields(self) if not f.kw_only]
-        rare = [f for f in fields(self) if f.kw_only and getattr(self, f.name) != f.default]
-        values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in usual + rare)
+        values = ", ".join(f"{name}={value!r}" for name, value in self.shown().items())
         return f"{type(self).__name__}({values})"
+
+
+def _without_key(init: Initializer, shape: Any) -> str:
+    return (
+        f"{init!r} is called with a key and a shape, got {shape!r} alone: where a library calls "
+        "initializers with the shape, hand it a function that has a key, for Haiku "
+        "w_init=lambda shape, dtype: init(hk.next_rng_key(), shape, dtype), for Keras "
+        "kernel_initializer=lambda shape, dtype: init(key, shape, dtype)"
+    )
 
 
 class Distribution(Initializer):
@@ -116,7 +160,7 @@ class Unit(Distribution):
 
     def affine(self, dtype: jnp.dtype) -> Affine:
         """Returns the factor and the summand that make samples of the unit its own."""
-        return None, None
+        return Affine()
 
     @abstractmethod
     def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -144,12 +188,12 @@ def holds_zero(dtype: jnp.dtype) -> bool:
     return not jnp.issubdtype(dtype, jnp.floating) or float(jnp.finfo(dtype).min) < 0
 
 
-def set_floats(initializer: Initializer, *names: str) -> None:
+def set_floats(initializer: Initializer, *names: str, finite: bool = True) -> None:
     """Turns fields into Python floats, which are hashable whatever scalar was given."""
     for name in names:
         value = getattr(initializer, name)
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
+        if not math.isfinite(value) and (finite or math.isnan(value)):
+            raise ValueError(f"{name} must be {'finite' if finite else 'a number'}, got {value}")
         object.__setattr__(initializer, name, float(value))
 
 
@@ -171,16 +215,16 @@ def _wide(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if narrow else dtype
 
 
-def _as_arrays(affine: Affine, dtype: jnp.dtype) -> tuple[np.ndarray | None, ...]:
+def _as_arrays(affine: Affine, dtype: jnp.dtype) -> Affine:
     """Rounds the numbers to the real dtype that belongs to the one drawn in."""
     real = jnp.finfo(_wide(dtype)).dtype if any(n is not None for n in affine) else None
-    return tuple(None if number is None else np.asarray(number, real) for number in affine)
+    return Affine(*(None if number is None else np.asarray(number, real) for number in affine))
 
 
 @functools.partial(jax.jit, static_argnames=("unit", "shape", "dtype", "out_sharding"))
 def _draw(
     key: Any,
-    affine: tuple[Any, Any],
+    affine: Affine,
     unit: Unit,
     shape: tuple[int, ...],
     dtype: jnp.dtype,
@@ -188,10 +232,13 @@ def _draw(
 ) -> jax.Array:
     """Draws in one program, the same whoever calls it, so that the bits are the same too."""
 
-    def sample(key: Any, factor: Any, summand: Any) -> jax.Array:
+    def sample(key: Any, *numbers: Any) -> jax.Array:
+        factor, summand, low, high = numbers
         values = unit.sample(key, shape, _wide(dtype))
         values = values if factor is None else values * factor
-        return _narrow(values if summand is None else values + summand, dtype)
+        values = values if summand is None else values + summand
+        # Rounding is monotone: in a narrower dtype no value lies beyond the bound it has there.
+        return _narrow(values if low is None else jnp.clip(values, low, high), dtype)
 
     return _born(sample, out_sharding)(key, *affine)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jinit._known import known_arguments
 from jinit.initializers.base import Affine, Distribution, Initializer, Unit, set_floats
 from jinit.initializers.variance_scaling import VarianceScaling
 
@@ -49,7 +50,7 @@ def as_initializer(init: AnyInitializer) -> Initializer:
         An initializer that draws the same in float32, casts last, and takes an ``out_sharding``.
 
     Raises:
-        TypeError: If it cannot be called.
+        TypeError: If it cannot be called, or is a class of jinit, which makes initializers.
 
     Example:
         >>> as_initializer(jax.nn.initializers.ones)(None, (2,), "bfloat16")
@@ -57,11 +58,14 @@ def as_initializer(init: AnyInitializer) -> Initializer:
     """
     if isinstance(init, Initializer):
         return init
+    if isinstance(init, type) and issubclass(init, Initializer):
+        raise TypeError(f"{init.__name__} makes initializers: write {init.__name__}()")
     if not callable(init):
         raise TypeError(f"an initializer is a function of key, shape and dtype, got {init!r}")
     return _Foreign(init)
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class scaled(Initializer):
     """Multiplies what an initializer draws by a number.
@@ -91,7 +95,8 @@ class scaled(Initializer):
 
     def __post_init__(self) -> None:
         set_floats(self, "scale")
-        as_initializer(self.init)
+        if self.dtype is None:
+            object.__setattr__(self, "dtype", as_initializer(self.init).dtype)
 
     def resolve(self, shape: Sequence[int], dtype: DTypeLike | None = jnp.float32) -> Distribution:
         """Returns the distribution of the other initializer, multiplied."""
@@ -117,9 +122,14 @@ class _Multiplied(Distribution):
 
     def affine(self, dtype: jnp.dtype) -> Affine:
         """Returns the numbers of the distribution, multiplied."""
-        factor, summand = self.base.affine(dtype)
-        factor = self.scale if factor is None else self.scale * factor
-        return factor, None if summand is None else self.scale * summand
+        numbers = self.base.affine(dtype)
+        factor = 1 if numbers.factor is None else numbers.factor
+        factor, *others = (
+            None if n is None else self.scale * n for n in numbers._replace(factor=factor)
+        )
+        summand, *bounds = others
+        # A negative factor makes the lower bound the upper one.
+        return Affine(factor, summand, *(bounds[::-1] if self.scale < 0 else bounds))
 
     def __repr__(self) -> str:
         return f"scaled({self.base!r}, {self.scale})"
@@ -155,6 +165,7 @@ def with_fan(
     """
     if fan_in is None and fan_out is None:
         raise ValueError("with_fan needs a fan: give fan_in, fan_out or both")
+    init = as_initializer(init)
     if isinstance(init, scaled):
         inner = with_fan(as_initializer(init.init), fan_in=fan_in, fan_out=fan_out)
         return dataclasses.replace(init, init=inner)

@@ -1,13 +1,15 @@
 """Initializers that look at no fans: constants, the normal and the uniform distribution."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
+from jinit._known import known_arguments
 from jinit.initializers.base import (
     Affine,
     RandomDistribution,
@@ -20,12 +22,14 @@ from jinit.initializers.base import (
 __all__ = ["constant", "normal", "ones", "uniform", "zeros"]
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class constant(Unit):
     """Fills an array with a value.
 
     Args:
         value: A number, or an array or nested sequence that broadcasts to the shape asked for.
+        dtype: What a call without a dtype draws; None is float32.
 
     Returns:
         An initializer for any dtype; its key is not used and may be None.
@@ -53,11 +57,15 @@ class constant(Unit):
         return jnp.broadcast_to(jnp.asarray(self.value, dtype), shape)
 
 
-def zeros() -> constant:
+@known_arguments
+def zeros(*, dtype: DTypeLike | None = None) -> constant:
     """Fills an array with zeros.
 
     ``zeros`` is a factory like its neighbours: write ``zeros()`` where ``jax.nn.initializers``
     and Keras take a bare ``zeros``.
+
+    Args:
+        dtype: What a call without a dtype draws; None is float32.
 
     Returns:
         An initializer for any dtype; its key is not used and may be None.
@@ -69,14 +77,18 @@ def zeros() -> constant:
     Source:
         ``torch.nn.init.zeros_``.
     """
-    return constant(0.0)
+    return constant(0.0, dtype=dtype)
 
 
-def ones() -> constant:
+@known_arguments
+def ones(*, dtype: DTypeLike | None = None) -> constant:
     """Fills an array with ones.
 
     ``ones`` is a factory like its neighbours: write ``ones()`` where ``jax.nn.initializers`` and
     Keras take a bare ``ones``.
+
+    Args:
+        dtype: What a call without a dtype draws; None is float32.
 
     Returns:
         An initializer for any dtype; its key is not used and may be None.
@@ -88,26 +100,29 @@ def ones() -> constant:
     Source:
         ``torch.nn.init.ones_``.
     """
-    return constant(1.0)
+    return constant(1.0, dtype=dtype)
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class normal(RandomDistribution):
     r"""Draws from the normal distribution :math:`N(\text{mean}, \text{std}^2)`, not truncated.
 
-    The first argument is the mean, as in torch; that of ``jax.nn.initializers.normal`` is the
-    standard deviation, 0.01 by default. Keras's default is 0.05.
+    Both arguments are keyword-only: the first is the mean in torch, and the standard deviation in
+    ``jax.nn.initializers.normal``, 0.01 by default. Keras's default is 0.05.
 
     Args:
         mean: The mean.
         std: The standard deviation, not negative. Of complex numbers it is
             :math:`\sqrt{E|z - \text{mean}|^2}`: both parts have a variance of half its square.
+        dtype: What a call without a dtype draws; None is float32.
 
     Returns:
         An initializer for floating-point and complex dtypes.
 
     Raises:
         ValueError: If an argument is not finite, or the standard deviation is negative.
+        TypeError: If an argument is given by position.
 
     Example:
         >>> normal(std=0.02)
@@ -117,8 +132,8 @@ class normal(RandomDistribution):
         ``torch.nn.init.normal_``.
     """
 
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float = field(default=0.0, kw_only=True)
+    std: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         set_floats(self, "mean", "std")
@@ -131,7 +146,7 @@ class normal(RandomDistribution):
 
     def affine(self, dtype: jnp.dtype) -> Affine:
         """Returns the standard deviation, over that of a sample of the unit, and the mean."""
-        return self.std * (1 if is_complex(dtype) else math.sqrt(2)), self.mean
+        return Affine(self.std * (1 if is_complex(dtype) else math.sqrt(2)), self.mean)
 
     def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         r"""Draws numbers whose real and imaginary parts have a variance of 1/2."""
@@ -147,17 +162,20 @@ class normal(RandomDistribution):
         return jax.lax.erf_inv(jax.random.uniform(key, shape, dtype, low, 1.0))
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class uniform(RandomDistribution):
     r"""Draws from the uniform distribution on :math:`[\text{low}, \text{high})`.
 
     The default interval is [0, 1), as in torch; that of ``jax.nn.initializers.uniform`` is
     [0, 0.01), and of Keras [-0.05, 0.05). The last rounding can yield ``high`` itself,
-    the more often the fewer numbers of the dtype lie between.
+    the more often the fewer numbers of the dtype lie between, and never what lies beyond it. Both
+    arguments are keyword-only: the first is the lower end in torch, and the upper one in JAX.
 
     Args:
         low: The lower end.
         high: The upper end, not below ``low``.
+        dtype: What a call without a dtype draws; None is float32.
 
     Returns:
         An initializer for floating-point dtypes. Complex numbers have no interval; the uniform
@@ -166,17 +184,18 @@ class uniform(RandomDistribution):
     Raises:
         ValueError: If an end is not finite, ``high`` lies below ``low``, or float32 cannot hold
             the width of the interval.
+        TypeError: If an argument is given by position.
 
     Example:
-        >>> uniform(-0.05, 0.05)
+        >>> uniform(low=-0.05, high=0.05)
         uniform(low=-0.05, high=0.05)
 
     Source:
         ``torch.nn.init.uniform_``.
     """
 
-    low: float = 0.0
-    high: float = 1.0
+    low: float = field(default=0.0, kw_only=True)
+    high: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         set_floats(self, "low", "high")
@@ -200,7 +219,7 @@ class uniform(RandomDistribution):
 
     def affine(self, dtype: jnp.dtype) -> Affine:
         """Returns the width of the interval and its lower end."""
-        return self.high - self.low, self.low
+        return Affine(self.high - self.low, self.low, self.low, self.high)
 
     def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Draws from [0, 1)."""

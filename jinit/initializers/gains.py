@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from jinit._known import known_arguments
 from jinit.initializers.quadrature import second_moment
 
 __all__ = ["GAINS", "PARAMETRIC", "Nonlinearity", "calculate_gain"]
@@ -71,6 +72,7 @@ PARAMETRIC: Mapping[str, Parametric] = MappingProxyType(
 _LEGAL = (*GAINS, *PARAMETRIC)
 
 
+@known_arguments
 def calculate_gain(nonlinearity: Nonlinearity, param: float | None = None) -> float:
     r"""Returns the recommended gain of a nonlinearity.
 

@@ -7,7 +7,8 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from jinit.initializers.base import Affine, RandomDistribution, set_floats, set_tuples
+from jinit._known import known_arguments
+from jinit.initializers.base import RARE, Affine, RandomDistribution, set_floats, set_tuples
 from jinit.initializers.distributions import normal
 from jinit.initializers.fans import Axes, Roles
 from jinit.initializers.layout import (
@@ -25,8 +26,8 @@ __all__ = ["delta_orthogonal", "orthogonal"]
 @dataclass(frozen=True, repr=False)
 class _Orthogonal(KernelDistribution, RandomDistribution):
     gain: float = 1.0
-    out_axis: Axes = field(default=-1, kw_only=True)
-    batch_axis: Axes = field(default=(), kw_only=True)
+    out_axis: Axes = field(default=-1, kw_only=True, metadata=RARE)
+    batch_axis: Axes = field(default=(), kw_only=True, metadata=RARE)
 
     def __post_init__(self) -> None:
         set_floats(self, "gain")
@@ -38,9 +39,10 @@ class _Orthogonal(KernelDistribution, RandomDistribution):
 
     def affine(self, dtype: jnp.dtype) -> Affine:
         """Returns the gain."""
-        return self.gain, None
+        return Affine(self.gain)
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class orthogonal(_Orthogonal):
     r"""Draws a matrix with orthonormal columns, or rows where these are fewer, times the gain.
@@ -83,6 +85,7 @@ class orthogonal(_Orthogonal):
         return unstack(_haar(key, *sizes(shape, roles), dtype), shape, roles)
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class delta_orthogonal(_Orthogonal):
     r"""Draws a convolution kernel that is an orthogonal matrix at its centre and 0 elsewhere.
@@ -113,7 +116,7 @@ class delta_orthogonal(_Orthogonal):
         ``jax.nn.initializers.delta_orthogonal``.
     """
 
-    in_axis: Axes = field(default=-2, kw_only=True)
+    in_axis: Axes = field(default=-2, kw_only=True, metadata=RARE)
 
     def __post_init__(self) -> None:
         super().__post_init__()

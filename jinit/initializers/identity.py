@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jinit.initializers.base import set_floats, set_tuples
+from jinit._known import known_arguments
+from jinit.initializers.base import RARE, set_floats, set_tuples
 from jinit.initializers.fans import Axes, Roles, axis_roles
 from jinit.initializers.layout import (
     KernelDistribution,
@@ -21,6 +22,7 @@ from jinit.initializers.layout import (
 __all__ = ["dirac", "eye", "identity"]
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class eye(KernelDistribution):
     """Fills a matrix with the identity times the gain: ones on the diagonal, where it has one.
@@ -45,7 +47,7 @@ class eye(KernelDistribution):
     """
 
     gain: float = 1.0
-    batch_axis: Axes = field(default=(), kw_only=True)
+    batch_axis: Axes = field(default=(), kw_only=True, metadata=RARE)
 
     def __post_init__(self) -> None:
         set_floats(self, "gain")
@@ -72,6 +74,7 @@ class eye(KernelDistribution):
 identity = eye
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class dirac(KernelDistribution):
     """Fills a convolution kernel so that it passes its input channels through unchanged.
@@ -107,9 +110,9 @@ class dirac(KernelDistribution):
     """
 
     groups: int = 1
-    in_axis: Axes = field(default=-2, kw_only=True)
-    out_axis: Axes = field(default=-1, kw_only=True)
-    batch_axis: Axes = field(default=(), kw_only=True)
+    in_axis: Axes = field(default=-2, kw_only=True, metadata=RARE)
+    out_axis: Axes = field(default=-1, kw_only=True, metadata=RARE)
+    batch_axis: Axes = field(default=(), kw_only=True, metadata=RARE)
 
     def __post_init__(self) -> None:
         set_tuples(self, "in_axis", "out_axis", "batch_axis")

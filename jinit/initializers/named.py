@@ -1,9 +1,13 @@
-"""The initializers of Xavier, Kaiming and LeCun, named after their authors."""
+"""The initializers of Xavier, Kaiming and LeCun, named after their authors.
+
+All arguments are keyword-only: by position torch gives gains and slopes, JAX axes, and Keras seeds.
+"""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
-from jinit.initializers.base import set_floats
+from jinit._known import known_arguments
+from jinit.initializers.base import RARE, set_floats
 from jinit.initializers.fans import Mode
 from jinit.initializers.gains import Nonlinearity, calculate_gain
 from jinit.initializers.variance_scaling import Kind, Scaling, VarianceScaling
@@ -30,7 +34,7 @@ class _Named(VarianceScaling):
 
 @dataclass(frozen=True, repr=False)
 class _Normal(_Named):
-    truncated: bool = field(default=False, kw_only=True)
+    truncated: bool = field(default=False, kw_only=True, metadata=RARE)
 
     def _kind(self) -> Kind:
         return "truncated_normal" if self.truncated else "normal"
@@ -43,7 +47,7 @@ class _Uniform(_Named):
 
 @dataclass(frozen=True, repr=False)
 class _Xavier(_Named):
-    gain: float = 1.0
+    gain: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         set_floats(self, "gain")
@@ -56,9 +60,9 @@ class _Xavier(_Named):
 
 @dataclass(frozen=True, repr=False)
 class _Kaiming(_Named):
-    negative_slope: float | None = None
-    mode: Mode = "fan_in"
-    nonlinearity: Nonlinearity = "leaky_relu"
+    negative_slope: float | None = field(default=None, kw_only=True)
+    mode: Mode = field(default="fan_in", kw_only=True)
+    nonlinearity: Nonlinearity = field(default="leaky_relu", kw_only=True)
 
     def scaling(self) -> Scaling:
         """Returns the gain of the nonlinearity, over the given fan."""
@@ -74,6 +78,7 @@ class _Lecun(_Named):
         return Scaling(1.0, "fan_in", self._kind())
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class xavier_normal(_Xavier, _Normal):
     r"""Draws from :math:`N(0, \text{gain}^2 \cdot 2 / (\text{fan\_in} + \text{fan\_out}))`.
@@ -104,6 +109,7 @@ class xavier_normal(_Xavier, _Normal):
     """
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class xavier_uniform(_Xavier, _Uniform):
     r"""Draws from :math:`U(-l, l)`, :math:`l = \text{gain}\sqrt{3/\text{fan\_avg}}`.
@@ -132,6 +138,7 @@ class xavier_uniform(_Xavier, _Uniform):
     """
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class kaiming_normal(_Kaiming, _Normal):
     r"""Draws from :math:`N(0, \text{gain}^2 / \text{fan})`, the gain that of the nonlinearity.
@@ -167,6 +174,7 @@ class kaiming_normal(_Kaiming, _Normal):
     """
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class kaiming_uniform(_Kaiming, _Uniform):
     r"""Draws from :math:`U(-l, l)`, :math:`l = \text{gain}\sqrt{3/\text{fan}}`.
@@ -197,6 +205,7 @@ class kaiming_uniform(_Kaiming, _Uniform):
     """
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class lecun_normal(_Lecun, _Normal):
     r"""Draws from :math:`N(0, 1 / \text{fan\_in})`.
@@ -225,6 +234,7 @@ class lecun_normal(_Lecun, _Normal):
     """
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class lecun_uniform(_Lecun, _Uniform):
     r"""Draws from :math:`U(-l, l)`, :math:`l = \sqrt{3/\text{fan\_in}}`.

@@ -55,7 +55,7 @@ class disc(RandomDistribution):
 
     def affine(self, dtype: jnp.dtype) -> Affine:
         """Returns the radius."""
-        return self.radius, None
+        return Affine(self.radius)
 
     def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Draws from the disc with radius 1."""

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jinit._known import known_arguments
+from jinit.initializers.base import RARE
 from jinit.initializers.fans import Axes, axis_roles
 from jinit.initializers.variance_scaling import Scaling, VarianceScaling
 
 __all__ = ["bilinear"]
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class bilinear(VarianceScaling):
     r"""Draws a kernel for :math:`y_k = \sum_{ij} x_i W_{ijk} z_j` from :math:`U(-l, l)`.
@@ -46,7 +49,7 @@ class bilinear(VarianceScaling):
     """
 
     convention: Literal["keras", "torch"] = "keras"
-    in_axis: Axes = field(default=(-3, -2), kw_only=True)
+    in_axis: Axes = field(default=(-3, -2), kw_only=True, metadata=RARE)
 
     def __post_init__(self) -> None:
         if self.convention not in ("keras", "torch"):

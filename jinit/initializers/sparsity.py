@@ -8,7 +8,8 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from jinit.initializers.base import Affine, RandomDistribution, set_floats, set_tuples
+from jinit._known import known_arguments
+from jinit.initializers.base import RARE, Affine, RandomDistribution, set_floats, set_tuples
 from jinit.initializers.distributions import normal
 from jinit.initializers.fans import Axes, Roles
 from jinit.initializers.layout import KernelDistribution, matrix_roles, sizes, unstack
@@ -16,6 +17,7 @@ from jinit.initializers.layout import KernelDistribution, matrix_roles, sizes, u
 __all__ = ["sparse"]
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class sparse(KernelDistribution, RandomDistribution):
     r"""Draws from :math:`N(0, \text{std}^2)` and sets a fixed fraction of every column to zero.
@@ -49,8 +51,8 @@ class sparse(KernelDistribution, RandomDistribution):
 
     sparsity: float
     std: float = 0.01
-    out_axis: Axes = field(default=-1, kw_only=True)
-    batch_axis: Axes = field(default=(), kw_only=True)
+    out_axis: Axes = field(default=-1, kw_only=True, metadata=RARE)
+    batch_axis: Axes = field(default=(), kw_only=True, metadata=RARE)
 
     def __post_init__(self) -> None:
         set_floats(self, "sparsity", "std")

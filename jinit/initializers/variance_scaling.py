@@ -10,7 +10,9 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jinit._known import known_arguments
 from jinit.initializers.base import (
+    RARE,
     Distribution,
     Initializer,
     is_complex,
@@ -31,17 +33,17 @@ CUT = 2.0  # standard deviations, where JAX and Keras cut the normal
 
 def _truncated(std: float, is_complex: bool) -> Distribution:
     wider = std / truncated_std(CUT, is_complex=is_complex)
-    return truncated_normal(0.0, wider, -CUT, CUT, relative=True)
+    return truncated_normal(std=wider, low=-CUT, high=CUT, relative=True)
 
 
 def _uniform(std: float, is_complex: bool) -> Distribution:
     limit = math.sqrt(3) * std
-    return disc(math.sqrt(2) * std) if is_complex else uniform(-limit, limit)
+    return disc(math.sqrt(2) * std) if is_complex else uniform(low=-limit, high=limit)
 
 
 DISTRIBUTIONS: Mapping[Kind, Callable[[float, bool], Distribution]] = MappingProxyType(
     {
-        "normal": lambda std, is_complex: normal(0.0, std),
+        "normal": lambda std, is_complex: normal(std=std),
         "truncated_normal": _truncated,
         "uniform": _uniform,
     }
@@ -75,10 +77,12 @@ class VarianceScaling(Initializer):
             in place of one leaves it to the axes.
     """
 
-    in_axis: Axes = field(default=-2, kw_only=True)
-    out_axis: Axes = field(default=-1, kw_only=True)
-    batch_axis: Axes = field(default=(), kw_only=True)
-    fans: tuple[float | None, float | None] | None = field(default=None, kw_only=True)
+    in_axis: Axes = field(default=-2, kw_only=True, metadata=RARE)
+    out_axis: Axes = field(default=-1, kw_only=True, metadata=RARE)
+    batch_axis: Axes = field(default=(), kw_only=True, metadata=RARE)
+    fans: tuple[float | None, float | None] | None = field(
+        default=None, kw_only=True, metadata=RARE
+    )
 
     def __post_init__(self) -> None:
         set_tuples(self, "in_axis", "out_axis", "batch_axis", "fans")
@@ -136,6 +140,7 @@ def _check_fans(fans: tuple[float | None, ...] | None) -> None:
         raise ValueError(f"fans must be two positive numbers, got {fans}")
 
 
+@known_arguments
 @dataclass(frozen=True, repr=False)
 class variance_scaling(VarianceScaling):
     r"""Draws with mean 0 and variance :math:`\text{scale} / \text{fan}`.

@@ -9,7 +9,7 @@ import numpy as np
 
 from jinit._extras import require
 from jinit._plain import PlainData
-from jinit._tables import format_number, format_table
+from jinit._tables import format_number, format_table, printable
 from jinit.inspect.training import Sizes
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class CoordCheck(PlainData):
         lines = [title, format_table(columns, [self._cells(fit) for fit in self.fits], width=200)]
         if self.opaque:
             lines.append(f"not measured: {', '.join(self.opaque)}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     __repr__ = __str__
 

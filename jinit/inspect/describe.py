@@ -63,10 +63,13 @@ class Description(PlainData):
     Attributes:
         parameters: One description a parameter.
         norms: One description a number.
+        notes: What cannot be told: which layers, constructed outside the context, carry an object
+            that is Flax's default and may have been passed as well, as ``zeros_init()``.
     """
 
     parameters: tuple[ParameterDescription, ...]
     norms: tuple[NormDescription, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parameters = format_table(
@@ -77,7 +80,7 @@ class Description(PlainData):
             ["norm", "field", ">value", "decided by"],
             [[n.path, n.field, f"{n.value:g}", n.decided_by] for n in self.norms],
         )
-        return f"{parameters}\n{norms}" if self.norms else parameters
+        return "\n".join([parameters, *([norms] if self.norms else []), *self.notes])
 
 
 def describe(
@@ -154,6 +157,7 @@ def _description(parameters: dict[Path, Any], reading: Reading) -> Description:
             for path, numbers in reading.norms.items()
             for name, found in numbers.items()
         ),
+        tuple(reading.notes),
     )
 
 

@@ -5,6 +5,7 @@ and ``seed_workers`` give each process and each of its data-loading workers stre
 and ``get_rng_state`` and ``load_rng_state`` carry all streams over an interruption.
 """
 
+from jinit import _known
 from jinit.reproducibility.context import seed_context
 from jinit.reproducibility.keys import register_key
 from jinit.reproducibility.processes import fold_in_process
@@ -27,3 +28,5 @@ __all__ = [
     "seed_context",
     "seed_workers",
 ]
+
+__getattr__ = _known.known_names(__name__, __all__)

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import jax
     import numpy as np
 
-__all__ = ["Place", "pack_key", "register_key", "registered_keys", "wrap_key"]
+__all__ = ["Place", "pack_key", "place_key", "register_key", "registered_keys", "wrap_key"]
 
 LEGACY = "raw"
 """Stands for the implementation of a legacy key, which does not know its own."""
@@ -109,6 +109,38 @@ def wrap_key(implementation: str, data: "np.ndarray") -> "jax.Array":
     if implementation != LEGACY:
         return jax.random.wrap_key_data(words, impl=implementation)
     return jax.random.key_data(jax.random.wrap_key_data(words))
+
+
+def place_key(name: str, key: "jax.Array", sharding: Any, there: Any) -> "jax.Array":
+    """Puts a key where it is wanted, or where the one is whose place it takes.
+
+    Args:
+        name: The key's name, for the error.
+        key: The key, on the default device.
+        sharding: A ``jax.sharding.Sharding``, or None.
+        there: The key that it replaces, or None. Where that was not put anywhere, or is of
+            another shape, the new one stays where it is.
+    """
+    import jax
+
+    if sharding is None and _is_placed(there) and there.shape == key.shape:
+        sharding = there.sharding
+    if sharding is None:
+        return key
+    try:
+        # device_put refuses typed keys where another process has some of the devices
+        return jax.jit(lambda key: key, out_shardings=sharding)(key)
+    except (TypeError, ValueError) as error:
+        fault = f"of shape {key.shape} cannot be put on {sharding}: {error}"
+        raise ValueError(_refusal(name, fault)) from error
+
+
+def _is_placed(key: Any) -> bool:
+    """Whether somebody chose the devices of a key; one that is deleted still tells."""
+    import jax
+    from jax.core import Tracer
+
+    return isinstance(key, jax.Array) and not isinstance(key, Tracer) and key.committed
 
 
 def _check_readable(name: str, key: Any) -> None:

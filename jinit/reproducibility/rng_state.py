@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinit.reproducibility.gather import gather
 from jinit.reproducibility.generators import require_mt19937
-from jinit.reproducibility.keys import check_name, pack_key, registered_keys
+from jinit.reproducibility.keys import check_name, pack_key, place_key, registered_keys
 from jinit.reproducibility.processes import process_count, process_index
 from jinit.reproducibility.schema import expected, member, read_state, refuse
 
@@ -34,7 +34,8 @@ def get_rng_state(keys: "Mapping[str, jax.Array] | None" = None) -> list[dict[st
 
     Args:
         keys: JAX keys by name, typed of any shape or legacy; those of ``register_key`` are
-            added. Replicated and sharded keys are saved whole, without their sharding.
+            added. Replicated and sharded keys are saved whole, without their sharding, which
+            ``load_rng_state`` takes from the run that goes on.
 
     Returns:
         A list indexed by process, the same on each; every process of the run must call it. A
@@ -63,24 +64,32 @@ def get_rng_state(keys: "Mapping[str, jax.Array] | None" = None) -> list[dict[st
     return gather({"python": _python_state(), "numpy": _numpy_state(), "keys": packed})
 
 
-def load_rng_state(state: list[dict[str, Any]]) -> "dict[str, jax.Array]":
+def load_rng_state(
+    state: list[dict[str, Any]],
+    shardings: "Mapping[str, jax.sharding.Sharding] | None" = None,
+) -> "dict[str, jax.Array]":
     """Puts back this process's streams from what ``get_rng_state`` returned.
 
     Python's and NumPy's generators continue bit for bit, cached Gaussian numbers included, and
-    registered keys are set in their places. All entries are validated before anything is
-    changed, and where a registered key's ``set`` raises, what was changed is put back.
+    registered keys are set in their places, sharded as the keys there are. All entries are
+    validated before anything is changed, and where a registered key's ``set`` raises, what was
+    changed is put back.
 
     Args:
         state: A list with an entry for each process. Numbers may have become zero-dimensional
             arrays, and arrays JAX arrays or, in JSON, lists.
+        shardings: Where keys of the state are put, by name: a key that is at hand has its own as
+            ``key.sharding``. The others go to the default device, and a registered key to where
+            the key in its place is, if that was put somewhere and is of the same shape.
 
     Returns:
-        This process's keys by name: typed with their implementation, or legacy, on the default
-        device. Empty where the state has no entry for this process.
+        This process's keys by name: typed with their implementation, or legacy. Empty
+        where the state has no entry for this process.
 
     Raises:
-        ValueError: The state is corrupt or foreign, or lacks a registered key; the text names
-            each field at fault. Nothing was changed.
+        ValueError: The state is corrupt or foreign, or lacks a registered key or one of
+            ``shardings``; the text names each field at fault. Or a sharding does not fit its
+            key. Nothing was changed.
         RuntimeError: NumPy's global generator is not MT19937.
 
     Warns:
@@ -104,10 +113,10 @@ def load_rng_state(state: list[dict[str, Any]]) -> "dict[str, jax.Array]":
     count, index = process_count(), process_index()
     kept = index >= len(entries)
     if not kept:
-        _require_registered(f"rng_state[{index}]", entries[index]["keys"])
+        _require_keys(f"rng_state[{index}]", entries[index]["keys"], shardings or {})
     if len(entries) != count:
         warnings.warn(_size_warning(len(entries), count, index, kept), stacklevel=2)
-    return {} if kept else _restore(entries[index])
+    return {} if kept else _restore(entries[index], shardings or {})
 
 
 def _with_registered(keys: "Mapping[str, jax.Array]") -> dict[str, Any]:
@@ -138,11 +147,13 @@ def _numpy_state() -> dict[str, Any]:
     return {"state": state, "pos": pos, "has_gauss": has_gauss, "gauss": gauss}
 
 
-def _require_registered(path: str, keys: Mapping[str, Any]) -> None:
+def _require_keys(path: str, keys: Mapping[str, Any], shardings: Mapping[str, Any]) -> None:
+    wanted = dict.fromkeys(shardings, "the key of shardings")
+    wanted |= dict.fromkeys(registered_keys(), "the registered key")
     problems: list[str] = []
-    for name in registered_keys():
+    for name, what in wanted.items():
         if name not in keys:
-            expected(problems, member(f'{path}["keys"]', name), "the registered key")
+            expected(problems, member(f'{path}["keys"]', name), what)
     refuse(problems)
 
 
@@ -154,14 +165,20 @@ def _size_warning(entries: int, count: int, index: int, kept: bool) -> str:
     )
 
 
-def _restore(entry: dict[str, Any]) -> "dict[str, jax.Array]":
+def _restore(entry: dict[str, Any], shardings: Mapping[str, Any]) -> "dict[str, jax.Array]":
+    places = registered_keys()
+    there = {name: place.get() for name, place in places.items()}
+    keys = {
+        name: place_key(name, key, shardings.get(name), there.get(name))
+        for name, key in entry["keys"].items()
+    }
     with contextlib.ExitStack() as undo:
         _set_generators(entry, undo)
-        for name, place in registered_keys().items():
-            undo.callback(place.set, place.get())
-            place.set(entry["keys"][name])
+        for name, place in places.items():
+            undo.callback(place.set, there[name])
+            place.set(keys[name])
         undo.pop_all()
-    return entry["keys"]
+    return keys
 
 
 def _set_generators(entry: dict[str, Any], undo: contextlib.ExitStack) -> None:

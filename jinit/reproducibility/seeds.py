@@ -2,6 +2,7 @@
 
 import os
 
+from jinit._known import known_arguments
 from jinit.reproducibility.generators import seed_from_sequence, seed_generators
 from jinit.settings.parsing import integer
 
@@ -43,6 +44,7 @@ def get_random_seed() -> int:
     return int.from_bytes(os.urandom(4), "big")
 
 
+@known_arguments
 def seed_all(seed: int) -> None:
     """Seeds the hidden generators of the process, and records the seed as ``root_seed()``.
 

@@ -1,8 +1,7 @@
 """Seeds for data-loading workers: no two draw alike, and no epoch repeats another."""
 
-import itertools
+import threading
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,18 @@ _TORCH, _COPIES, _PROCESSES = range(3)
 _MADE: Counter[tuple[int, int, int]] = Counter()
 
 
+class _Count:
+    """Counts from a number; threads may take numbers at once."""
+
+    def __init__(self, number: int = 0) -> None:
+        self.number, self._lock = number, threading.Lock()
+
+    def take(self) -> int:
+        with self._lock:
+            self.number += 1
+            return self.number - 1
+
+
 @dataclass(frozen=True)
 class WorkerSeeds:
     """Seeds the worker that calls it; made by ``seed_workers``.
@@ -36,9 +47,12 @@ class WorkerSeeds:
     epoch: int
     _made: int = field(default=0, repr=False, compare=False)
     _copy: int | None = field(default=None, repr=False, compare=False)
-    _copies: Iterator[int] = field(
-        default_factory=itertools.count, init=False, repr=False, compare=False
-    )
+    _copies: "_Count" = field(default_factory=lambda: _Count(), repr=False, compare=False)
+
+    @property
+    def started(self) -> int:
+        """How many workers were started so far, for a checkpoint: ``seed_workers(started=)``."""
+        return self._copies.number
 
     def __call__(self, worker: int = 0, worker_count: int | None = None) -> None:
         """Seeds this process's Python, NumPy, PyTorch and TensorFlow generators.
@@ -70,7 +84,7 @@ class WorkerSeeds:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Loaders pickle one copy for each worker that they start: its number tells the epoch.
-        copy = next(self._copies) if self._copy is None else self._copy
+        copy = self._copies.take() if self._copy is None else self._copy
         return WorkerSeeds, (self.root_seed, self.process_index, self.epoch, self._made, copy)
 
     def __copy__(self) -> "WorkerSeeds":
@@ -98,7 +112,11 @@ class WorkerSeeds:
 
 
 def seed_workers(
-    seed: int | None = None, *, epoch: int = 0, process_index: int | None = None
+    seed: int | None = None,
+    *,
+    epoch: int = 0,
+    process_index: int | None = None,
+    started: int = 0,
 ) -> WorkerSeeds:
     """Makes the function that seeds data-loading workers.
 
@@ -116,13 +134,18 @@ def seed_workers(
     of sets of workers that the pipeline has started; elsewhere the numbers of the worker in
     ``multiprocessing``, which counts all processes that its parent starts.
 
-    What it cannot do: the state of a worker's generators is in no checkpoint, and the counts
-    start again with the parent, so a run that goes on at epoch ``e`` should pass ``epoch=e``. A
-    DataLoader without a ``generator=`` draws from PyTorch's global one: import torch before
-    ``startup`` or ``seed_all``, which then seed it. The threads of a grain worker draw in no
-    fixed order: give ``to_iter_dataset`` one, ``grain.ReadOptions(num_threads=1,
-    prefetch_buffer_size=1)``, or draw from the generator that ``random_map`` hands out. And
-    which of a pool's workers takes which task is never fixed.
+    A worker's generators live as long as the worker, and a run that goes on starts new ones. In
+    grain, save ``seeds.started`` with the checkpoint and pass it as ``started=``: after whole
+    epochs the workers then draw what they would have drawn without the interruption. Elsewhere
+    the counts start again with the parent: a run that goes on at epoch ``e`` should pass
+    ``epoch=e``, and a DataLoader's generator has a state of its own (``get_state()``). Inside a
+    worker ``get_rng_state()`` and ``load_rng_state()`` save and restore its own generators.
+
+    What it cannot do: a DataLoader without a ``generator=`` draws from PyTorch's global one:
+    import torch before ``startup`` or ``seed_all``, which then seed it. The threads of a grain
+    worker draw in no fixed order: give ``to_iter_dataset`` one,
+    ``grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)``, or draw from the generator that
+    ``random_map`` hands out. And which of a pool's workers takes which task is never fixed.
 
     Args:
         seed: The run's seed, an integer in [0, ``MAX_SEED``]; None takes ``root_seed()``.
@@ -130,6 +153,8 @@ def seed_workers(
         process_index: The process of the run, an integer in [0, 2**31 - 1]. None takes
             ``jax.process_index()`` where JAX runs, otherwise 0; no backend is started for it
             unless ``jax.distributed`` is initialized.
+        started: The number of workers that were started before the run was interrupted, an
+            integer in [0, 2**31 - 1]: what ``started`` of the interrupted run's seeds was.
 
     Returns:
         A picklable ``WorkerSeeds``; all is resolved here, and JAX is not imported in workers.
@@ -154,8 +179,9 @@ def seed_workers(
     root = root_seed() if seed is None else parse_seed("seed", seed)
     process = this_process() if process_index is None else process_index
     made = (root, parse_index("process_index", process), parse_index("epoch", epoch))
+    copies = _Count(parse_index("started", started))
     _MADE[made] += 1
-    return WorkerSeeds(*made, _made=_MADE[made])
+    return WorkerSeeds(*made, _made=_MADE[made], _copies=copies)
 
 
 def _torch_worker_seed() -> int | None:

@@ -8,7 +8,13 @@ size of its CPU thread pool. The answers decide what a report may claim.
 import re
 from pathlib import Path
 
-__all__ = ["backend_is_up", "cpu_pool_size", "flags_in_force", "registered_platforms"]
+__all__ = [
+    "backend_is_up",
+    "cpu_pool_size",
+    "flags_in_force",
+    "registered_platforms",
+    "skipped_platforms",
+]
 
 
 def backend_is_up() -> bool:
@@ -24,6 +30,13 @@ def registered_platforms() -> list[str]:
 
     xla_bridge._discover_and_register_pjrt_plugins()
     return list(xla_bridge._backend_factories)
+
+
+def skipped_platforms() -> list[str]:
+    """The platforms that JAX passes over where they are asked for: CUDA's, where no GPU is."""
+    from jax._src import hardware_utils
+
+    return [] if hardware_utils.has_visible_nvidia_gpu() else ["cuda"]
 
 
 def flags_in_force() -> dict[str, str]:

@@ -49,7 +49,8 @@ def _nearest_there(folder: str) -> Path | None:
 
 def _verify(choice: Choice) -> None:
     there = _nearest_there(choice.value or _OFF)
-    if there and not (there.is_dir() and os.access(there, os.W_OK)):
+    mode = os.R_OK if there == Path(choice.value or _OFF) else os.W_OK  # to read, or to make it
+    if there and not (there.is_dir() and os.access(there, mode)):
         legal = f"a folder that you can write to, which {str(there)!r} is not"
         raise ValueError(refusal(choice.source, choice.value, legal))
 
@@ -75,9 +76,11 @@ def _forget() -> None:
 def _advice(folder: str) -> str:
     there = _nearest_there(folder)
     culprit = writable_by_others(there) if there else None
-    if not culprit or folder == str(private_path(_NAME)):
-        return ""
-    return f"others can write to {str(culprit)!r}, and what is in compilation_cache is run"
+    if culprit and folder != str(private_path(_NAME)):
+        return f"others can write to {str(culprit)!r}, and what is in compilation_cache is run"
+    if there and not os.access(there, os.W_OK):
+        return f"you cannot write to {str(there)!r}: programs are taken from there, and none kept"
+    return ""
 
 
 COMPILATION_CACHE = Setting(

@@ -3,7 +3,7 @@
 import warnings
 
 from jinit.settings.flag_plan import AskedFlag, plan_flags, present_flags
-from jinit.settings.flag_text import read_variable, same_value
+from jinit.settings.flag_text import read_flags, same_value
 from jinit.settings.parsing import FLAG, SWITCH
 from jinit.settings.setting import Setting, Source
 from jinit.settings.undo import all_or_nothing
@@ -29,7 +29,7 @@ def _current() -> bool:
 
 def _spelling(variable: str, text: str) -> str:
     """Whether the user's flags are the deterministic ones; nothing where they do not say."""
-    flags = read_variable(variable).flags
+    flags = read_flags(text).flags
     named = [flags[name] for name in DETERMINISTIC_FLAGS if name in flags]
     return str(all(same_value(value, "true") for value in named)) if named else ""
 

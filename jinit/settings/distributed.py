@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jinit.settings.parsing import refusal
+from jinit.settings.parsing import integer, refusal
 from jinit.settings.setting import Setting, Source
 from jinit.settings.undo import on_failure
 
@@ -25,7 +25,9 @@ def _parse(name: str, value: object) -> Mapping[str, Any] | bool:
         if value.get(part) is not None and not is_legal(value[part]):
             raise ValueError(refusal(f"{name}[{part!r}]", value[part], legal))
     _check_rank(name, value)
-    return dict(value)
+    devices = value.get("local_device_ids")
+    plain = {} if devices is None else {"local_device_ids": _device_numbers(devices)}
+    return {**value, **plain}
 
 
 def _is_address(value: object) -> bool:
@@ -42,7 +44,22 @@ def _is_seconds(value: object) -> bool:
 
 
 def _are_devices(value: object) -> bool:
-    return _is_count(value) or (isinstance(value, list | tuple) and all(map(_is_count, value)))
+    """Whether it is a number or has numbers in an order, as lists, ranges and arrays have."""
+    try:
+        _device_numbers(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _device_numbers(value: Any) -> int | list[int]:
+    """The numbers as plain data; JAX only writes them down, so that NumPy's will do."""
+    if isinstance(value, Mapping | bytes) or not hasattr(value, "__getitem__"):  # as of a set
+        return _number("local_device_ids", value)
+    return [_number("local_device_ids", each) for each in value]
+
+
+_number = integer(0, 2**31 - 1)
 
 
 _LEGAL: dict[str, tuple[Callable[[object], bool], str]] = {

@@ -5,9 +5,22 @@ import json
 import os
 from collections.abc import Iterable
 
+from jinit.settings.flag_text import format_flags, full_text, read_flags, split_flags
 from jinit.settings.undo import on_failure
 
-__all__ = ["inherited", "misspelt", "related_variables", "set_variable", "user_value", "written"]
+__all__ = [
+    "FLAG_VARIABLES",
+    "inherited",
+    "misspelt",
+    "related_variables",
+    "set_variable",
+    "user_value",
+    "written",
+    "wrote_flag",
+]
+
+FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+"""The variables in which flags of the user's stand beside jinit's."""
 
 PREFIX = "JINIT_"
 _MARK = "_JINIT_WRITTEN"
@@ -18,7 +31,7 @@ _RELATED = (
 
 
 def inherited(name: str) -> bool:
-    """Whether a variable is as a startup in the process which started this one has set it."""
+    """Whether a variable is as a startup in the process which started this one has left it."""
     return name in _FROM_PARENT and os.environ.get(name) == _FROM_PARENT[name]
 
 
@@ -35,7 +48,7 @@ def written() -> dict[str, str]:
     return record if isinstance(record, dict) else {}
 
 
-_FROM_PARENT = written()
+_FROM_PARENT = {name: os.environ.get(name) for name, ours in written().items() if ours}
 
 
 def set_variable(name: str, text: str, ours: str | None = None) -> None:
@@ -65,9 +78,26 @@ def _restore(name: str, text: str | None) -> None:
 
 
 def user_value(name: str) -> str | None:
-    """What the user set a variable to, None where it is empty, unset or set by jinit."""
-    text = os.environ.get(name) or None
-    return None if text == written().get(name) else text
+    """What the user set a variable to, None where it is empty, unset or set by jinit.
+
+    Of a variable of flags it is the user's part: jinit's flags stand in the same text.
+    """
+    text, ours = os.environ.get(name) or None, written().get(name)
+    if text is None or text == ours:
+        return None
+    return _without_ours(name, text) if ours and name in FLAG_VARIABLES else text
+
+
+def _without_ours(variable: str, text: str) -> str | None:
+    flags = read_flags(text).flags.items()
+    users = {name: value for name, value in flags if not wrote_flag(variable, name, value)}
+    return format_flags(users) or None
+
+
+def wrote_flag(variable: str, name: str, value: str | None) -> bool:
+    """Whether jinit put a flag there, in this process or in the one that started it."""
+    ours = split_flags(written().get(variable, "")).flags
+    return name in ours and full_text(ours[name]) == full_text(value)
 
 
 def misspelt(known: Iterable[str]) -> dict[str, str]:

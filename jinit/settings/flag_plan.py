@@ -4,20 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jinit.settings._jax_private import backend_is_up, flags_in_force
-from jinit.settings.environment import set_variable, written
+from jinit.settings.environment import FLAG_VARIABLES, set_variable, wrote_flag
 from jinit.settings.flag_check import UNCHECKED, check_flags, check_tpu_flags
 from jinit.settings.flag_text import (
     format_flags,
     full_text,
     read_variable,
     same_value,
-    split_flags,
 )
 from jinit.settings.setting import Origin, Status
 
 __all__ = ["AskedFlag", "FlagOutcome", "FlagPlan", "plan_flags", "present_flags"]
 
-XLA, TPU = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
+XLA, TPU = FLAG_VARIABLES
 _WORST_FIRST: tuple[Status, ...] = (
     "refused",
     "too late",
@@ -158,9 +157,7 @@ def _decide(
 
 
 def _is_ours(name: str, flag: AskedFlag) -> bool:
-    """Whether jinit put the flag there, in this process or in the one that started it."""
-    ours = split_flags(written().get(flag.source, "")).flags
-    return name in ours and ours[name] == full_text(flag.value)
+    return wrote_flag(flag.source, name, flag.value)
 
 
 def _same(flag: AskedFlag, there: AskedFlag | None) -> bool:

@@ -12,6 +12,7 @@ __all__ = [
     "Tokens",
     "format_flags",
     "full_text",
+    "read_flags",
     "read_variable",
     "same_value",
     "split_flags",
@@ -90,11 +91,15 @@ def _format_flag(name: str, value: str | None) -> str:
 
 
 def read_variable(name: str) -> Tokens:
-    """The flags that XLA takes from a variable: those in its text, or in the file that it names.
+    """The flags that XLA takes from a variable."""
+    return read_flags(os.environ.get(name, ""))
+
+
+def read_flags(text: str) -> Tokens:
+    """The flags that XLA takes from a variable's text, or from the file that it names.
 
     A file that cannot be read, for which XLA would end the process, counts as ignored.
     """
-    text = os.environ.get(name, "")
     if not text or text.lstrip(_SPACE).startswith("-"):
         return split_flags(text)
     with suppress(OSError, ValueError):

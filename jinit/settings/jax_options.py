@@ -5,8 +5,12 @@ import re
 from contextlib import suppress
 from typing import Any
 
-from jinit.settings._jax_private import backend_is_up, registered_platforms
-from jinit.settings.flag_text import read_variable
+from jinit.settings._jax_private import (
+    backend_is_up,
+    registered_platforms,
+    skipped_platforms,
+)
+from jinit.settings.flag_text import read_flags
 from jinit.settings.parsing import FLAG, SWITCH, Parser, choice, integer, optional, refusal
 from jinit.settings.setting import Choice, Setting, Source
 from jinit.settings.undo import on_failure
@@ -23,6 +27,7 @@ __all__ = [
     "PRNG_IMPLS",
     "option",
     "set_option",
+    "unskipped",
 ]
 
 PRNG_IMPLS = ("threefry2x32", "threefry4x32", "rbg", "unsafe_rbg", "philox2x32", "philox4x32")
@@ -95,27 +100,45 @@ PRNG_IMPL = _option_setting(
 )
 
 
-_PLATFORMS = re.compile(r"[A-Za-z0-9_]+(,[A-Za-z0-9_]+)*", re.ASCII)
+_PLATFORMS = re.compile(r"[^\s,]+(,[^\s,]+)*")
 _GPUS = ("cuda", "rocm", "oneapi")
 _LEGAL = "a platform such as 'cpu', 'gpu' or 'tpu', or several joined by commas"
 
 
-def _parse_platform(name: str, value: object) -> str:
-    """Parses platforms in the order of preference; ``gpu`` is those that are installed."""
+def _parse_platform(name: str, value: object) -> str | None:
+    """Parses platforms in the order of preference; ``gpu`` is those that are installed.
+
+    An empty text leaves the choice to JAX, as in JAX_PLATFORMS. Where no plugin of a GPU is
+    installed and no GPU is there, ``gpu`` before others is passed over, as JAX does with ``cuda``.
+    """
+    if value == "":
+        return None
     if not (isinstance(value, str) and _PLATFORMS.fullmatch(value)):
         raise ValueError(refusal(name, value, _LEGAL))
-    gpus = [gpu for gpu in _GPUS if gpu in registered_platforms()] if "gpu" in value else []
-    installed = ",".join(gpus) or "gpu"
-    return ",".join(installed if each == "gpu" else each for each in value.split(","))
+    platforms = value.split(",")
+    gpus = _installed_gpus(alone=len(platforms) == 1) if "gpu" in platforms else ""
+    return ",".join(gpus if each == "gpu" else each for each in platforms)
+
+
+def _installed_gpus(*, alone: bool) -> str:
+    installed = [gpu for gpu in _GPUS if gpu in registered_platforms()]
+    return ",".join(installed or ([] if alone else skipped_platforms())) or "gpu"
+
+
+def unskipped(platforms: str) -> list[str]:
+    """The platforms of a list that JAX will start, in their order."""
+    skipped = skipped_platforms()
+    return [each for each in platforms.split(",") if each not in skipped]
 
 
 def _verify_platform(choice: Choice) -> None:
-    registered = registered_platforms() if choice.value else []
-    for each in choice.value.split(",") if choice.value else ():
-        if each not in registered:
-            legal = ", ".join(map(repr, registered))
-            text = f"made of {legal}, the platforms that are installed here"
-            raise ValueError(refusal(choice.source, choice.value, text))
+    if choice.value is None:
+        return
+    registered, wanted = registered_platforms(), unskipped(choice.value)
+    if not wanted or not set(wanted) <= set(registered):
+        legal = ", ".join(map(repr, registered))
+        text = f"made of {legal}, the platforms that are installed here"
+        raise ValueError(refusal(choice.source, choice.value, text))
 
 
 def _current_platform() -> str | None:
@@ -149,7 +172,7 @@ def _devices_in(variable: str, text: str) -> str:
     """The count in a variable: XLA's flag is another way to ask for it."""
     if variable != "XLA_FLAGS":
         return text
-    count = read_variable("XLA_FLAGS").flags.get(DEVICE_FLAG) or ""
+    count = read_flags(text).flags.get(DEVICE_FLAG) or ""
     legal = count.isdecimal() and len(count) < 5 and 0 < int(count) <= MAX_CPU_DEVICES
     return count if legal else ""  # what is not legal will not be set
 
@@ -162,7 +185,8 @@ def _current_devices() -> int:
         with suppress(RuntimeError):  # the CPU is not among the platforms
             return jax.local_device_count("cpu")
     asked = option("jax_num_cpu_devices")
-    return asked if asked > 0 else int(_devices_in("XLA_FLAGS", "") or 1)
+    text = os.environ.get("XLA_FLAGS", "")
+    return asked if asked > 0 else int(_devices_in("XLA_FLAGS", text) or 1)
 
 
 def _verify_devices(choice: Choice) -> None:

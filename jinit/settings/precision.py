@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 from jinit.settings._jax_private import backend_is_up
-from jinit.settings.jax_options import option, set_option
+from jinit.settings.jax_options import option, set_option, unskipped
 from jinit.settings.parsing import choice, optional
 from jinit.settings.setting import Setting, Source
 
@@ -48,7 +48,8 @@ def _expected_platform(platform: str | None) -> str:
     if backend_is_up():
         return jax.default_backend()
     others = find_spec("jax_plugins") or find_spec("libtpu")
-    return (platform or option("jax_platforms") or ("other" if others else "cpu")).split(",")[0]
+    asked = platform or option("jax_platforms") or ("other" if others else "cpu")
+    return next(iter(unskipped(asked)), asked)
 
 
 def _confirm() -> None:

@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from jinit._plain import PlainData
-from jinit._tables import format_table
+from jinit._tables import format_table, printable
 from jinit.settings.environment import related_variables
 from jinit.settings.flag_plan import FlagOutcome
 from jinit.settings.setting import Origin, Status
@@ -89,7 +89,7 @@ class StartupReport(PlainData):
         tables.append(format_table(["running on", ""], self._place().items()))
         if self.environment:
             tables.append(format_table(["environment", ""], self.environment.items()))
-        return "\n".join(tables)
+        return printable("\n".join(tables))
 
     __repr__ = __str__
 

@@ -18,7 +18,7 @@ ROUNDS = {"large": 9, "small": 200}
 SHAPES = {"large": (2048, 2048), "small": (64, 64)}
 CASES: dict[str, tuple[Callable, Callable]] = {
     "normal": (ours.normal(std=0.02), theirs.normal(0.02)),
-    "uniform": (ours.uniform(0, 0.02), theirs.uniform(0.02)),
+    "uniform": (ours.uniform(low=0, high=0.02), theirs.uniform(0.02)),
     "truncated_normal": (
         ours.truncated_normal(std=0.02, relative=True),
         theirs.truncated_normal(0.02),

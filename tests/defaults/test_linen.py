@@ -63,7 +63,7 @@ def test_the_kernels_of_other_layers():
     with jinit.keras_defaults():
         assert same(init(conv, X[..., None]), init(nn.Conv(4, (3,), **KERAS), X[..., None]))
         embed = init(nn.Embed(5, 3), jnp.arange(2))
-    expected = init(nn.Embed(5, 3, embedding_init=uniform(-0.05, 0.05)), jnp.arange(2))
+    expected = init(nn.Embed(5, 3, embedding_init=uniform(low=-0.05, high=0.05)), jnp.arange(2))
     assert same(embed, expected)
 
 
@@ -102,10 +102,13 @@ def test_a_literal_equal_to_the_default_is_explicit():
         assert explicit.apply(init(explicit, x), x)[0, 1] == pytest.approx(0.5**0.5, rel=1e-3)
 
 
-def test_the_default_object_itself_counts_as_nothing():
+def test_the_default_object_itself_counts_as_nothing_where_it_was_passed_outside():
     default = nn.Dense.__dataclass_fields__["kernel_init"].default
+    outside = nn.Dense(3, kernel_init=default)
+    plain = init(outside)
     with jinit.keras_defaults():
-        assert same(init(nn.Dense(3, kernel_init=default)), init(nn.Dense(3, **KERAS)))
+        assert same(init(outside), init(nn.Dense(3, **KERAS)))
+        assert same(init(nn.Dense(3, kernel_init=default)), plain)
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, nn.Module.clone, nn.Module.copy])

@@ -43,7 +43,7 @@ LAYERS = {
     "LinearGeneral": (lambda **k: nnx.LinearGeneral((2, 3), (4, 5), axis=(-2, -1), **k), GLOROT),
     "Conv": (lambda **k: nnx.Conv(4, 6, (3, 3), feature_group_count=2, **k), GLOROT),
     "ConvTranspose": (lambda **k: nnx.ConvTranspose(4, 6, (3,), **k), GLOROT),
-    "Embed": (lambda **k: nnx.Embed(6, 4, **k), {"embedding_init": uniform(-0.05, 0.05)}),
+    "Embed": (lambda **k: nnx.Embed(6, 4, **k), {"embedding_init": uniform(low=-0.05, high=0.05)}),
     "MultiHeadAttention": (
         lambda **k: nnx.MultiHeadAttention(2, 4, 8, decode=False, **k),
         GLOROT,

@@ -150,6 +150,44 @@ def test_a_derived_value():
             "NnxScale has no field 'size' with a default; register the class that declares it",
         ),
         (
+            lambda: register(nn.Dense, {"kernel_init": "glorot"}),
+            TypeError,
+            "Dense.kernel_init takes an initializer, a function of key, shape and dtype, "
+            "got 'glorot'",
+        ),
+        (
+            lambda: register(nn.Dense, {"bias_init": ones(), "kernel_init": 0.5}),
+            TypeError,
+            "Dense.kernel_init takes an initializer, a function of key, shape and dtype, got 0.5",
+        ),
+        (
+            lambda: register(nnx.Linear, {"kernel_init": xavier_uniform}),
+            TypeError,
+            "Linear.kernel_init takes an initializer, a function of key, shape and dtype, "
+            f"got {xavier_uniform!r}",
+        ),
+        (
+            lambda: register(nnx.Linear, {"bias_init": ones}),
+            TypeError,
+            "Linear.bias_init takes an initializer, a function of key, shape and dtype, "
+            f"got {ones!r}",
+        ),
+        (
+            lambda: register(nn.LayerNorm, {"epsilon": "1e-3"}),
+            TypeError,
+            "LayerNorm.epsilon takes a number, got '1e-3'",
+        ),
+        (
+            lambda: register(nn.BatchNorm, {"momentum": True}),
+            TypeError,
+            "BatchNorm.momentum takes a number, got True",
+        ),
+        (
+            lambda: register(nn.LSTMCell, {"gate_fn": 1}),
+            TypeError,
+            "LSTMCell.gate_fn takes a function, got 1",
+        ),
+        (
             lambda: register(Scale, {}, "jax"),
             ValueError,
             "unknown system 'jax'; legal: keras, torch",

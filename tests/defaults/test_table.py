@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -145,18 +146,6 @@ def bound():
             "to decorate a function write keras_defaults()(function)",
         ),
         (
-            lambda: jinit.keras_defaults()(nn.Dense(2)),
-            TypeError,
-            "keras_defaults() decorates a function such as model.init, got Dense; "
-            "for a module use keras_defaults().wrap(module)",
-        ),
-        (
-            lambda: jinit.keras_defaults()(nn.Dense),
-            TypeError,
-            "keras_defaults() decorates a function such as model.init, got the class Dense; "
-            "for a module use keras_defaults().wrap(module)",
-        ),
-        (
             lambda: jinit.keras_defaults()(3),
             TypeError,
             "keras_defaults() decorates a function such as model.init, got int; "
@@ -169,10 +158,46 @@ def bound():
             "for a function use keras_defaults()(function)",
         ),
         (
-            lambda: jinit.keras_defaults().wrap(nn.Dense),
+            lambda: jinit.keras_defaults()(nnx.Linear),
             TypeError,
-            "keras_defaults().wrap takes a flax.linen module, got the class Dense; "
-            "for a function use keras_defaults()(function)",
+            "keras_defaults() decorates a function such as model.init, got the class Linear; "
+            "an NNX layer takes them when it is constructed: with keras_d"
+            "efaults(): Linear(...)",
+        ),
+        (
+            lambda: jinit.keras_defaults().wrap(nnx.Linear),
+            TypeError,
+            "keras_defaults().wrap takes a flax.linen module, got the class Linear; "
+            "an NNX layer takes them when it is constructed: with keras_d"
+            "efaults(): Linear(...)",
+        ),
+        (
+            lambda: jinit.keras_defaults()(linear()),
+            TypeError,
+            "keras_defaults() decorates a function such as model.init, got Linear; "
+            "an NNX module that is constructed keeps what it has; constru"
+            "ct it inside: with keras_defaults(): model = Linear(...)",
+        ),
+        (
+            lambda: jinit.keras_defaults().wrap(linear()),
+            TypeError,
+            "keras_defaults().wrap takes a flax.linen module, got Linear; "
+            "an NNX module that is constructed keeps what it has; constru"
+            "ct it inside: with keras_defaults(): model = Linear(...)",
+        ),
+        (
+            lambda: jinit.keras_defaults().wrap(eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(0))),
+            TypeError,
+            "keras_defaults().wrap takes a flax.linen module, got MLP; "
+            "the layers of Equinox are left alone; jinit.initializers.rei"
+            "nit draws their leaves anew",
+        ),
+        (
+            lambda: jinit.keras_defaults()(eqx.nn.Linear),
+            TypeError,
+            "keras_defaults() decorates a function such as model.init, got the class Linear; "
+            "the layers of Equinox are left alone; jinit.initializers.rei"
+            "nit draws their leaves anew",
         ),
         (
             lambda: jinit.keras_defaults().wrap(bound()),
@@ -185,6 +210,36 @@ def bound():
 def test_bad_input(call, kind, message):
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
         call()
+
+
+def linear():
+    return nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+
+def test_a_class_and_a_module_of_linen_are_wrapped_whichever_way():
+    class Norm(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.LayerNorm(use_bias=False, use_scale=False)(x)
+
+    defaults, x = jinit.keras_defaults(), jnp.array([[-0.03, 0.03]])
+    models = defaults(Norm)(), defaults.wrap(Norm)(), defaults(Norm()), defaults.wrap(Norm())
+    for model in models:
+        assert isinstance(model, Norm)
+        assert model.apply({}, x)[0, 1] == pytest.approx(0.03 / (0.0009 + 0.001) ** 0.5, rel=1e-4)
+
+    @defaults
+    class Decorated(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(self.width)(x)
+
+    variables = Decorated(3).init(jax.random.key(0), x)
+    limit = (6 / 5) ** 0.5
+    assert Decorated.__name__ == "Decorated"
+    assert 0.5 * limit < abs(variables["params"]["Dense_0"]["kernel"]).max() < limit
 
 
 def test_import_jinit_imports_no_flax():

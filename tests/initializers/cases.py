@@ -46,11 +46,15 @@ def flat(std):
 # initializer, the kind of distribution, its standard deviation by the fans
 SCALING = [
     (xavier_normal(), norm, lambda i, o: math.sqrt(2 / (i + o))),
-    (xavier_normal(2.5), norm, lambda i, o: 2.5 * math.sqrt(2 / (i + o))),
+    (xavier_normal(gain=2.5), norm, lambda i, o: 2.5 * math.sqrt(2 / (i + o))),
     (glorot_normal(truncated=True), cut, lambda i, o: math.sqrt(2 / (i + o))),
-    (xavier_uniform(5 / 3), flat, lambda i, o: 5 / 3 * math.sqrt(2 / (i + o))),
+    (xavier_uniform(gain=5 / 3), flat, lambda i, o: 5 / 3 * math.sqrt(2 / (i + o))),
     (kaiming_normal(), norm, lambda i, o: math.sqrt(2 / i)),
-    (kaiming_normal(0.5, "fan_out"), norm, lambda i, o: math.sqrt(2 / 1.25 / o)),
+    (
+        kaiming_normal(negative_slope=0.5, mode="fan_out"),
+        norm,
+        lambda i, o: math.sqrt(2 / 1.25 / o),
+    ),
     (kaiming_normal(truncated=True), cut, lambda i, o: math.sqrt(2 / i)),
     (
         kaiming_normal(mode="fan_geo_avg", nonlinearity="tanh"),
@@ -81,14 +85,14 @@ SCALING = [
 # initializer and distribution
 PLAIN = [
     (normal(), norm(1.0)),
-    (normal(-3.0, 0.5), Truth("normal", 0.5, -3.0)),
+    (normal(mean=-3.0, std=0.5), Truth("normal", 0.5, -3.0)),
     (uniform(), Truth("flat", 1.0)),
-    (uniform(-0.05, 0.05), Truth("flat", 0.1, -0.05)),
-    (uniform(-1, 7), Truth("flat", 8.0, -1.0)),
+    (uniform(low=-0.05, high=0.05), Truth("flat", 0.1, -0.05)),
+    (uniform(low=-1, high=7), Truth("flat", 8.0, -1.0)),
     (truncated_normal(), Truth("cut", 1.0)),
-    (truncated_normal(1.0, 0.5, 0.0, 2.0), Truth("cut", 0.5, 1.0)),
+    (truncated_normal(mean=1.0, std=0.5, low=0.0, high=2.0), Truth("cut", 0.5, 1.0)),
     (truncated_normal(std=0.02, relative=True), Truth("cut", 0.02)),
-    (scaled(normal(1.0), 3.0), Truth("normal", 3.0, 3.0)),
+    (scaled(normal(mean=1.0), 3.0), Truth("normal", 3.0, 3.0)),
 ]
 
 

@@ -35,7 +35,7 @@ def draw(init, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize("init", [normal(std=0.3), xavier_normal(0.3, fans=(1, 1))], ids=repr)
+@pytest.mark.parametrize("init", [normal(std=0.3), xavier_normal(gain=0.3, fans=(1, 1))], ids=repr)
 def test_normal(init, dtype):
     sample = draw(init, dtype)
     for part in (sample.real, sample.imag):
@@ -61,7 +61,7 @@ def test_truncated_modulus(dtype):
 
 
 def test_the_mean_is_real():
-    sample = np.asarray(normal(2.0, 0.1)(jax.random.key(0), (1000,), "complex64"))
+    sample = np.asarray(normal(mean=2.0, std=0.1)(jax.random.key(0), (1000,), "complex64"))
     assert abs(sample.mean() - 2) < 5 * 0.1 / math.sqrt(1000)
 
 
@@ -91,7 +91,7 @@ def test_a_unitary_matrix():
             r"variance_scaling\(distribution='uniform'\) draws complex numbers from a disc$",
         ),
         (
-            truncated_normal(0.5),
+            truncated_normal(mean=0.5),
             "complex64",
             ValueError,
             r"^truncated_normal\(mean=0.5, std=1.0, low=-2.0, high=2.0\) cannot make a complex64: "

@@ -32,8 +32,8 @@ KEY = jax.random.key(0)
 @pytest.mark.parametrize(
     "init",
     [
-        normal(1.0, 2.0),
-        uniform(-1, 3),
+        normal(mean=1.0, std=2.0),
+        uniform(low=-1, high=3),
         lecun_normal(truncated=True),
         orthogonal(),
         sparse(0.5),
@@ -64,7 +64,7 @@ def test_scales_multiply():
 def test_a_scale_compiles_nothing(count_compilations):
     scaled(normal(), 0.5)(KEY, (7, 3))
     with count_compilations() as compiled:
-        jax.block_until_ready(scaled(normal(0, 3), 0.25)(KEY, (7, 3)))
+        jax.block_until_ready(scaled(normal(mean=0, std=3), 0.25)(KEY, (7, 3)))
     assert compiled == []
 
 
@@ -130,7 +130,9 @@ def test_a_boxed_initializer_is_told_from_an_array():
 def test_a_bias_with_its_kernels_fan_in():
     # torch: U(-1/sqrt(fan_in), 1/sqrt(fan_in))
     bias = with_fan(variance_scaling(1 / 3, "fan_in", "uniform"), fan_in=64)
-    assert bias.resolve((10,)) == uniform(-bias.resolve((10,)).high, bias.resolve((10,)).high)
+    assert bias.resolve((10,)) == uniform(
+        low=-bias.resolve((10,)).high, high=bias.resolve((10,)).high
+    )
     assert bias.resolve((10,)).high == pytest.approx(1 / 8)
 
 

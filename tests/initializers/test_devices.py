@@ -20,9 +20,9 @@ from jinit.initializers import (
 )
 
 SHAPE = (64, 48)
-INITS = [normal(0.1, 0.37), uniform(-0.3, 1.7)]
+INITS = [normal(mean=0.1, std=0.37), uniform(low=-0.3, high=1.7)]
 OTHERS = [
-    (truncated_normal(0.1, 0.37), SHAPE, "float32"),
+    (truncated_normal(mean=0.1, std=0.37), SHAPE, "float32"),
     (orthogonal(0.7), SHAPE, "float32"),
     (scaled(orthogonal(0.7, batch_axis=0), 0.3), (8, 6, 4), "bfloat16"),
     (delta_orthogonal(0.7), (2, 6, 8), "float32"),

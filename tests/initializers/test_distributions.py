@@ -76,7 +76,7 @@ def test_narrow_dtypes_hold_the_rounded_draw(dtype):
 )
 def test_a_normal_cut_anywhere(low, high):
     truth = stats.truncnorm((low - 1) / 0.5, (high - 1) / 0.5, 1.0, 0.5)
-    sample = draw(truncated_normal(1.0, 0.5, low, high), 5, DENSE)
+    sample = draw(truncated_normal(mean=1.0, std=0.5, low=low, high=high), 5, DENSE)
     assert follows(sample, truth.cdf)
     assert low - 1e-6 < sample.min()
     assert sample.max() < high + 1e-6

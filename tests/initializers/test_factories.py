@@ -148,7 +148,7 @@ def test_a_docstring_says_what_it_takes_and_gives(name):
     ("call", "kind", "message"),
     [
         (
-            lambda: initializers.kaiming_normal(0.2, nonlinearity="relu"),
+            lambda: initializers.kaiming_normal(negative_slope=0.2, nonlinearity="relu"),
             ValueError,
             "nonlinearity 'relu' takes no parameter, got 0.2; "
             "those that take one: leaky_relu (its negative_slope), elu (its alpha)",
@@ -159,9 +159,9 @@ def test_a_docstring_says_what_it_takes_and_gives(name):
             "unknown mode 'fan'; legal modes: fan_in, fan_out, fan_avg, fan_geo_avg",
         ),
         (
-            lambda: initializers.variance_scaling(distribution="untruncated_normal"),
+            lambda: initializers.variance_scaling(distribution="half_normal"),
             ValueError,
-            "unknown distribution 'untruncated_normal'; "
+            "unknown distribution 'half_normal'; "
             "legal distributions: normal, truncated_normal, uniform",
         ),
         (
@@ -170,7 +170,11 @@ def test_a_docstring_says_what_it_takes_and_gives(name):
             "scale must not be negative, got -1.0",
         ),
         (lambda: initializers.normal(std=-1), ValueError, "std must not be negative, got -1.0"),
-        (lambda: initializers.normal(float("nan")), ValueError, "mean must be finite, got nan"),
+        (
+            lambda: initializers.normal(mean=float("nan")),
+            ValueError,
+            "mean must be finite, got nan",
+        ),
         (
             lambda: initializers.truncated_normal(std=0),
             ValueError,
@@ -182,13 +186,13 @@ def test_a_docstring_says_what_it_takes_and_gives(name):
             "high must lie above low, got [2.0, 2.0]",
         ),
         (
-            lambda: initializers.truncated_normal(1.0, 0.5, 3.0, 9.0),
+            lambda: initializers.truncated_normal(mean=1.0, std=0.5, low=2e6, high=3e6),
             ValueError,
-            "[3.0, 9.0] begins 4 standard deviations from the mean 1.0, and float32 has too few "
-            "numbers there: it must begin within 3",
+            "[2000000.0, 3000000.0] begins 4e+06 standard deviations from the mean 1.0: it must "
+            "begin within 1e+06",
         ),
         (
-            lambda: initializers.uniform(1, 0),
+            lambda: initializers.uniform(low=1, high=0),
             ValueError,
             "high must not lie below low, got [1.0, 0.0)",
         ),

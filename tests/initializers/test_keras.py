@@ -50,7 +50,7 @@ CASES = [
     (he_normal(truncated=True), K.HeNormal(1)),
     (lecun_uniform(), K.LecunUniform(1)),
     (lecun_normal(truncated=True), K.LecunNormal(1)),
-    (uniform(-0.05, 0.05), K.RandomUniform(seed=1)),
+    (uniform(low=-0.05, high=0.05), K.RandomUniform(seed=1)),
     (normal(std=0.05), K.RandomNormal(seed=1)),
     (truncated_normal(std=0.05, relative=True), K.TruncatedNormal(seed=1)),
     (variance_scaling(), K.VarianceScaling(seed=1)),

@@ -17,7 +17,11 @@ key = jax.random.key(0)
     ("wide", "narrow"), [("float64", "float32"), ("complex128", "complex64"), (float, "float32")]
 )
 def test_without_x64_a_wide_dtype_is_the_narrow_one(wide, narrow):
-    for init in (initializers.normal(2.0, 3.0), initializers.xavier_normal(), initializers.eye()):
+    for init in (
+        initializers.normal(mean=2.0, std=3.0),
+        initializers.xavier_normal(),
+        initializers.eye(),
+    ):
         values = init(key, (5, 7), wide)
         assert values.dtype == narrow
         np.testing.assert_array_equal(values, init(key, (5, 7), narrow))
@@ -36,8 +40,8 @@ def test_scalars_of_numpy_and_jax_are_numbers():
         (initializers.orthogonal(out_axis=np.int32(1)), initializers.orthogonal(out_axis=1)),
         (initializers.lecun_normal(fans=np.array([3, 4])), initializers.lecun_normal(fans=(3, 4))),
         (
-            initializers.kaiming_normal(jnp.float32(0.5)),
-            initializers.kaiming_normal(np.float32(0.5)),
+            initializers.kaiming_normal(negative_slope=jnp.float32(0.5)),
+            initializers.kaiming_normal(negative_slope=np.float32(0.5)),
         ),
     ]
     for odd, usual in pairs:
@@ -53,7 +57,7 @@ def test_what_is_no_number_or_name_is_refused():
     with pytest.raises(ValueError, match=r"\['relu'\]"):
         calculate_gain(["relu"])
     with pytest.raises(ValueError, match=r"high - low must fit float32, got \[-3e\+38, 3e\+38\)"):
-        initializers.uniform(-3e38, 3e38)
+        initializers.uniform(low=-3e38, high=3e38)
 
 
 @pytest.mark.parametrize("init", [initializers.delta_orthogonal(), initializers.dirac()])

@@ -41,7 +41,7 @@ jax_scaling = jax.nn.initializers.variance_scaling
     ("ours", "theirs"),
     [
         (normal(std=0.3), jax.nn.initializers.normal(0.3)),
-        (uniform(0, 0.2), jax.nn.initializers.uniform(0.2)),
+        (uniform(low=0, high=0.2), jax.nn.initializers.uniform(0.2)),
         (truncated_normal(std=0.3, relative=True), jax.nn.initializers.truncated_normal(0.3)),
         (xavier_uniform(), jax.nn.initializers.glorot_uniform()),
         (he_uniform(), jax.nn.initializers.he_uniform()),
@@ -139,7 +139,11 @@ def test_a_huge_fan_does_not_vanish_in_float16():
 
 
 def test_no_gain_is_zero():
-    for init in (xavier_normal(0), xavier_normal(0, truncated=True), xavier_uniform(0)):
+    for init in (
+        xavier_normal(gain=0),
+        xavier_normal(gain=0, truncated=True),
+        xavier_uniform(gain=0),
+    ):
         np.testing.assert_array_equal(init(jax.random.key(0), SHAPE), 0)
 
 
@@ -177,7 +181,12 @@ def test_a_gradient_flows_past_a_draw():
 def test_one_program_draws_a_shape_at_every_scale(count_compilations):
     key = jax.random.key(0)
     with count_compilations() as compiled:
-        for init in (normal(0, 2), normal(1, 3), xavier_normal(), lecun_normal(fans=(7, 1))):
+        for init in (
+            normal(mean=0, std=2),
+            normal(mean=1, std=3),
+            xavier_normal(),
+            lecun_normal(fans=(7, 1)),
+        ):
             jax.block_until_ready(init(key, (6, 11)))
     assert compiled == ["jit(_draw)"]
     with count_compilations() as compiled:

@@ -41,7 +41,8 @@ def numbers(description):
 
 # 1 / (0.87962566 sqrt(fan_in)), the standard deviation before the normal is cut.
 def lecun(fan_in):
-    return f"truncated_normal(mean=0, std={1 / 0.87962566103 / fan_in**0.5:.4g}, low=-2, high=2)"
+    std = 1 / 0.87962566103 / fan_in**0.5
+    return f"truncated_normal(mean=0, std={std:.4g}, low=-2, high=2, relative=True)"
 
 
 def glorot(fan_in, fan_out):
@@ -52,7 +53,7 @@ def glorot(fan_in, fan_out):
 def test_a_model_with_flaxs_defaults():
     parameters = found(jinit.describe(Model(), X))
     assert parameters["Conv_0/kernel"] == ((3, 6, 8), lecun(18), (18, 24), "explicit")
-    assert parameters["Conv_0/bias"] == ((8,), "zeros", None, "default")
+    assert parameters["Conv_0/bias"] == ((8,), "zeros()", None, "default")
     assert parameters["attention/query/kernel"] == ((8, 2, 4), lecun(8), (8, 8), "default")
     assert parameters["attention/out/kernel"] == ((2, 4, 8), lecun(8), (8, 8), "default")
     assert parameters["LSTMCell_0/ii/kernel"] == ((8, 4), lecun(8), (8, 4), "default")
@@ -61,16 +62,16 @@ def test_a_model_with_flaxs_defaults():
     assert parameters["JitDense_0/kernel"] == ((4, 5), glorot(4, 5), (4, 5), "explicit")
     assert parameters["w"] == ((5,), "constant(value=2)", None, "explicit")
     assert parameters["DenseGeneral_0/kernel"] == ((7, 5, 2, 3), lecun(35), (35, 6), "default")
-    assert parameters["DenseGeneral_0/bias"][1:] == ("zeros", None, "default")
+    assert parameters["DenseGeneral_0/bias"][1:] == ("zeros()", None, "default")
 
 
 KERAS = {
     "Conv_0/kernel": ((3, 6, 8), lecun(18), (18, 24), "explicit"),
-    "Conv_0/bias": ((8,), "zeros", None, "default"),
+    "Conv_0/bias": ((8,), "zeros()", None, "default"),
     "attention/query/kernel": ((8, 2, 4), glorot(8, 8), (8, 8), "keras"),
-    "attention/query/bias": ((2, 4), "zeros", None, "default"),
-    "LSTMCell_0/ii/kernel": ((8, 4), glorot(8, 16) + ", all gates as one", (8, 16), "keras"),
-    "LSTMCell_0/ho/kernel": ((4, 4), "orthogonal(gain=1), all gates as one", None, "keras"),
+    "attention/query/bias": ((2, 4), "zeros()", None, "default"),
+    "LSTMCell_0/ii/kernel": ((8, 4), glorot(8, 16) + "  # all gates as one", (8, 16), "keras"),
+    "LSTMCell_0/ho/kernel": ((4, 4), "orthogonal(gain=1)  # all gates as one", None, "keras"),
     "LSTMCell_0/hf/bias": ((4,), "constant(value=1)", None, "keras"),
     "LSTMCell_0/hg/bias": ((4,), "constant(value=0)", None, "keras"),
     "PReLU_0/negative_slope": ((), "constant(value=0)", None, "keras"),
@@ -184,7 +185,7 @@ def build():
 def test_a_function_that_constructs_an_nnx_module():
     parameters = found(jinit.describe(build))
     assert parameters["linear/kernel"] == ((3, 4), lecun(3), (3, 4), "explicit")
-    assert parameters["linear/bias"] == ((4,), "zeros", None, "default")
+    assert parameters["linear/bias"] == ((4,), "zeros()", None, "default")
     assert parameters["cell/ii/kernel"] == ((6, 4), lecun(6), (6, 4), "default")
     assert parameters["attention/out/kernel"] == ((2, 4, 4), lecun(8), (8, 4), "default")
     assert parameters["own"] == ((3,), "-", None, "-")
@@ -194,7 +195,7 @@ def test_a_function_that_constructs_an_nnx_module():
     assert parameters["linear/kernel"] == ((3, 4), lecun(3), (3, 4), "explicit")
     assert parameters["cell/ii/kernel"] == (
         (6, 4),
-        glorot(6, 16) + ", all gates as one",
+        glorot(6, 16) + "  # all gates as one",
         (6, 16),
         "keras",
     )
@@ -224,8 +225,8 @@ def test_it_prints_and_is_plain_data():
     lines = str(description).splitlines()
     assert [line.split() for line in lines if "─" not in line] == [
         ["parameter", "shape", "dtype", "distribution", "fans", "decided", "by"],
-        ["bias", "(6,)", "float32", "zeros", "default"],
-        ["scale", "(6,)", "float32", "ones", "default"],
+        ["bias", "(6,)", "float32", "zeros()", "default"],
+        ["scale", "(6,)", "float32", "ones()", "default"],
         ["norm", "field", "value", "decided", "by"],
         ["epsilon", "0.001", "keras"],
         ["momentum", "0.99", "keras"],
@@ -285,8 +286,8 @@ def test_bad_input(call, message):
 def test_a_default_of_another_role_was_chosen():
     zeros = nn.initializers.zeros  # which is Dense's own default for the bias
     described = found(jinit.describe(nn.Dense(3, kernel_init=zeros), X))
-    assert described["kernel"][1:] == ("zeros", None, "explicit")
-    assert described["bias"][1:] == ("zeros", None, "default")
+    assert described["kernel"][1:] == ("zeros()", None, "explicit")
+    assert described["bias"][1:] == ("zeros()", None, "default")
 
 
 def test_a_bridge_under_keras_defaults():
@@ -337,3 +338,46 @@ def test_a_generator_is_not_decorated():
 
     with pytest.raises(TypeError, match="cannot decorate the generator"):
         jinit.keras_defaults()(steps)
+
+
+def stacked():
+    @nnx.vmap
+    def linear(key):
+        return nnx.Linear(4, 3, rngs=nnx.Rngs(key))
+
+    @nnx.split_rngs(splits=5)
+    @nnx.vmap
+    def norm(rngs):
+        return nnx.BatchNorm(3, rngs=rngs)
+
+    return nnx.Dict(
+        linear=linear(jax.random.split(jax.random.key(0), 5)),
+        norm=norm(nnx.Rngs(0)),
+        jitted=nnx.jit(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)))(),
+        shapes=nnx.eval_shape(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0))),
+    )
+
+
+def test_what_transformations_of_nnx_build():
+    parameters = found(jinit.describe(stacked))
+    assert parameters["linear/kernel"] == ((5, 4, 3), lecun(4), (4, 3), "default")
+    with jinit.keras_defaults():
+        description = jinit.describe(stacked)
+    parameters = found(description)
+    assert parameters["linear/kernel"] == ((5, 4, 3), glorot(4, 3), (4, 3), "keras")
+    assert parameters["linear/bias"] == ((5, 3), "zeros()", None, "default")
+    assert parameters["norm/scale"] == ((5, 3), "ones()", None, "default")
+    for name in ("jitted", "shapes"):
+        assert parameters[f"{name}/kernel"] == ((2, 3), glorot(2, 3), (2, 3), "keras")
+    assert numbers(description)["norm", "epsilon"] == (1e-3, "keras")
+
+
+def test_a_module_that_an_earlier_description_made_is_not_mixed_up():
+    made = []
+
+    def build():
+        made.append(nnx.Linear(2, 3, kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0)))
+        return nnx.Dict(old=made[0], new=nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+
+    jinit.describe(build)
+    assert found(jinit.describe(build))["old/kernel"][1:] == ("-", None, "-")

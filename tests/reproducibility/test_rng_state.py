@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jinit.reproducibility import get_rng_state, load_rng_state, register_key, seed_all
 from tests import fresh
@@ -146,6 +146,26 @@ class TestRoundTrips:
         for found in load_rng_state(get_rng_state(placed)).values():
             assert_same_key(found, keys)
 
+    def test_keys_are_put_where_they_are_wanted(self, make_key):
+        spread = NamedSharding(jax.make_mesh((8,), ("d",)), PartitionSpec("d"))
+        keys = {"keys": jax.vmap(make_key)(jnp.arange(8)), "key": make_key(3)}
+        state = get_rng_state(keys)
+        loaded = load_rng_state(state, {"keys": spread})
+        assert (loaded["keys"].sharding, loaded["key"].committed) == (spread, False)
+        assert all(bool(jnp.all(loaded[name] == key)) for name, key in keys.items())
+
+    def test_a_sharding_that_does_not_fit_changes_nothing(self):
+        spread = NamedSharding(jax.make_mesh((8,), ("d",)), PartitionSpec("d"))
+        state = get_rng_state({"keys": jax.random.split(jax.random.key(1), 3)})
+        random.random()
+        before = random.getstate()
+        fault = r"^The key 'keys' of shape \(3,\) cannot be put on Named"
+        with pytest.raises(ValueError, match=fault):
+            load_rng_state(state, {"keys": spread})
+        with pytest.raises(ValueError, match=r'"keys"\]\["other"\]: expected the key of shardings'):
+            load_rng_state(state, {"other": spread})
+        assert random.getstate() == before
+
     def test_jax_is_not_needed_without_keys(self):
         code = """
 import json, sys, random
@@ -231,6 +251,48 @@ class TestRegisteredKeys:
         for name, key in saved.items():
             assert places[name] is keys[name]
             assert_same_key(places[name], key)
+
+    def test_they_come_back_where_the_keys_in_their_places_are(self, places, make_key):
+        mesh = jax.make_mesh((8,), ("d",))
+        spread = NamedSharding(mesh, PartitionSpec("d"))
+        makes = {
+            "replicated": (make_key(1), NamedSharding(mesh, PartitionSpec())),
+            "spread": (jax.vmap(make_key)(jnp.arange(16)), spread),
+            "elsewhere": (make_key(2), SingleDeviceSharding(jax.devices()[5])),
+        }
+        keys = {name: jax.device_put(key, where) for name, (key, where) in makes.items()}
+        held = dict(keys)
+        ends = [register_for(held, name) for name in keys]
+        state = get_rng_state()
+        held.update({n: jax.jit(lambda k: k, out_shardings=k.sharding)(k) for n, k in keys.items()})
+        loaded = load_rng_state(state)
+        for name, key in keys.items():
+            assert held[name].sharding == loaded[name].sharding == key.sharding
+            assert held[name].committed
+            assert bool(jnp.all(held[name] == key))
+        for end in ends:
+            end()
+
+    def test_what_nobody_placed_is_not_bound_to_a_device(self, places):
+        """A key that is bound to one device cannot be used beside arrays on others."""
+        held = {"key": jax.random.key(1)}
+        end = register_for(held, "key")
+        load_rng_state(get_rng_state())
+        end()
+        elsewhere = jax.device_put(jnp.ones(3), jax.devices()[3])
+        noise = jax.jit(lambda key, x: x + jax.random.normal(key, (3,)))
+        assert noise(held["key"], elsewhere).devices() == {jax.devices()[3]}
+
+    def test_a_key_of_another_shape_does_not_take_the_sharding(self, places):
+        mesh = jax.make_mesh((8,), ("d",))
+        held = {"keys": jax.random.split(jax.random.key(1), 3)}
+        end = register_for(held, "keys")
+        state = get_rng_state()
+        spread = NamedSharding(mesh, PartitionSpec("d"))
+        held["keys"] = jax.device_put(jax.random.split(jax.random.key(1), 8), spread)
+        load_rng_state(state)
+        end()
+        assert held["keys"].shape == (3,)
 
     def test_a_name_is_taken_once(self, places):
         with pytest.raises(ValueError, match="already registered") as raised:

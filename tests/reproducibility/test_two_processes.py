@@ -65,6 +65,13 @@ with ocp.StandardCheckpointer() as orbax:
     orbax.save(FOLDER + "/state", state)
     orbax.wait_until_finished()
     found["through orbax"] = load(orbax.restore(FOLDER + "/state"))
+
+held = {"all": placed(None)}
+unregister = register_key("all", lambda: held["all"], lambda key: held.update(all=key))
+load_rng_state(get_rng_state())
+unregister()
+found["placed"] = [held["all"].sharding == placed(None).sharding,
+                   jax.random.key_data(held["all"].addressable_data(0)).tolist()]
 print(json.dumps(found))
 """
 
@@ -102,6 +109,10 @@ def test_each_goes_on_with_its_own_streams(both):
             assert loaded["drawn"] == process["next"]
             assert loaded["warned"] == []
             assert loaded["keys"] == {"mine": process["mine"], "all": SHARED}
+
+
+def test_a_registered_key_comes_back_on_the_devices_of_both(both):
+    assert [process["placed"] for process in both] == [[True, SHARED], [True, SHARED]]
 
 
 def test_a_key_that_no_process_holds_whole(both):

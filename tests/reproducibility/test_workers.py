@@ -4,11 +4,21 @@ import copy
 import itertools
 import pickle
 import random
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from jinit.reproducibility import MAX_SEED, WorkerSeeds, seed_all, seed_workers
+from jinit.reproducibility import (
+    MAX_SEED,
+    WorkerSeeds,
+    get_rng_state,
+    load_rng_state,
+    seed_all,
+    seed_workers,
+    workers,
+)
 from tests.fresh import run
 from tests.reproducibility import fresh
 from tests.reproducibility.pools import METHODS
@@ -76,6 +86,8 @@ print(json.dumps([without, backends_are_initialized()]))
             ("epoch", -1, ValueError, 2**31 - 1),
             ("epoch", None, TypeError, 2**31 - 1),
             ("process_index", True, TypeError, 2**31 - 1),
+            ("started", -1, ValueError, 2**31 - 1),
+            ("started", 1.0, TypeError, 2**31 - 1),
         ],
     )
     def test_illegal_arguments(self, name, value, error, high):
@@ -122,6 +134,35 @@ class TestCalls:
     def test_a_second_pipeline_differs(self):
         first, second = (self.epochs(seed_workers(7), 2) for _ in range(2))
         assert len({*flat(first), *flat(second)}) == 16
+
+    def test_a_run_that_goes_on_starts_the_workers_that_it_would_have_started(self, monkeypatch):
+        whole = seed_workers(7)
+        first, second = self.epochs(whole, 3), self.epochs(whole, 3)
+
+        def in_another_process(**options):
+            monkeypatch.setattr(workers, "_MADE", Counter({(7, 0, 0): whole._made - 1}))
+            return seed_workers(7, **options)
+
+        interrupted = in_another_process()
+        assert self.epochs(interrupted, 3) == first
+        assert interrupted.started == 6
+        assert self.epochs(in_another_process(started=interrupted.started), 3) == second
+        assert not set(flat(first)) & set(flat(second))
+
+    def test_workers_that_are_started_from_threads_at_once_are_all_counted(self):
+        seeds = seed_workers(7)
+        with ThreadPoolExecutor(8) as pool:
+            copies = list(pool.map(lambda _: pickle.loads(pickle.dumps(seeds)), range(400)))
+        assert seeds.started == 400
+        assert sorted(each._copy for each in copies) == list(range(400))
+
+    def test_a_workers_own_generators_are_saved_and_restored_inside_it(self):
+        seed_workers(7)(3)
+        state = get_rng_state()
+        drawn = draw()
+        seed_workers(7)(4)
+        load_rng_state(state)
+        assert draw() == drawn
 
     def test_copies_in_this_process_do_not_count_as_workers(self):
         seeds = seed_workers(7)

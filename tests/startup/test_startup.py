@@ -211,6 +211,38 @@ result = json.loads(done.stdout)
     ]
 
 
+@pytest.mark.parametrize("users", ["--xla_gpu_autotune_level=1", ""])
+def test_a_parents_flags_beside_its_users_are_not_its_childs_users(users):
+    """The flag of the devices is another way to ask for what ``cpu_devices`` asks for."""
+    code = """
+import subprocess, sys
+warnings.simplefilter("ignore")
+jinit.startup(0, xla_flags={"xla_force_host_platform_device_count": 2}, deterministic=True)
+child = '''
+from tests.startup.programs import *
+if os.environ.get("LATER"): os.environ["XLA_FLAGS"] += " " + os.environ["LATER"]
+jinit.startup(0, cpu_devices=3)
+print(json.dumps([rows("cpu_devices", "deterministic"), jax.device_count()]))
+'''
+def done(**more):
+    command, pipes = [sys.executable, "-c", child], dict(capture_output=True, text=True)
+    done = subprocess.run(command, env={**os.environ, **more}, **pipes)
+    return json.loads(done.stdout or json.dumps(done.stderr))
+result = [done(), done(LATER="--xla_force_host_platform_device_count=5")]
+"""
+    own, users_later = run_case(code, XLA_FLAGS=users)
+    assert own == [
+        {
+            "cpu_devices": [3, "argument", "cpu_devices", "applied"],
+            "deterministic": [True, "environment", "XLA_FLAGS", "unchanged"],
+        },
+        3,
+    ]
+    row, devices = users_later
+    overridden = [5, "environment", "XLA_FLAGS", "overridden by the environment"]
+    assert (row["cpu_devices"], devices) == (overridden, 5)
+
+
 def test_more_devices_than_threads_are_reported_as_they_run():
     code = """
 warned = caught_in(lambda: jinit.startup(0, threads=1, cpu_devices=4))

@@ -1,0 +1,290 @@
+"""What users of other systems type, and what it is in jinit: a table, read by ``jinit._known``.
+
+A name that means the same here works, though no list of names shows it; any other raises an error
+that says what to write. So do the arguments of functions, given by name or by position.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+__all__ = [
+    "ARGUMENTS",
+    "CONTEXTS",
+    "EVERY_INITIALIZER",
+    "NAMES",
+    "POSITIONS",
+    "VALUES",
+    "WITHOUT",
+    "As",
+    "Instead",
+    "Same",
+]
+
+
+class Instead(NamedTuple):
+    """Something that jinit lacks.
+
+    Attributes:
+        text: What to write in its place.
+    """
+
+    text: str
+
+
+class As(NamedTuple):
+    """An argument under another name.
+
+    Attributes:
+        name: Its own name; "" for one that changes nothing.
+        given: What the other name implies as well.
+        unlike: Arguments whose meaning that changes, so that they may not stand beside it.
+    """
+
+    name: str
+    given: Mapping[str, Any] = {}
+    unlike: tuple[str, ...] = ()
+
+
+class Same(NamedTuple):
+    """A function under another name.
+
+    Attributes:
+        native: Its own name, in the same module.
+        given: The arguments that the other name stands for.
+        needs: Arguments, each under any of its names, whose defaults differ among systems.
+        differs: Values of arguments that differ among systems, and what to write for them.
+    """
+
+    native: str
+    given: Mapping[str, Any] = {}
+    needs: tuple[tuple[str, ...], ...] = ()
+    differs: Mapping[tuple[str, Any], str] = {}
+
+
+_RELATIVE = {"relative": True}
+_ABSOLUTE = ("low", "high", "a", "b")
+_CUT = {"truncated": True}
+_STD = (("stddev", "std"),)
+_ENDS = (("minval", "low"), ("maxval", "high"))
+_TORCH = """
+    constant dirac eye glorot_normal glorot_uniform he_normal he_uniform identity kaiming_normal
+    kaiming_uniform normal ones orthogonal sparse uniform xavier_normal xavier_uniform zeros
+""".split()
+_KERAS_NORMAL = (
+    "write distribution='truncated_normal' for Keras's 'normal', which is cut at two standard "
+    "deviations, or variance_scaling(distribution='normal') for the plain one"
+)
+_CONFIG = Instead("initializers are frozen dataclasses: print, compare or pickle them as they are")
+_DYNAMIC = Instead('write amp.loss_scaling(tx, "dynamic"), which wraps the optax optimizer')
+_OPTIMIZER = Instead(
+    "jinit scales losses in optax's transformations: tx = amp.loss_scaling(tx), then "
+    "amp.scale_loss(loss, opt_state) in the loss function"
+)
+_REGIONS = (
+    "decorate it, fn = amp.{0}_function(fn), or name primitives, ops=amp.OPS.extend({1}=[...])"
+)
+
+NAMES: Mapping[str, Mapping[str, Same | Instead]] = {
+    "jinit.initializers": {
+        # torch, Flint, timm
+        **{f"{name}_": Same(name) for name in _TORCH},
+        "trunc_normal": Same("truncated_normal"),
+        "trunc_normal_": Same("truncated_normal"),
+        "truncated_normal_": Same("truncated_normal"),
+        "trunc_normal_tf_": Same("truncated_normal", _RELATIVE),
+        "variance_scaling_": Same("variance_scaling"),
+        "lecun_normal_": Instead(
+            "write lecun_normal(truncated=True) for timm's, which is cut at two standard "
+            "deviations, or lecun_normal() for the plain one"
+        ),
+        # Keras, Haiku
+        "Constant": Same("constant"),
+        "GlorotNormal": Same("xavier_normal", _CUT),
+        "GlorotUniform": Same("xavier_uniform"),
+        "HeNormal": Same("kaiming_normal", _CUT),
+        "HeUniform": Same("kaiming_uniform"),
+        "Identity": Same("identity"),
+        "IdentityInitializer": Same("identity"),
+        "LecunNormal": Same("lecun_normal", _CUT),
+        "LecunUniform": Same("lecun_uniform"),
+        "Ones": Same("ones"),
+        "Orthogonal": Same("orthogonal"),
+        "OrthogonalInitializer": Same("orthogonal"),
+        "RandomNormal": Same("normal", needs=_STD),
+        "RandomUniform": Same("uniform", needs=_ENDS),
+        "TruncatedNormal": Same("truncated_normal", _RELATIVE, needs=_STD),
+        "VarianceScaling": Same(
+            "variance_scaling", differs={("distribution", "normal"): _KERAS_NORMAL}
+        ),
+        "Zeros": Same("zeros"),
+        "random_normal": Same("normal", needs=_STD),
+        "random_uniform": Same("uniform", needs=_ENDS),
+        "UniformScaling": Instead(
+            "write variance_scaling(s**2, 'fan_in', 'uniform') for Haiku's UniformScaling(s)"
+        ),
+        "STFT": Instead("jinit has no Fourier kernels: pass an array with constant(array)"),
+        "STFTInitializer": Instead(
+            "jinit has no Fourier kernels: pass an array with constant(array)"
+        ),
+        "stft": Instead("jinit has no Fourier kernels: pass an array with constant(array)"),
+        "deserialize": _CONFIG,
+        "serialize": _CONFIG,
+        "get": Instead("there are no initializers by string: write the function, e.g. he_normal()"),
+        # JAX, Flax
+        "Initializer": Instead("any function (key, shape, dtype) is an initializer"),
+        "ones_init": Same("ones"),
+        "zeros_init": Same("zeros"),
+    },
+    "jinit.amp": {
+        # apex
+        "master_params": Instead(
+            "the parameters that policy.cast_to_param returns are the masters, in float32; with "
+            'master_weights="optimizer" they are optax.tree.get(opt_state, "master_params")'
+        ),
+        "register_float_function": Instead(_REGIONS.format("float", "float32")),
+        "register_half_function": Instead(_REGIONS.format("half", "half")),
+        "register_promote_function": Instead(_REGIONS.format("promote", "promote")),
+        "init": Instead("write amp.autocast(fn), or amp.initialize(fn, tx) with an optimizer"),
+        "AmpOptimizer": _OPTIMIZER,
+        "LossScaler": _DYNAMIC,
+        # torch, Lightning, Keras, jmp
+        "GradScaler": _OPTIMIZER,
+        "LossScaleOptimizer": _DYNAMIC,
+        "DynamicLossScale": _DYNAMIC,
+        "StaticLossScale": Instead("write amp.loss_scaling(tx, 128.0), which wraps the optimizer"),
+        "NoOpLossScale": Instead("leave the optimizer as it is, or amp.loss_scaling(tx, 1.0)"),
+        "get_policy": Instead('write fn.policy of what amp.initialize(fn, opt_level="O2") returns'),
+        "custom_fwd": Instead("jax.custom_vjp needs none: autocast enters its rules as well"),
+        "custom_bwd": Instead("jax.custom_vjp needs none: autocast enters its rules as well"),
+        "is_autocast_available": Instead("autocast is there on every backend"),
+        "autocast_mode": Instead("write amp.autocast(fn): it wraps a function and is no context"),
+    },
+    "jinit": {
+        # Lightning, transformers, torch
+        "seed_everything": Same("seed_all"),
+        "set_seed": Same("seed_all"),
+        "manual_seed": Same("seed_all"),
+        "isolate_rng": Instead(
+            "write with seed_context(seed): the generators are given back after"
+        ),
+        "pl_worker_init_function": Instead("write worker_init_fn=seed_workers(seed)"),
+        "use_deterministic_algorithms": Instead("write configure_deterministic_mode()"),
+    },
+}
+"""What the names of other systems are, by the module of jinit that a user looks in."""
+NAMES = {**NAMES, "jinit.reproducibility": NAMES["jinit"]}
+
+EVERY_INITIALIZER: Mapping[str, str | As | Instead] = {
+    "seed": Instead("an initializer draws with the key it is called with: init(key, shape, dtype)"),
+    "generator": Instead("it draws with the key it is called with: init(key, shape, dtype)"),
+    "tensor": Instead("it fills no array in place: write array = init(key, shape, dtype)"),
+    "shape": Instead("give it when it draws: init(key, shape, dtype)"),
+    "name": Instead("initializers have no names"),
+}
+"""What arguments of any initializer are."""
+
+_BOUNDS = {"a": "low", "b": "high"}
+_KAIMING = {"a": "negative_slope"}
+_WORKERS = Instead("for data-loading workers there is seed_workers(seed)")
+
+ARGUMENTS: Mapping[str, Mapping[str, str | As | Instead]] = {
+    "constant": {"val": "value", "constant": "value", "fill_value": "value"},
+    "normal": {"stddev": "std"},
+    "uniform": {
+        **_BOUNDS,
+        "minval": "low",
+        "maxval": "high",
+        "scale": As("high", {"low": 0.0}, unlike=("a", "low", "minval")),
+    },
+    "truncated_normal": {
+        **_BOUNDS,
+        "stddev": As("std", _RELATIVE, unlike=_ABSOLUTE),
+        "lower": As("low", _RELATIVE, unlike=_ABSOLUTE),
+        "upper": As("high", _RELATIVE, unlike=_ABSOLUTE),
+    },
+    "kaiming_normal": _KAIMING,
+    "kaiming_uniform": _KAIMING,
+    "orthogonal": {"scale": "gain", "column_axis": "out_axis", "axis": "out_axis"},
+    # the column_axis is that of a square matrix here, which is distributed as its transpose
+    "delta_orthogonal": {"scale": "gain", "column_axis": As("")},
+    "sparse": {"stddev": "std"},
+    "variance_scaling": {
+        "fan_in_axes": Instead("name the axes: in_axis, out_axis and batch_axis"),
+    },
+    "calculate_gain": {"a": "param", "negative_slope": "param", "alpha": "param"},
+    "seed_all": {"workers": _WORKERS, "verbose": Instead("it prints nothing")},
+    "autocast": {
+        "dtype": "half_dtype",
+        "device_type": Instead("it follows the function's arrays, on any device: leave it out"),
+        "enabled": Instead("leave the function as it is where autocast is not wanted"),
+        "cache_enabled": Instead("there is no cache of casts: leave it out"),
+    },
+    "scale_loss": {
+        "optimizers": Instead("give the state, opt_state = tx.init(params)"),
+        "model": Instead("leave it out: nothing is patched"),
+        "delay_unscale": Instead("leave it out: amp.unscale does it when it is called"),
+        "delay_overflow_check": Instead("leave it out: the update does it"),
+    },
+}
+"""What the arguments of other systems are, by the function of jinit."""
+
+_JAX_FANS = ("in_axis", "out_axis", "batch_axis", "dtype")
+_SEED = ("seed",)
+_XAVIER = {"torch": ("gain",), "JAX": _JAX_FANS}
+_KAIMING_POSITIONS = {"torch": ("a", "mode", "nonlinearity"), "JAX": _JAX_FANS}
+_LECUN = {"JAX": _JAX_FANS, "Keras": _SEED}
+_SCALING = ("scale", "mode", "distribution")
+
+POSITIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "constant": {"torch": ("val",), "Keras": ("value",), "JAX": ("value", "dtype")},
+    "normal": {"torch": ("mean", "std"), "JAX": ("stddev", "dtype")},
+    "uniform": {"torch": ("a", "b"), "JAX": ("scale", "dtype")},
+    "truncated_normal": {
+        "torch": ("mean", "std", "a", "b"),
+        "JAX": ("stddev", "dtype", "lower", "upper"),
+    },
+    "xavier_normal": _XAVIER,
+    "xavier_uniform": _XAVIER,
+    "kaiming_normal": _KAIMING_POSITIONS,
+    "kaiming_uniform": _KAIMING_POSITIONS,
+    "lecun_normal": _LECUN,
+    "lecun_uniform": _LECUN,
+    "variance_scaling": {"JAX": _SCALING + _JAX_FANS, "Keras": _SCALING + _SEED},
+    "orthogonal": {
+        "torch": ("gain",),
+        "JAX": ("scale", "column_axis", "dtype"),
+        "Keras": ("gain", "seed"),
+    },
+    "delta_orthogonal": {"JAX": ("scale", "column_axis", "dtype")},
+    "eye": {"Keras": ("gain",)},
+    "dirac": {"torch": ("groups",)},
+    "sparse": {"torch": ("sparsity", "std")},
+}
+"""What arguments by position are in the systems that have a function of the name."""
+
+VALUES: Mapping[tuple[str, str], Mapping[Any, Any]] = {
+    ("variance_scaling", "distribution"): {"untruncated_normal": "normal"},
+}
+"""What values of arguments are called here."""
+
+_NO_CONTEXT = "autocast wraps a function and is no context: write fn = amp.autocast(fn)"
+_NEEDS_STATE = "the scales are in the optimizer's state, there is no global one: write "
+
+CONTEXTS: Mapping[str, str] = {
+    "scale_loss": (
+        "write loss = amp.scale_loss(loss, opt_state) in the function that jax.grad "
+        "differentiates, and hand the gradients to tx.update(grads, opt_state, params)"
+    ),
+}
+"""What to write where what a function returns is entered by ``with``."""
+
+WITHOUT: Mapping[tuple[str, str], str] = {
+    ("autocast", "fn"): _NO_CONTEXT,
+    ("state_dict", "opt_state"): f"{_NEEDS_STATE}amp.state_dict(opt_state)",
+    (
+        "load_state_dict",
+        "state",
+    ): f"{_NEEDS_STATE}opt_state = amp.load_state_dict(opt_state, state)",
+    ("scale_loss", "opt_state"): f"{_NEEDS_STATE}amp.scale_loss(loss, opt_state)",
+}
+"""What to write where an argument is missing that other systems do without."""

@@ -1,0 +1,161 @@
+"""Tells what was passed to a Linen layer from what was not, where both are one object.
+
+``nn.initializers.zeros_init()`` returns the very object that is the default of ``bias_init``. While
+a table is active, a default that is passed is replaced by another object that draws the same: what
+is cloned, copied or handed on by a transformation still shows that it was chosen.
+"""
+
+import contextlib
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import MISSING, dataclass
+from typing import Any
+
+import flax.linen as nn
+from flax.linen.experimental import layers_with_named_axes as named_axes
+
+from jinit.defaults.active import active_table
+from jinit.defaults.patches import Make, Target
+from jinit.defaults.table import AT_APPLY
+
+__all__ = ["Passed", "initialisations", "is_noticed"]
+
+
+@dataclass(frozen=True, repr=False)
+class Passed:
+    """An initializer that is a layer's default, and was passed all the same.
+
+    Attributes:
+        init: The initializer.
+    """
+
+    init: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Draws."""
+        return self.init(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"passed({getattr(self.init, '__name__', repr(self.init))})"
+
+
+@functools.lru_cache(maxsize=1024)
+def _replaceable(cls: type) -> Mapping[str, tuple[Any, ...]]:
+    """Returns the defaults that a table may replace, of a class and of its bases, by field."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for base in cls.__mro__:
+        for name, field in getattr(base, "__dataclass_fields__", {}).items():
+            if field.default is not MISSING and (name.endswith("_init") or name in AT_APPLY):
+                found[name] = (*found.get(name, ()), field.default)
+    return found
+
+
+LAYERS = tuple(
+    layer
+    for namespace in (nn, named_axes)
+    for layer in vars(namespace).values()
+    if isinstance(layer, type) and issubclass(layer, nn.Module) and _replaceable(layer)
+)
+"""Flax's own layers that have such defaults."""
+
+
+def is_noticed(layer: nn.Module) -> bool:
+    """Returns whether a layer was constructed while a table was active."""
+    return _NOTICED in layer.__dict__
+
+
+def initialisations(layers: Iterable[type]) -> dict[Target, Make]:
+    """Returns the patches of what constructs Linen layers, and classes that follow them."""
+    # Flax's layers are made of one another: one without a row hands on what it was given.
+    all_layers = (*LAYERS, *layers)
+    classes = dict.fromkeys(each for layer in all_layers for each in _with_subclasses(layer))
+    return {
+        (nn.Module, "__init_subclass__"): _following,
+        **{(cls, "__init__"): _noticing for cls in classes if "__init__" in cls.__dict__},
+    }
+
+
+def _with_subclasses(layer: type) -> Iterator[type]:
+    yield layer
+    for below in layer.__subclasses__():
+        yield from _with_subclasses(below)
+
+
+def _following(_: type, own: classmethod) -> classmethod:
+    """Returns what is called for new classes: their instances are noticed too."""
+
+    @functools.wraps(own.__func__)
+    def __init_subclass__(cls: type[nn.Module], **kwargs: Any) -> None:
+        own.__func__(cls, **kwargs)
+        # It stays with the class, and does nothing while no table is active.
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _noticing(cls, cls.__init__)
+
+    return classmethod(__init_subclass__)
+
+
+_NOTICED = "_jinit_noticed"
+
+_handed_on: ContextVar[object] = ContextVar("jinit_handed_on", default=None)
+"""The layer that is made again of what another one holds."""
+
+
+def _noticing(cls: type, own: Callable) -> Callable:
+    """Returns a constructor that tells defaults that are passed from those that are not."""
+    if getattr(own, "_notices", False):
+        return own
+    signature = functools.cache(lambda: inspect.signature(own))
+
+    @functools.wraps(own)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if active_table() is None:
+            return own(self, *args, **kwargs)
+        if _hands_on(sys._getframe(1).f_globals.get("__name__", "")) or _handed_on.get() is self:
+            with _handing_on(self):
+                return own(self, *args, **kwargs)
+        try:
+            given = signature().bind(self, *args, **kwargs)
+        except TypeError:
+            return own(self, *args, **kwargs)  # it says better what is wrong
+        given.arguments.update(_told_apart(type(self), given.arguments))
+        object.__setattr__(self, _NOTICED, True)
+        return own(*given.args, **given.kwargs)
+
+    vars(__init__)["_notices"] = True
+    return __init__
+
+
+_WRAP = "jinit.defaults.layer_defaults"
+
+
+def _hands_on(caller: str) -> bool:
+    # Clones, lifted transformations, and layers that are made of others pass all that they hold.
+    return caller.partition(".")[0] in ("flax", "dataclasses") or caller == _WRAP
+
+
+@contextlib.contextmanager
+def _handing_on(layer: object) -> Iterator[None]:
+    token = _handed_on.set(layer)
+    try:
+        yield
+    finally:
+        _handed_on.reset(token)
+
+
+def _told_apart(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = _replaceable(cls)
+    return {
+        name: _another(value)
+        for name, value in given.items()
+        if any(value is default for default in defaults.get(name, ()))
+    }
+
+
+def _another(value: Any) -> Any:
+    """Returns another object that means the same."""
+    if isinstance(value, float):
+        return type(value).fromhex(value.hex())
+    return Passed(value) if callable(value) else value
