@@ -127,8 +127,7 @@ def _zeros(
         for number, leaf in enumerate(leaves)
         if is_float(leaf) and np.size(leaf) and not isinstance(leaf, Tracer)
     }
-    look = _look if on_cpu(known.values()) else _looked
-    seen: dict[int, Any] = jax.device_get(look(known))
+    seen = _seen(known)
     bad: list[str] = [paths[n] for n, (finite, _) in seen.items() if trainable[n] and not finite]
     if bad:
         raise ValueError(
@@ -139,9 +138,15 @@ def _zeros(
 
 
 def _check_inputs(inputs: Any) -> None:
-    known = [x for x in jax.tree.leaves(inputs) if is_float(x) and not isinstance(x, Tracer)]
-    if not all(np.isfinite(np.asarray(x)).all() for x in known):
+    leaves = enumerate(jax.tree.leaves(inputs))
+    known = {n: leaf for n, leaf in leaves if is_float(leaf) and not isinstance(leaf, Tracer)}
+    if not all(finite for finite, _ in _seen(known).values()):
         raise ValueError("dummy_input holds values that are not finite; pass inputs without them")
+
+
+def _seen(leaves: dict[int, Any]) -> dict[int, Any]:
+    """Looks at leaves where they are, of which one process may not hold all."""
+    return jax.device_get((_look if on_cpu(leaves.values()) else _looked)(leaves))
 
 
 def _look(leaves: dict[int, Any]) -> dict[int, tuple[Any, Any]]:
