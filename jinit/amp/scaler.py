@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jinit._known import known_arguments
+from jinit.amp.arguments import check_grads, check_optimizer, check_overflow, check_state
 from jinit.amp.gradients import UnscaledGrads, check_loss_id, map_inexact, unscale
 from jinit.amp.schedule import ScaleSchedule, parse_count
 
@@ -35,6 +37,7 @@ class LossScalingState(NamedTuple):
     inner_state: optax.OptState
 
 
+@known_arguments
 def loss_scaling(
     inner: optax.GradientTransformation,
     loss_scale: float | str = "dynamic",
@@ -100,13 +103,14 @@ def loss_scaling(
         whatever the dtype of the parameters: ``optax.apply_updates`` adds them in float32 and
         rounds the sum once. ``update`` takes ``UnscaledGrads``, or, of the only loss, the
         gradients of ``scale_loss`` as they are. Where only arrays pass, as through
-        ``nnx.Optimizer``, hand it ``grads.grads`` and the keyword ``overflow=grads.overflow``.
+        ``nnx.Optimizer`` or ``optax.masked``, hand it ``grads.grads`` and the keyword ``overflow=grads.overflow``.
 
     Raises:
         ValueError: If a number is out of its range; from ``init``, if the inner state holds a
             loss scale already; from ``update``, if the gradients come from a loss that there is
             not, or are of one of several losses and not unscaled.
-        TypeError: If ``inner`` is not an optax transformation.
+        TypeError: If ``inner`` is not an optax transformation; from ``update``, if the state is
+            another optimizer's, or the gradients are not a tree of arrays.
 
     Example:
         >>> from jinit import amp
@@ -126,11 +130,7 @@ def loss_scaling(
         that float32 sets to the scale, and in that a scale moves once in an update where apex
         moves it once in a backward pass.
     """
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(
-            f"an optimizer must be an optax.GradientTransformation, not {type(inner).__name__} "
-            "(for MultiSteps: its gradient_transformation())"
-        )
+    check_optimizer(inner)
     schedule = ScaleSchedule.parse(
         loss_scale,
         init_scale=init_scale,
@@ -170,7 +170,8 @@ def _scaled(
         overflow: Mapping[int, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, LossScalingState]:
-        handed = updates if overflow is None else UnscaledGrads(updates, dict(overflow))
+        check_state("loss_scaling", state, LossScalingState)
+        handed = updates if overflow is None else _marked(updates, overflow)
         unscaled = _unscaled(handed, state)
 
         def step() -> tuple[optax.Updates, optax.OptState]:
@@ -189,6 +190,12 @@ def _scaled(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _marked(grads: Any, overflow: Mapping[int, Any]) -> UnscaledGrads:
+    check_overflow(overflow)
+    check_grads(grads, UnscaledGrads)
+    return UnscaledGrads(grads, dict(overflow))
+
+
 def _unscaled(grads: Any, state: LossScalingState) -> UnscaledGrads:
     if not isinstance(grads, UnscaledGrads):
         if state.loss_scale.ndim:
@@ -197,6 +204,7 @@ def _unscaled(grads: Any, state: LossScalingState) -> UnscaledGrads:
                 "unscaled and name their loss: take them from amp.value_and_grad or amp.unscale"
             )
         return unscale(grads, state)
+    check_overflow(grads.overflow)
     for loss_id in grads.overflow:
         check_loss_id(loss_id, state.loss_scale.size)
     return grads
