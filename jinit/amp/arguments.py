@@ -17,6 +17,7 @@ __all__ = [
     "check_aux",
     "check_function",
     "check_grads",
+    "check_leaves",
     "check_loss",
     "check_model",
     "check_opt_state",
@@ -42,7 +43,7 @@ _MODELS = {
         "and pass lambda state, *inputs: nnx.merge(graphdef, state)(*inputs)"
     ),
 }
-_ORDER = "the order is amp.initialize(models, optimizers)"
+_ORDER = "in amp.initialize models go before optimizers"
 _OPTIMIZERS = {
     ("flax.nnx", "Optimizer"): (
         "pass the optax transformation that it was made of, and what comes back to "
@@ -73,7 +74,10 @@ def shown(value: Any) -> str:
     if type(value) is tuple:
         return f"({', '.join(map(shown, value))})"
     own = getattr(value, "__name__", None) if callable(value) else None
-    return f"{name} {own}" if isinstance(own, str) else name
+    if isinstance(own, str):
+        return f"{name} {own}"
+    kind = model_kind(value)
+    return f"{kind} ({name})" if kind else name
 
 
 def check_function(name: str, fn: Any) -> None:
@@ -93,7 +97,7 @@ def _function_advice(name: str, fn: Any) -> str:
     if isinstance(fn, type):
         return "pass a function, or a method of an instance"
     if kind == "a linen module" and fn.scope is None:
-        return "it has no parameters of its own: pass its apply"
+        return "pass its apply, which takes the variables"
     if kind == "a torch module":
         return _MODELS[kind]
     if callable(fn):
@@ -117,7 +121,7 @@ def check_model(model: Any) -> None:
 
 def _model_advice(model: Any) -> str:
     if isinstance(model, optax.GradientTransformation):
-        return f"which is an optimizer: {_ORDER}"
+        return f"an optimizer: {_ORDER}"
     nnx = is_framework_type(model, "flax.nnx", "Module")
     advice = _MODELS.get(_AN_NNX_MODULE if nnx else model_kind(model) or "")
     if advice:
@@ -126,7 +130,7 @@ def _model_advice(model: Any) -> str:
         return "pass an instance, or a function"
     if callable(model):
         return ""
-    return "pass its apply" if hasattr(model, "apply") else "pass the function"
+    return "pass its apply" if hasattr(model, "apply") else "pass the function that applies it"
 
 
 def check_optimizer(tx: Any, *, alike: bool = False) -> None:
@@ -179,7 +183,8 @@ def check_state(name: str, state: Any, wanted: Any) -> None:
     )
 
 
-def _check_leaves(name: str, tree: Any) -> None:
+def check_leaves(name: str, tree: Any) -> None:
+    """Raises TypeError where a tree holds what is not an array, and lists it by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     bad = [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves if not _is_array(leaf)]
     if bad:
@@ -194,11 +199,16 @@ def _is_array(leaf: Any) -> bool:
 def check_opt_state(opt_state: Any) -> None:
     """Raises TypeError where what should be an optimizer's state cannot be one."""
     plain = opt_state is None or isinstance(opt_state, str | numbers.Number)
-    if plain or callable(opt_state) or _is_optimizer(opt_state):
+    if plain or _is_bare_function(opt_state) or _is_optimizer(opt_state):
         raise TypeError(
             f"opt_state must be the state of an optimizer, not {shown(opt_state)}: write "
             "opt_state = tx.init(params), and after a step the state that tx.update returned"
         )
+
+
+def _is_bare_function(value: Any) -> bool:
+    """Returns whether a value can be called and is not a tree, as models of some frameworks are."""
+    return callable(value) and jax.tree.leaves(value) == [value]
 
 
 def check_loss(loss: Any) -> None:
@@ -233,7 +243,7 @@ def check_grads(grads: Any, unscaled: type) -> None:
         grads: The gradients.
         unscaled: The type of unscaled gradients.
     """
-    if grads is None or callable(grads):
+    if grads is None or _is_bare_function(grads):
         raise TypeError(
             f"grads must be a tree of gradients, not {shown(grads)}: write "
             "grads = jax.grad(loss_fn)(params)"
@@ -245,10 +255,10 @@ def check_grads(grads: Any, unscaled: type) -> None:
         if isinstance(leaf, unscaled):
             raise TypeError(
                 f"grads{jax.tree_util.keystr(path)} is unscaled already, and grads is "
-                f"{shown(grads)}: hand over the unscaled gradients alone, as of "
+                f"{shown(grads)}: hand over the UnscaledGrads alone, as in "
                 "loss, grads = amp.value_and_grad(loss_fn, opt_state)(params)"
             )
-    _check_leaves("grads", grads)
+    check_leaves("grads", grads)
 
 
 def check_overflow(overflow: Any) -> None:

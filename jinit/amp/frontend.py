@@ -67,8 +67,8 @@ def initialize(
             ``lambda state, *inputs: nnx.merge(graphdef, state)(*inputs)``.
         optimizers: An optax transformation, or a list of them.
         opt_level: ``"O0"`` to ``"O3"``, with the letter O.
-        half_dtype: bfloat16 or float16, or ``"bf16"`` or ``"fp16"``. ``"auto"`` is bfloat16 except on NVIDIA GPUs older than
-            Ampere.
+        half_dtype: bfloat16 or float16, or ``"bf16"`` or ``"fp16"``. ``"auto"`` is bfloat16
+            except on NVIDIA GPUs older than Ampere.
         cast_model_type: The dtype of parameters and floating inputs inside the function.
         patch_functions: Whether operations are cast one by one, at O1 only.
         patch_torch_functions: The old name of ``patch_functions``.
@@ -143,7 +143,10 @@ def initialize(
     )
     enabled = parse_bool("enabled", enabled, among="True or False")
     skips = parse_bool("skip_nonfinite", skip_nonfinite, among="True or False")
-    parse_count("num_losses", num_losses), parse_count("hysteresis", hysteresis)
+    parse_count("num_losses", num_losses)
+    parse_count("hysteresis", hysteresis)
+    if not isinstance(verbosity, int):
+        raise ValueError(f"verbosity must be 0 or 1, not {verbosity!r}")
     if enabled and opt_level != "O0":
         check_backend(policy.half_dtype)
 

@@ -9,7 +9,13 @@ import numpy as np
 import optax
 
 from jinit._known import known_arguments
-from jinit.amp.arguments import check_grads, check_optimizer, check_overflow, check_state
+from jinit.amp.arguments import (
+    check_grads,
+    check_leaves,
+    check_optimizer,
+    check_overflow,
+    check_state,
+)
 from jinit.amp.gradients import UnscaledGrads, check_loss_id, map_inexact, unscale
 from jinit.amp.schedule import ScaleSchedule, parse_count
 
@@ -68,6 +74,11 @@ def loss_scaling(
     x for both zeros), the inner state is returned as it was, and only the scaler's fields change.
     A constant scale never skips, unless ``skip_nonfinite``.
 
+    A skipped step keeps the parameters and the optimizer's state. What the forward pass returns
+    as well (the ``batch_stats`` of Flax, a cache, random keys) the optimizer does not see: it is
+    new after such a step too, and may hold what overflowed. Keep the old where ``last_finite``,
+    the field of the new state, is False (the second example).
+
     Several losses, several optimizers: a loss is multiplied by a scale in the state of an
     optimizer that it feeds, and unscaled by the same one before its gradients meet any other's
     (``value_and_grad``, or ``scale_loss`` and ``unscale``). The ``UnscaledGrads`` name the losses
@@ -103,7 +114,8 @@ def loss_scaling(
         whatever the dtype of the parameters: ``optax.apply_updates`` adds them in float32 and
         rounds the sum once. ``update`` takes ``UnscaledGrads``, or, of the only loss, the
         gradients of ``scale_loss`` as they are. Where only arrays pass, as through
-        ``nnx.Optimizer`` or ``optax.masked``, hand it ``grads.grads`` and the keyword ``overflow=grads.overflow``.
+        ``nnx.Optimizer`` or ``optax.masked``, hand it ``grads.grads`` and the keyword
+        ``overflow=grads.overflow``.
 
     Raises:
         ValueError: If a number is out of its range; from ``init``, if the inner state holds a
@@ -124,6 +136,13 @@ def loss_scaling(
         >>> updates, state = tx.update(scaled_grads * jnp.inf, state, params)
         >>> float(state.loss_scale), updates.tolist()
         (4.0, [-0.0, -0.0])
+
+        Statistics of the forward pass are kept by hand:
+
+        >>> old, new = {"mean": jnp.zeros(2)}, {"mean": jnp.array([jnp.inf, 1.0])}
+        >>> finite = optax.tree.get(state, "last_finite").all()
+        >>> jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+        {'mean': Array([0., 0.], dtype=float32)}
 
     Reference:
         NVIDIA apex's ``LossScaler`` and ``update_scale_hysteresis``. It differs in the bounds
@@ -151,6 +170,7 @@ def _scaled(
     inner: optax.GradientTransformationExtraArgs, schedule: ScaleSchedule, shape: tuple[int, ...]
 ) -> optax.GradientTransformationExtraArgs:
     def init(params: optax.Params) -> LossScalingState:
+        check_leaves("params", params)
         inner_state = inner.init(_widen(params))
         if optax.tree.get_all_with_path(inner_state, "loss_scale"):
             raise ValueError("the optimizer holds a loss_scale already: it was initialized twice")
@@ -192,6 +212,8 @@ def _scaled(
 
 def _marked(grads: Any, overflow: Mapping[int, Any]) -> UnscaledGrads:
     check_overflow(overflow)
+    if isinstance(grads, UnscaledGrads):
+        raise TypeError("overflow= goes with grads.grads: write it, or hand over grads alone")
     check_grads(grads, UnscaledGrads)
     return UnscaledGrads(grads, dict(overflow))
 
