@@ -122,9 +122,17 @@ def _check_level(opt_level: str, given: dict[str, Any]) -> None:
             )
 
 
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray | np.generic)
+
+
+def _expanded(value: Any) -> Any:
+    return _SHORT.get(value, value) if isinstance(value, str) else value
+
+
 def _parse_dtype(name: str, value: Any, among: str = "bfloat16, float16 or float32") -> np.dtype:
     try:
-        dtype = jnp.dtype(_SHORT.get(value, value) if isinstance(value, str) else value)
+        dtype = None if _is_array(value) else jnp.dtype(_expanded(value))
     except TypeError:
         dtype = None
     if dtype is None or dtype.name not in re.findall(r"\w+", among):
