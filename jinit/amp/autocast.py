@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import jax
@@ -153,7 +152,9 @@ def _check_policy(policy: Any) -> None:
 
 def _parse_argnums(value: Any) -> tuple[int, ...]:
     numbers = value if isinstance(value, tuple | list) else (value,)
-    if not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 0 for n in numbers):
+    if not all(
+        isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0 for n in numbers
+    ):
         raise ValueError(
             f"params_argnums must be positions such as 0 or (0, 1), counted from 0, not {value!r}"
         )

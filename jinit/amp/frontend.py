@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import optax
 
 from jinit._known import known_arguments
@@ -145,7 +146,7 @@ def initialize(
     skips = parse_bool("skip_nonfinite", skip_nonfinite, among="True or False")
     parse_count("num_losses", num_losses)
     parse_count("hysteresis", hysteresis)
-    if not isinstance(verbosity, int):
+    if not isinstance(verbosity, int | np.integer):
         raise ValueError(f"verbosity must be 0 or 1, not {verbosity!r}")
     if enabled and opt_level != "O0":
         check_backend(policy.half_dtype)

@@ -212,7 +212,7 @@ def value_and_grad(
     """
     check_function("value_and_grad", loss_fn)
     _check_outermost(opt_state)
-    _scale_of(opt_state, loss_id)
+    check_loss_id(loss_id, find_scale(opt_state).size)
 
     def of_scaled(*args: Any, **kwargs: Any) -> tuple[jax.Array, Any]:
         value = loss_fn(*args, **kwargs)

@@ -74,10 +74,11 @@ def loss_scaling(
     x for both zeros), the inner state is returned as it was, and only the scaler's fields change.
     A constant scale never skips, unless ``skip_nonfinite``.
 
-    A skipped step keeps the parameters and the optimizer's state. What the forward pass returns
-    as well (the ``batch_stats`` of Flax, a cache, random keys) the optimizer does not see: it is
-    new after such a step too, and may hold what overflowed. Keep the old where ``last_finite``,
-    the field of the new state, is False (the second example).
+    So a skipped step keeps the parameters and the inner state, and nothing else. What the forward
+    pass returns as well (the ``batch_stats`` of Flax, a cache) the optimizer does not see: it is
+    new after such a step too, and may hold what overflowed. Keep the old where the new state's
+    ``last_finite`` is False (the second example); with several losses, where ``finite`` of the
+    ``UnscaledGrads`` is.
 
     Several losses, several optimizers: a loss is multiplied by a scale in the state of an
     optimizer that it feeds, and unscaled by the same one before its gradients meet any other's

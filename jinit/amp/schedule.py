@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import numbers
 from typing import Any, Literal
 
 import jax
@@ -185,7 +184,7 @@ def parse_count(name: str, value: Any) -> int:
     Raises:
         ValueError: If it is anything else.
     """
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not 0 < value < 2**31:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 < value < 2**31:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
     return int(value)
 

@@ -266,8 +266,8 @@ CALLS = {
     "loss pair": (
         lambda: grad_of(lambda p: (square(p), 1)),
         TypeError,
-        f"{LOSS}(an array of float32[], int 1): take the loss alone, and write has_aux=True where a function "
-        "returns (loss, aux)",
+        f"{LOSS}(an array of float32[], int 1): take the loss alone, and write has_aux=True where "
+        "a function returns (loss, aux)",
     ),
     "loss function": (
         lambda: amp.scale_loss(square, STATE),
@@ -559,5 +559,7 @@ def test_a_skipped_step_leaves_what_the_forward_pass_returned_and_where_keeps_th
     assert not np.isfinite(new["mean"]).all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
     finite = optax.tree.get(state, "last_finite").all()
+    assert not finite
+    assert not grads.finite
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
     assert bits(kept) == bits(old)
