@@ -10,6 +10,7 @@ from typing import Any
 from jinit._known_names import (
     ARGUMENTS,
     EVERY_INITIALIZER,
+    NO_ARGUMENTS,
     POSITIONS,
     VALUES,
     WITHOUT,
@@ -49,6 +50,8 @@ class Reader:
         """
         if self._makes_initializer:
             self._check_makes(args, kwargs)
+        if (args or kwargs) and self.name in NO_ARGUMENTS:
+            raise TypeError(f"{self.name} takes no arguments: {NO_ARGUMENTS[self.name]}")
         named = self._named(kwargs)
         if args and self.name in POSITIONS:
             args, named = (), self._joined(self._placed(args), named)

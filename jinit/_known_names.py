@@ -12,6 +12,7 @@ __all__ = [
     "CONTEXTS",
     "EVERY_INITIALIZER",
     "NAMES",
+    "NO_ARGUMENTS",
     "POSITIONS",
     "VALUES",
     "WITHOUT",
@@ -219,6 +220,34 @@ ARGUMENTS: Mapping[str, Mapping[str, str | As | Instead]] = {
         "enabled": Instead("leave the function as it is where autocast is not wanted"),
         "cache_enabled": Instead("there is no cache of casts: leave it out"),
     },
+    "initialize": {
+        "model": "models",
+        "apply_fn": "models",
+        "optimizer": "optimizers",
+        "tx": "optimizers",
+        "level": "opt_level",
+        "dtype": "half_dtype",
+        "precision": Instead("write opt_level='O1' and half_dtype='bf16' or 'fp16'"),
+    },
+    "loss_scaling": {
+        "optimizer": "inner",
+        "tx": "inner",
+        "scale_window": "growth_interval",
+        "dynamic_growth_steps": "growth_interval",
+        "initial_scale": "init_scale",
+        "scale_factor": Instead("write growth_factor=scale_factor, backoff_factor=1/scale_factor"),
+        "enabled": Instead("leave the optimizer as it is, or write loss_scale=1.0"),
+    },
+    "value_and_grad": {
+        "fun": "loss_fn",
+        "state": "opt_state",
+        "optimizer": Instead("give its state, opt_state = tx.init(params)"),
+        "allow_int": Instead("differentiate by the floating arguments alone"),
+    },
+    "unscale": {
+        "state": "opt_state",
+        "optimizer": Instead("give its state, opt_state = tx.init(params)"),
+    },
     "scale_loss": {
         "optimizers": Instead("give the state, opt_state = tx.init(params)"),
         "model": Instead("leave it out: nothing is patched"),
@@ -277,6 +306,11 @@ CONTEXTS: Mapping[str, str] = {
     ),
 }
 """What to write where what a function returns is entered by ``with``."""
+
+NO_ARGUMENTS: Mapping[str, str] = {
+    "disable_casts": "write with amp.disable_casts(): or @amp.disable_casts(), with parentheses",
+}
+"""What to write where a function that takes no arguments is given one."""
 
 WITHOUT: Mapping[tuple[str, str], str] = {
     ("autocast", "fn"): _NO_CONTEXT,

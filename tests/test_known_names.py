@@ -33,6 +33,8 @@ from jinit._known_names import (
 )
 
 KEY = jax.random.key(0)
+SGD = optax.sgd(0.1)
+STATE = amp.loss_scaling(SGD, 8.0).init(jnp.ones(2))
 ROWS = [(module, name) for module, names in NAMES.items() for name in names]
 ARGUMENT_ROWS = [(function, name) for function, names in ARGUMENTS.items() for name in names]
 # of which the first argument that a factory needs has a value here, and every known argument
@@ -45,6 +47,15 @@ VALUES = {
     "axis": 0,
     "nonlinearity": "leaky_relu",
     "dtype": jnp.float16,
+    "model": jnp.cos,
+    "apply_fn": jnp.cos,
+    "optimizer": SGD,
+    "tx": SGD,
+    "level": "O2",
+    "scale_window": 7,
+    "dynamic_growth_steps": 7,
+    "fun": jnp.max,
+    "state": STATE,
 }
 
 
@@ -122,11 +133,24 @@ NEEDED = {
     "sparse": {"sparsity": 0.5},
     "calculate_gain": {"nonlinearity": "leaky_relu"},
     "autocast": {"fn": jnp.sin},
+    "initialize": {"models": jnp.sin, "verbosity": 0},
+    "loss_scaling": {"inner": SGD},
+    "value_and_grad": {"loss_fn": jnp.sum, "opt_state": STATE},
+    "unscale": {"grads": jnp.ones(2), "opt_state": STATE},
 }
 
 
 def result(made):
-    return (made.half_dtype, made.fn) if isinstance(made, amp.Autocast) else made
+    if isinstance(made, amp.Autocast):
+        return made.half_dtype, made.fn
+    if isinstance(made, optax.GradientTransformation):
+        held = inspect.getclosurevars(made.update).nonlocals
+        return held["schedule"], held["inner"]
+    if type(made) is tuple:
+        return tuple(map(result, made))
+    if getattr(made, "__name__", "") == "value_and_unscaled_grads":
+        return str(made(jnp.ones(2)))
+    return str(made) if isinstance(made, amp.UnscaledGrads) else made
 
 
 @pytest.mark.parametrize("name", EVERY_INITIALIZER)
@@ -284,7 +308,6 @@ def test_haikus_names_mean_what_haiku_means():
     assert float(abs(theirs.apply({}, KEY)).max()) == pytest.approx(limit, rel=1e-4)
 
 
-STATE = amp.loss_scaling(optax.sgd(0.1), 8.0).init(jnp.ones(2))
 NO_CONTEXT = r"^scale_loss is no context: write loss = amp.scale_loss\(loss, opt_state\) in the "
 
 

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jinit.amp.arguments import check_model
 from jinit.amp.autocast import autocast
 from jinit.amp.between_modules import cast_between_modules, is_linen_apply
 from jinit.amp.module_types import (
@@ -169,9 +170,5 @@ def find_apply_fn(model: Any) -> Callable[..., Any]:
         raise ValueError(f"the model {model!r} was initialized twice")
     if is_framework_type(model, "flax.linen", "Module"):
         return model.apply
-    if not callable(model) or is_framework_type(model, "flax.nnx", "Module"):
-        raise TypeError(
-            "a model must be an apply_fn(variables, *inputs) or a linen module, "
-            f"not {type(model).__name__} (split an NNX module, and apply its graph definition)"
-        )
+    check_model(model)
     return model

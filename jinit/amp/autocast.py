@@ -9,8 +9,9 @@ import numpy as np
 from jax.extend import core as jex
 
 from jinit._known import known_arguments
+from jinit.amp.arguments import check_function, shown
 from jinit.amp.casting import Decisions, Record, cast_to
-from jinit.amp.levels import resolve_half_dtype
+from jinit.amp.levels import parse_ops, resolve_half_dtype
 from jinit.amp.op_lists import OPS, OpLists
 from jinit.amp.policy import BFLOAT16, FLOAT32, Policy
 from jinit.amp.promotion import facts_below, find_tags
@@ -88,7 +89,7 @@ def autocast(
     policy: Policy | None = None,
     *,
     half_dtype: Any = None,
-    params_argnums: Sequence[int] = (0,),
+    params_argnums: int | Sequence[int] = (0,),
     ops: OpLists | None = None,
 ) -> Autocast:
     """Returns ``fn`` with the dtype of every operation chosen anew.
@@ -106,7 +107,7 @@ def autocast(
         fn: A function of pytrees of arrays. Leaves of its arguments that are not arrays are
             passed on as they are; a call in which one cannot be hashed is traced anew.
         policy: Gives the half dtype and the lists where they are not given themselves.
-        half_dtype: float16 or bfloat16, by default bfloat16.
+        half_dtype: float16 or bfloat16, or ``"fp16"`` or ``"bf16"``, by default bfloat16.
         params_argnums: Which positional arguments hold parameters; of Flax variables only the
             collection ``params`` counts.
         ops: Which operations run in which dtype, by default ``OPS``.
@@ -115,7 +116,9 @@ def autocast(
         A function of the same arguments, structure and output dtypes.
 
     Raises:
-        ValueError: If ``half_dtype`` is another dtype.
+        TypeError: If ``fn`` is not a function, or ``policy`` not a policy.
+        ValueError: If ``half_dtype`` is another dtype, ``params_argnums`` are not positions, or
+            ``ops`` not lists.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -128,11 +131,34 @@ def autocast(
         The lists follow NVIDIA apex's O1. There a function is patched, here it is traced; a cast
         that ``fn`` makes to a dtype it already has is therefore not seen.
     """
+    check_function("autocast", fn)
+    _check_policy(policy)
     if half_dtype is None:
         half_dtype = BFLOAT16 if policy is None else policy.half_dtype
     if ops is None:
         ops = OPS if policy is None else policy.ops
-    return Autocast(fn, resolve_half_dtype(half_dtype), params_argnums, ops)
+    half = resolve_half_dtype(half_dtype)
+    return Autocast(fn, half, _parse_argnums(params_argnums), parse_ops("ops", ops))
+
+
+def _check_policy(policy: Any) -> None:
+    if policy is None or isinstance(policy, Policy):
+        return
+    advice = "write half_dtype=... for a dtype, and amp.initialize for a level"
+    if isinstance(getattr(policy, "policy", None), Policy):
+        advice = "write its .policy"
+    raise TypeError(f"policy must be an amp.Policy, not {shown(policy)}: {advice}")
+
+
+def _parse_argnums(value: Any) -> tuple[int, ...]:
+    numbers = value if isinstance(value, tuple | list) else (value,)
+    if not all(
+        isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0 for n in numbers
+    ):
+        raise ValueError(
+            f"params_argnums must be positions such as 0 or (0, 1), counted from 0, not {value!r}"
+        )
+    return tuple(map(int, numbers))
 
 
 def _jit_named_as(fn: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:

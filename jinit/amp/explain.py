@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jinit._plain import PlainData
 from jinit._tables import format_table
 from jinit.amp.apply import MixedPrecisionApply, function_name
+from jinit.amp.arguments import check_function
 from jinit.amp.autocast import Autocast, autocast
 from jinit.amp.casting import Decision, Record
 from jinit.tracing import (
@@ -95,6 +96,9 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     Returns:
         What was printed, as data.
 
+    Raises:
+        TypeError: If ``fn`` is not a function.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jinit import amp
@@ -108,6 +112,7 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
         >>> found.counts()
         {'bfloat16': 1, 'float32': 1}
     """
+    check_function("explain", fn)
     rows: dict[Path, tuple[str, str, str, str]] = {}
     static, values = partition((args, kwargs), (*ARRAYS, jax.ShapeDtypeStruct))
     name, half, run = _runner(fn, functools.partial(_note, rows))

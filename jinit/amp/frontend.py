@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import optax
 
+from jinit._known import known_arguments
 from jinit.amp.apply import MixedPrecisionApply, find_apply_fn
 from jinit.amp.backend import check_backend
 from jinit.amp.levels import resolve_policy
@@ -12,10 +14,12 @@ from jinit.amp.master_weights import master_weights as stepping_masters
 from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import KeepFp32
 from jinit.amp.scaler import loss_scaling
+from jinit.amp.schedule import parse_bool, parse_count
 
 __all__ = ["initialize"]
 
 
+@known_arguments
 def initialize(
     models: Any,
     optimizers: Any = None,
@@ -64,8 +68,8 @@ def initialize(
             ``lambda state, *inputs: nnx.merge(graphdef, state)(*inputs)``.
         optimizers: An optax transformation, or a list of them.
         opt_level: ``"O0"`` to ``"O3"``, with the letter O.
-        half_dtype: bfloat16 or float16. ``"auto"`` is bfloat16 except on NVIDIA GPUs older than
-            Ampere.
+        half_dtype: bfloat16 or float16, or ``"bf16"`` or ``"fp16"``. ``"auto"`` is bfloat16
+            except on NVIDIA GPUs older than Ampere.
         cast_model_type: The dtype of parameters and floating inputs inside the function.
         patch_functions: Whether operations are cast one by one, at O1 only.
         patch_torch_functions: The old name of ``patch_functions``.
@@ -138,6 +142,12 @@ def initialize(
         ops=ops,
         keep_fp32=keep_fp32,
     )
+    enabled = parse_bool("enabled", enabled, among="True or False")
+    skips = parse_bool("skip_nonfinite", skip_nonfinite, among="True or False")
+    parse_count("num_losses", num_losses)
+    parse_count("hysteresis", hysteresis)
+    if not isinstance(verbosity, int | np.integer):
+        raise ValueError(f"verbosity must be 0 or 1, not {verbosity!r}")
     if enabled and opt_level != "O0":
         check_backend(policy.half_dtype)
 
@@ -153,7 +163,7 @@ def initialize(
             max_loss_scale=policy.max_loss_scale,
             hysteresis=hysteresis,
             num_losses=num_losses,
-            skip_nonfinite=skip_nonfinite and enabled,
+            skip_nonfinite=skips and enabled,
         )
         masters = enabled and policy.computes_in_half and policy.master_weights == "optimizer"
         return stepping_masters(scaled) if masters else scaled

@@ -9,6 +9,14 @@ import jax.numpy as jnp
 import optax
 
 from jinit._known import known_arguments
+from jinit.amp.arguments import (
+    check_aux,
+    check_function,
+    check_grads,
+    check_loss,
+    check_opt_state,
+    shown,
+)
 
 __all__ = [
     "UnscaledGrads",
@@ -19,6 +27,12 @@ __all__ = [
     "unscale",
     "value_and_grad",
 ]
+
+_OUTSIDE = {
+    "ApplyIfFiniteState": "optax.apply_if_finite",
+    "MultiStepsState": "optax.MultiSteps",
+}
+_AS = {"optax.apply_if_finite": "", "optax.MultiSteps": ".gradient_transformation()"}
 
 
 @jax.tree_util.register_dataclass
@@ -91,6 +105,8 @@ def scale_loss(
         ``loss * loss_scale``, a float32 (or wider) scalar.
 
     Raises:
+        TypeError: If the loss is not an array or number, or ``opt_state`` is an optimizer or
+            anything else that is not a state.
         ValueError: If the loss is not a float32 scalar, the state does not hold exactly one
             loss scale, or there is no such loss.
 
@@ -103,6 +119,7 @@ def scale_loss(
     Reference:
         NVIDIA apex's ``amp.scale_loss``, a context manager there.
     """
+    check_loss(loss)
     dtype, shape = jnp.result_type(loss), jnp.shape(loss)
     wide = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
     if shape != () or not wide:
@@ -114,6 +131,7 @@ def scale_loss(
     return loss * _scale_of(opt_state, loss_id).astype(loss.dtype)
 
 
+@known_arguments
 def unscale(grads: Any, opt_state: optax.OptState, loss_id: int = 0) -> UnscaledGrads:
     """Divides gradients of a scaled loss by its scale, and marks whether they overflowed.
 
@@ -126,8 +144,10 @@ def unscale(grads: Any, opt_state: optax.OptState, loss_id: int = 0) -> Unscaled
         ``UnscaledGrads`` in float32 (or wider).
 
     Raises:
-        TypeError: If the gradients are ``UnscaledGrads``.
-        ValueError: If the state does not hold exactly one loss scale, or there is no such loss.
+        TypeError: If the gradients are or hold ``UnscaledGrads``, or what is not an array, or
+            ``opt_state`` is not a state.
+        ValueError: If the state does not hold exactly one loss scale, or there is no such loss;
+            or loss scaling is inside ``optax.apply_if_finite`` or ``optax.MultiSteps``.
 
     Example:
         >>> from jinit import amp
@@ -139,12 +159,15 @@ def unscale(grads: Any, opt_state: optax.OptState, loss_id: int = 0) -> Unscaled
     """
     if isinstance(grads, UnscaledGrads):
         raise TypeError("the gradients are unscaled already: hand them to the optimizer")
+    check_grads(grads, UnscaledGrads)
+    _check_outermost(opt_state)
     # By the reciprocal, which compilers fuse into every reader, where they keep a quotient.
     factor = 1.0 / _scale_of(opt_state, loss_id)
     true = map_inexact(lambda grad: grad * factor.astype(grad.dtype), grads)
     return UnscaledGrads(true, {int(loss_id): 1.0 - _all_finite(true).astype(jnp.float32)})
 
 
+@known_arguments
 def value_and_grad(
     loss_fn: Callable[..., Any],
     opt_state: optax.OptState,
@@ -171,7 +194,10 @@ def value_and_grad(
         for the ``update`` of the optimizer.
 
     Raises:
-        ValueError: When it is called, as ``scale_loss``.
+        TypeError: If ``loss_fn`` is not a function or ``opt_state`` not a state; when it is called,
+            as ``scale_loss``, or if ``has_aux`` and it does not return a pair.
+        ValueError: If there is no such loss, or loss scaling is not outermost, as ``unscale``;
+            when it is called, as ``scale_loss``.
 
     Example:
         >>> from jinit import amp
@@ -184,9 +210,14 @@ def value_and_grad(
         >>> float(square), float(total), updates.tolist(), state.loss_scale.tolist()
         (2.5, 3.0, [-1.0, -1.5], [65536.0, 65536.0])
     """
+    check_function("value_and_grad", loss_fn)
+    _check_outermost(opt_state)
+    check_loss_id(loss_id, find_scale(opt_state).size)
 
     def of_scaled(*args: Any, **kwargs: Any) -> tuple[jax.Array, Any]:
         value = loss_fn(*args, **kwargs)
+        if has_aux:
+            check_aux(value)
         return scale_loss(value[0] if has_aux else value, opt_state, loss_id), value
 
     differentiated = jax.value_and_grad(of_scaled, argnums, has_aux=True)
@@ -209,17 +240,33 @@ def check_loss_id(loss_id: Any, num_losses: int) -> None:
     )
 
 
+def _check_outermost(opt_state: optax.OptState) -> None:
+    """Raises a ValueError where unscaled gradients pass what cannot take them, or loses marks."""
+    for path, _ in optax.tree.get_all_with_path(opt_state, "loss_scale"):
+        for key in path:
+            outer = _OUTSIDE.get(getattr(key, "tuple_name", ""))
+            if outer:
+                raise ValueError(
+                    f"loss scaling is inside {outer}, which looks into the gradients before it: "
+                    f"loss_scaling must be outermost, amp.loss_scaling({outer}(...){_AS[outer]})"
+                )
+
+
 def find_scale(opt_state: optax.OptState) -> jax.Array:
     """Finds the loss scale in a state, of shape () or (num_losses,).
 
     Raises:
+        TypeError: If it is not a state.
         ValueError: If there is none, or more than one.
     """
     found = [value for _, value in optax.tree.get_all_with_path(opt_state, "loss_scale")]
+    if not found:
+        check_opt_state(opt_state)
     if len(found) != 1:
         raise ValueError(
             f"opt_state holds {len(found) or 'no'} loss_scale where one is needed: initialize "
-            "the optimizer with amp.initialize or amp.loss_scaling, and give the state of one"
+            "the optimizer with amp.initialize or amp.loss_scaling, and give the state of one, "
+            f"not {shown(opt_state)}"
         )
     return jnp.asarray(found[0])
 

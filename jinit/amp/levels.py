@@ -12,11 +12,19 @@ import numpy as np
 
 from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import BFLOAT16, FLOAT16, FLOAT32, Policy, opt_levels
-from jinit.amp.schedule import parse_loss_scale, parse_positive
+from jinit.amp.schedule import parse_bool, parse_loss_scale, parse_positive
 
-__all__ = ["resolve_half_dtype", "resolve_policy"]
+__all__ = ["parse_ops", "resolve_half_dtype", "resolve_policy"]
 
 _AMPERE = 8.0
+_SHORT = {
+    "bf16": BFLOAT16,
+    "f16": FLOAT16,
+    "f32": FLOAT32,
+    "fp16": FLOAT16,
+    "fp32": FLOAT32,
+    "half": FLOAT16,
+}
 
 
 def resolve_policy(opt_level: Any, half_dtype: Any = "auto", **overrides: Any) -> Policy:
@@ -34,7 +42,7 @@ def resolve_policy(opt_level: Any, half_dtype: Any = "auto", **overrides: Any) -
     Raises:
         ValueError: If a value is not one that the property can have, or the level excludes it.
     """
-    if opt_level not in ("O0", "O1", "O2", "O3"):
+    if not isinstance(opt_level, str) or opt_level not in ("O0", "O1", "O2", "O3"):
         raise ValueError(
             f"unknown opt_level {opt_level!r}: the levels are 'O0', 'O1', 'O2' and 'O3', "
             "with the letter O, not zero"
@@ -52,9 +60,10 @@ def resolve_half_dtype(half_dtype: Any = "auto", devices: Sequence[Any] | None =
     """Chooses the half type.
 
     Args:
-        half_dtype: bfloat16 or float16, as a dtype or its name, or ``"auto"``: float16 if a
-            device is an NVIDIA GPU older than Ampere (compute capability below 8.0), which has
-            no bfloat16 products, and bfloat16 everywhere else.
+        half_dtype: bfloat16 or float16, as a dtype or its name, also ``"bf16"``, ``"fp16"``,
+            ``"f16"`` and ``"half"``, which is float16 as torch's ``.half()`` is; or ``"auto"``:
+            float16 if a device is an NVIDIA GPU older than Ampere (compute capability below 8.0),
+            which has no bfloat16 products, and bfloat16 everywhere else.
         devices: The devices ``"auto"`` looks at, by default all of them.
 
     Returns:
@@ -113,9 +122,17 @@ def _check_level(opt_level: str, given: dict[str, Any]) -> None:
             )
 
 
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray | np.generic)
+
+
+def _expanded(value: Any) -> Any:
+    return _SHORT.get(value, value) if isinstance(value, str) else value
+
+
 def _parse_dtype(name: str, value: Any, among: str = "bfloat16, float16 or float32") -> np.dtype:
     try:
-        dtype = jnp.dtype(value)
+        dtype = None if _is_array(value) else jnp.dtype(_expanded(value))
     except TypeError:
         dtype = None
     if dtype is None or dtype.name not in re.findall(r"\w+", among):
@@ -123,20 +140,25 @@ def _parse_dtype(name: str, value: Any, among: str = "bfloat16, float16 or float
     return dtype
 
 
-def _parse_bool(name: str, value: Any, among: str = "True, False, 'True', 'False' or None") -> bool:
-    parsed = {"True": True, "False": False}.get(value, value) if isinstance(value, str) else value
-    if not isinstance(parsed, bool):
-        raise ValueError(f"{name} must be {among}, not {value!r}")
-    return parsed
-
-
 def _parse_masters(name: str, value: Any) -> bool | str:
     if isinstance(value, str) and value == "optimizer":
         return value
-    return _parse_bool(name, value, among="True, False, 'True', 'False', 'optimizer' or None")
+    return parse_bool(name, value, among="True, False, 'True', 'False', 'optimizer' or None")
 
 
-def _parse_ops(name: str, value: Any) -> OpLists:
+def parse_ops(name: str, value: Any) -> OpLists:
+    """Checks the lists of autocast.
+
+    Args:
+        name: What the value is called in the error.
+        value: What was given.
+
+    Returns:
+        The lists.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
     if not isinstance(value, OpLists):
         raise ValueError(f"{name} must be amp.OPS or its extension, not {value!r}")
     return value
@@ -151,12 +173,12 @@ def _parse_predicate(name: str, value: Any) -> Any:
 _PARSERS = {
     "cast_model_type": _parse_dtype,
     "cast_model_outputs": _parse_dtype,
-    "patch_functions": _parse_bool,
-    "keep_batchnorm_fp32": _parse_bool,
+    "patch_functions": parse_bool,
+    "keep_batchnorm_fp32": parse_bool,
     "keep_fp32": _parse_predicate,
     "master_weights": _parse_masters,
     "loss_scale": parse_loss_scale,
     "min_loss_scale": parse_positive,
-    "ops": _parse_ops,
+    "ops": parse_ops,
     "max_loss_scale": parse_positive,
 }

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jinit.amp.arguments import check_optimizer, check_state
 from jinit.amp.half_params import is_half, keep, needs_params, same_bits, step_to
 
 __all__ = ["MasterWeightsState", "master_weights"]
@@ -50,6 +51,8 @@ def master_weights(
         half ones.
 
     Raises:
+        TypeError: If ``inner`` is not an optax transformation, or from ``update`` if the state is
+            another's.
         ValueError: From ``update``, if it is called without parameters.
 
     Example:
@@ -66,6 +69,7 @@ def master_weights(
         The master weights of NVIDIA apex's O2, and of Micikevicius et al., "Mixed Precision
         Training" (2018), https://arxiv.org/abs/1710.03740.
     """
+    check_optimizer(inner, alike=True)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> MasterWeightsState:
@@ -79,7 +83,8 @@ def master_weights(
         **extra: Any,
     ) -> tuple[optax.Updates, MasterWeightsState]:
         params = needs_params("master_weights", params)
-        masters, inner_state = state
+        check_state("master_weights", state, MasterWeightsState)
+        masters, inner_state = state.master_params, state.inner_state
         grads = jax.tree.map(_widen, updates)
         steps, inner_state = inner.update(grads, inner_state, masters, **extra)
         pairs = jax.tree.map(_advance, params, masters, steps)

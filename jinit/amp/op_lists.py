@@ -57,7 +57,7 @@ class OpLists:
             separate: Likewise.
 
         Raises:
-            TypeError: If what should be names is one string.
+            TypeError: If what should be names is one string, or not strings.
             ValueError: If a name is given twice.
 
         Example:
@@ -80,9 +80,15 @@ class OpLists:
 
 
 def _names(name: str, ops: Iterable[str]) -> frozenset[str]:
-    if isinstance(ops, str):
+    if isinstance(ops, str) or not isinstance(ops, Iterable):
         raise TypeError(f"{name} must be an iterable of primitives' names, not {ops!r}")
-    return frozenset(ops)
+    names = tuple(ops)
+    for op in names:
+        if not isinstance(op, str):
+            raise TypeError(
+                f"{name} must hold the names of primitives, as amp.explain shows them, not {op!r}"
+            )
+    return frozenset(names)
 
 
 OPS = OpLists(

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from jax.extend import core as jex
 
+from jinit._known import known_arguments
+from jinit.amp.arguments import check_function
 from jinit.tracing import Static, partition, scopes_of
 
 __all__ = [
@@ -41,6 +43,9 @@ def half_function(fn: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
         The function. Without autocast it computes what ``fn`` does.
 
+    Raises:
+        TypeError: If ``fn`` is not a function.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jinit import amp
@@ -67,6 +72,9 @@ def float_function(fn: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
         The function. Without autocast it computes what ``fn`` does.
 
+    Raises:
+        TypeError: If ``fn`` is not a function.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jinit import amp
@@ -92,6 +100,9 @@ def promote_function(fn: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
         The function. Without autocast it computes what ``fn`` does.
 
+    Raises:
+        TypeError: If ``fn`` is not a function.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jinit import amp
@@ -106,6 +117,7 @@ def promote_function(fn: Callable[..., Any]) -> Callable[..., Any]:
     return _region("promote_function", fn)
 
 
+@known_arguments
 @contextlib.contextmanager
 def disable_casts() -> Iterator[None]:
     """Switches autocast off for a block, or for a function that it decorates.
@@ -157,6 +169,8 @@ def region_of(
 
 
 def _region(kind: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    check_function(kind, fn)
+
     def filled(static: Static, values: list[Any]) -> Any:
         args, kwargs = static.fill(values)
         return fn(*args, **kwargs)

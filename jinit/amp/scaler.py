@@ -8,6 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jinit._known import known_arguments
+from jinit.amp.arguments import (
+    check_grads,
+    check_leaves,
+    check_optimizer,
+    check_overflow,
+    check_state,
+)
 from jinit.amp.gradients import UnscaledGrads, check_loss_id, map_inexact, unscale
 from jinit.amp.schedule import ScaleSchedule, parse_count
 
@@ -35,6 +43,7 @@ class LossScalingState(NamedTuple):
     inner_state: optax.OptState
 
 
+@known_arguments
 def loss_scaling(
     inner: optax.GradientTransformation,
     loss_scale: float | str = "dynamic",
@@ -64,6 +73,12 @@ def loss_scaling(
     infinity. A step whose gradients are not finite is skipped: the updates are -0.0 (x + -0.0 is
     x for both zeros), the inner state is returned as it was, and only the scaler's fields change.
     A constant scale never skips, unless ``skip_nonfinite``.
+
+    So a skipped step keeps the parameters and the inner state, and nothing else. What the forward
+    pass returns as well (the ``batch_stats`` of Flax, a cache) the optimizer does not see: it is
+    new after such a step too, and may hold what overflowed. Keep the old where the new state's
+    ``last_finite`` is False (the second example); with several losses, where ``finite`` of the
+    ``UnscaledGrads`` is.
 
     Several losses, several optimizers: a loss is multiplied by a scale in the state of an
     optimizer that it feeds, and unscaled by the same one before its gradients meet any other's
@@ -100,13 +115,15 @@ def loss_scaling(
         whatever the dtype of the parameters: ``optax.apply_updates`` adds them in float32 and
         rounds the sum once. ``update`` takes ``UnscaledGrads``, or, of the only loss, the
         gradients of ``scale_loss`` as they are. Where only arrays pass, as through
-        ``nnx.Optimizer``, hand it ``grads.grads`` and the keyword ``overflow=grads.overflow``.
+        ``nnx.Optimizer`` or ``optax.masked``, hand it ``grads.grads`` and the keyword
+        ``overflow=grads.overflow``.
 
     Raises:
         ValueError: If a number is out of its range; from ``init``, if the inner state holds a
             loss scale already; from ``update``, if the gradients come from a loss that there is
             not, or are of one of several losses and not unscaled.
-        TypeError: If ``inner`` is not an optax transformation.
+        TypeError: If ``inner`` is not an optax transformation; from ``update``, if the state is
+            another optimizer's, or the gradients are not a tree of arrays.
 
     Example:
         >>> from jinit import amp
@@ -121,16 +138,19 @@ def loss_scaling(
         >>> float(state.loss_scale), updates.tolist()
         (4.0, [-0.0, -0.0])
 
+        Statistics of the forward pass are kept by hand:
+
+        >>> old, new = {"mean": jnp.zeros(2)}, {"mean": jnp.array([jnp.inf, 1.0])}
+        >>> finite = optax.tree.get(state, "last_finite").all()
+        >>> jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+        {'mean': Array([0., 0.], dtype=float32)}
+
     Reference:
         NVIDIA apex's ``LossScaler`` and ``update_scale_hysteresis``. It differs in the bounds
         that float32 sets to the scale, and in that a scale moves once in an update where apex
         moves it once in a backward pass.
     """
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(
-            f"an optimizer must be an optax.GradientTransformation, not {type(inner).__name__} "
-            "(for MultiSteps: its gradient_transformation())"
-        )
+    check_optimizer(inner)
     schedule = ScaleSchedule.parse(
         loss_scale,
         init_scale=init_scale,
@@ -151,6 +171,7 @@ def _scaled(
     inner: optax.GradientTransformationExtraArgs, schedule: ScaleSchedule, shape: tuple[int, ...]
 ) -> optax.GradientTransformationExtraArgs:
     def init(params: optax.Params) -> LossScalingState:
+        check_leaves("params", params)
         inner_state = inner.init(_widen(params))
         if optax.tree.get_all_with_path(inner_state, "loss_scale"):
             raise ValueError("the optimizer holds a loss_scale already: it was initialized twice")
@@ -170,7 +191,8 @@ def _scaled(
         overflow: Mapping[int, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, LossScalingState]:
-        handed = updates if overflow is None else UnscaledGrads(updates, dict(overflow))
+        check_state("loss_scaling", state, LossScalingState)
+        handed = updates if overflow is None else _marked(updates, overflow)
         unscaled = _unscaled(handed, state)
 
         def step() -> tuple[optax.Updates, optax.OptState]:
@@ -189,6 +211,14 @@ def _scaled(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _marked(grads: Any, overflow: Mapping[int, Any]) -> UnscaledGrads:
+    check_overflow(overflow)
+    if isinstance(grads, UnscaledGrads):
+        raise TypeError("overflow= goes with grads.grads: write it, or hand over grads alone")
+    check_grads(grads, UnscaledGrads)
+    return UnscaledGrads(grads, dict(overflow))
+
+
 def _unscaled(grads: Any, state: LossScalingState) -> UnscaledGrads:
     if not isinstance(grads, UnscaledGrads):
         if state.loss_scale.ndim:
@@ -197,6 +227,7 @@ def _unscaled(grads: Any, state: LossScalingState) -> UnscaledGrads:
                 "unscaled and name their loss: take them from amp.value_and_grad or amp.unscale"
             )
         return unscale(grads, state)
+    check_overflow(grads.overflow)
     for loss_id in grads.overflow:
         check_loss_id(loss_id, state.loss_scale.size)
     return grads

@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 __all__ = [
     "GREATEST_SCALE",
     "LEAST_SCALE",
     "ScaleSchedule",
+    "parse_bool",
     "parse_count",
     "parse_loss_scale",
     "parse_positive",
@@ -58,7 +60,7 @@ class ScaleSchedule:
         hysteresis: Any,
         min_loss_scale: Any,
         max_loss_scale: Any,
-        skip_nonfinite: bool,
+        skip_nonfinite: Any,
     ) -> "ScaleSchedule":
         """Checks the arguments of ``loss_scaling`` and brings them within float32's range.
 
@@ -73,6 +75,7 @@ class ScaleSchedule:
         high = parse_positive("max_loss_scale", max_loss_scale)
         interval = parse_count("growth_interval", growth_interval)
         patience = parse_count("hysteresis", hysteresis)
+        skips = parse_bool("skip_nonfinite", skip_nonfinite, among="True or False")
         if growth <= 1:
             raise ValueError(f"growth_factor must be above 1, not {growth_factor!r}")
         if backoff >= 1:
@@ -87,7 +90,7 @@ class ScaleSchedule:
         return cls(
             initial=initial,
             dynamic=dynamic,
-            skips=dynamic or skip_nonfinite,
+            skips=dynamic or skips,
             growth_factor=growth,
             backoff_factor=backoff,
             growth_interval=interval,
@@ -148,6 +151,26 @@ def parse_positive(name: str, value: Any, *, otherwise: str = "") -> float:
     return number
 
 
+def parse_bool(name: str, value: Any, among: str = "True, False, 'True', 'False' or None") -> bool:
+    """Reads a truth value, or one in a string.
+
+    Args:
+        name: What the value is called in the error.
+        value: What was given.
+        among: What could have been given, for the error.
+
+    Returns:
+        The truth value.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    parsed = {"True": True, "False": False}.get(value, value) if isinstance(value, str) else value
+    if not isinstance(parsed, bool | np.bool_):
+        raise ValueError(f"{name} must be {among}, not {value!r}")
+    return bool(parsed)
+
+
 def parse_count(name: str, value: Any) -> int:
     """Checks a positive integer that fits into int32.
 
@@ -161,9 +184,9 @@ def parse_count(name: str, value: Any) -> int:
     Raises:
         ValueError: If it is anything else.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 < value < 2**31:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
-    return value
+    return int(value)
 
 
 def parse_loss_scale(name: str, value: Any) -> float | Literal["dynamic"]:

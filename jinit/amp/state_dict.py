@@ -1,5 +1,6 @@
 """The scales of an optimizer as a plain dictionary, in the form that apex saves."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 
 from jinit._known import known_arguments
+from jinit.amp.arguments import shown
 from jinit.amp.gradients import find_scale
 from jinit.amp.schedule import GREATEST_SCALE, LEAST_SCALE
 
@@ -31,6 +33,7 @@ def state_dict(opt_state: optax.OptState) -> dict[str, dict[str, float | int]]:
         ``{"loss_scaler0": {"loss_scale": float, "unskipped": int}, ...}``, an entry a loss.
 
     Raises:
+        TypeError: If ``opt_state`` is an optimizer, or what cannot be a state.
         ValueError: If the state does not hold exactly one loss scale.
 
     Example:
@@ -64,6 +67,7 @@ def load_state_dict(
         The state with these scales and counts, no overflow in a row, and all else as it was.
 
     Raises:
+        TypeError: If ``opt_state`` is an optimizer, or the two are swapped.
         ValueError: If the dictionary has another shape, or a number is out of its range.
 
     Example:
@@ -76,6 +80,10 @@ def load_state_dict(
     Reference:
         NVIDIA apex's ``amp.load_state_dict``, which warns where this raises.
     """
+    if isinstance(opt_state, Mapping) and not isinstance(state, Mapping):
+        raise TypeError(
+            f"state must be a dictionary, not {shown(state)}: the order is opt_state, state"
+        )
     count = find_scale(opt_state).size
     names = [f"loss_scaler{i}" for i in range(count)]
     problems = _problems(names, state)
@@ -125,7 +133,7 @@ def _listed(names: Sequence[Any]) -> str:
 
 
 def _keys(value: Any) -> str:
-    return _listed(list(value)) if isinstance(value, Mapping) else repr(value)
+    return _listed(list(value)) if isinstance(value, Mapping) else reprlib.repr(value)
 
 
 def _is_scale(value: Any) -> bool:

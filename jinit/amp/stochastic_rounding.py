@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jinit.amp.arguments import check_optimizer, check_state, shown
 from jinit.amp.half_params import is_half, needs_params, step_to
 
 __all__ = ["StochasticRoundingState", "stochastic_rounding"]
@@ -46,8 +47,9 @@ def stochastic_rounding(
 
     Raises:
         ValueError: From ``update``, if it is called without parameters.
-        TypeError: From ``init`` and ``update``, if a parameter is float16, whose range needs
-            masters.
+        TypeError: If ``inner`` is not an optax transformation or ``seed`` not an integer; from
+            ``update`` if the state is another's; from ``init`` and ``update``, if a parameter is
+            float16, whose range needs masters.
 
     Example:
         >>> params = jnp.ones(10_000, "bfloat16")
@@ -63,6 +65,8 @@ def stochastic_rounding(
         Gupta et al., "Deep Learning with Limited Numerical Precision" (2015),
         https://arxiv.org/abs/1502.02551.
     """
+    check_optimizer(inner, alike=True)
+    _check_seed(seed)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> StochasticRoundingState:
@@ -76,6 +80,7 @@ def stochastic_rounding(
         **extra: Any,
     ) -> tuple[optax.Updates, StochasticRoundingState]:
         params = needs_params("stochastic_rounding", params)
+        check_state("stochastic_rounding", state, StochasticRoundingState)
         _refuse_float16(params)
         steps, inner_state = inner.update(updates, state.inner_state, params, **extra)
         leaves, structure = jax.tree.flatten(params)
@@ -86,6 +91,13 @@ def stochastic_rounding(
         return steps, StochasticRoundingState(step, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_seed(seed: Any) -> None:
+    dtype = getattr(seed, "dtype", None)
+    integer = isinstance(seed, int) if dtype is None else jnp.issubdtype(dtype, jnp.integer)
+    if not integer:
+        raise TypeError(f"seed must be an integer, from which the bits follow, not {shown(seed)}")
 
 
 def _rounded(param: Any, step: jax.Array, key: jax.Array) -> jax.Array:
