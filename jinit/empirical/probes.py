@@ -44,5 +44,6 @@ def bind_probed(view: EquationView, values: Sequence[Any], parameter: int) -> li
 
 
 def _draw(path: Sequence[int], weight: jax.Array) -> jax.Array:
-    key = jax.random.key(sum((index + 7) * 1009**depth for depth, index in enumerate(path)))
-    return jax.random.normal(key, weight.shape)
+    """Draws the same in 64-bit mode, which takes larger seeds and has another default dtype."""
+    seed = sum((index + 7) * 1009**depth for depth, index in enumerate(path)) % 2**32
+    return jax.random.normal(jax.random.key(seed), weight.shape, jnp.float32)
