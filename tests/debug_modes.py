@@ -40,8 +40,28 @@ def explicit_mesh():
     return jax.set_mesh(jax.make_mesh((8,), ("d",)))
 
 
+@contextlib.contextmanager
+def checking_leaks():
+    """Leaks are looked for where a function is traced, and not where its trace is kept."""
+    jax.clear_caches()
+    with jax.checking_leaks():
+        yield
+
+
+@contextlib.contextmanager
+def quick_compiles():
+    """What is compared are programs of a few operations, of which each runs once."""
+    option = "jax_disable_most_optimizations"
+    before = jax.config.values[option]
+    jax.config.update(option, True)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
+
+
 MODES = {
-    "checking_leaks": jax.checking_leaks,
+    "checking_leaks": checking_leaks,
     "strict dtypes": functools.partial(jax.numpy_dtype_promotion, "strict"),
     "rank raises": functools.partial(jax.numpy_rank_promotion, "raise"),
     "debug_nans": functools.partial(jax.debug_nans, True),
@@ -314,9 +334,10 @@ def plain(call):
 
 def check(call, mode):
     """Raises unless a call computes the same in a mode as without it."""
-    expected = plain(call)
-    with MODES[mode]():
-        found = jax.device_get(CALLS[call]())
+    with quick_compiles():
+        expected = plain(call)
+        with MODES[mode]():
+            found = jax.device_get(CALLS[call]())
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         one, other = np.asarray(one), np.asarray(other)
