@@ -45,5 +45,7 @@ def bind_probed(view: EquationView, values: Sequence[Any], parameter: int) -> li
 
 
 def _draw(path: Sequence[int], weight: jax.Array) -> jax.Array:
-    key = jax.random.key(sum((index + 7) * 1009**depth for depth, index in enumerate(path)))
-    return sharded_as(jax.random.normal(key, weight.shape), weight)
+    """Draws the same in 64-bit mode, which takes larger seeds and has another default dtype."""
+    seed = sum((index + 7) * 1009**depth for depth, index in enumerate(path)) % 2**32
+    drawn = jax.random.normal(jax.random.key(seed), weight.shape, jnp.float32)
+    return sharded_as(drawn, weight)

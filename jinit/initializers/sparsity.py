@@ -81,6 +81,7 @@ class sparse(KernelDistribution, RandomDistribution):
         stack = sizes(shape, roles)
         # Rounded: 0.55 of 100 rows is 55.000000000000007 in floating point, not 56.
         zeros = math.ceil(round(self.sparsity * stack[1], 6))
-        permutations = jnp.argsort(jax.random.bits(order, stack), axis=1)
+        ranks = jax.random.bits(order, stack, jnp.uint32)  # the default depends on 64-bit mode
+        permutations = jnp.argsort(ranks, axis=1)
         matrices = jnp.where(permutations < zeros, 0, normal().sample(values, stack, dtype))
         return unstack(matrices, shape, roles)
