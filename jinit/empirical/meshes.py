@@ -27,10 +27,9 @@ def entered_mesh(tree: Any) -> contextlib.AbstractContextManager[Any]:
     for leaf in jax.tree.leaves(tree):
         mesh = _mesh_of(leaf)
         if AxisType.Explicit in getattr(mesh, "axis_types", ()):
-            abstract = is_tracing() or not isinstance(mesh, jax.sharding.Mesh)
-            if abstract:
-                return jax.sharding.use_abstract_mesh(getattr(mesh, "abstract_mesh", mesh))
-            return jax.set_mesh(mesh)
+            if isinstance(mesh, jax.sharding.Mesh) and not is_tracing():
+                return jax.set_mesh(mesh)
+            return jax.sharding.use_abstract_mesh(getattr(mesh, "abstract_mesh", mesh))
     return contextlib.nullcontext()
 
 
