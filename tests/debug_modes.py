@@ -91,7 +91,10 @@ def params(dtype=jnp.float32):
 
 
 def inputs(dtype=jnp.float32):
-    return jnp.asarray(np.random.default_rng(3).standard_normal((BATCH, WIDTH)), dtype)
+    """A batch, which is spread over the devices of a mesh where there is one."""
+    batch = jnp.asarray(np.random.default_rng(3).standard_normal((BATCH, WIDTH)), dtype)
+    mesh = jax.sharding.get_abstract_mesh()
+    return batch if mesh.empty else jax.device_put(batch, jax.P("d"))
 
 
 def model(params, x):

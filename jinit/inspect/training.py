@@ -201,7 +201,7 @@ class _Training:
 
         trained = jax.tree.map(jnp.asarray, variables.trained())
         shapes = jax.eval_shape(objective, trained)[1]
-        first = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
+        first = [jnp.zeros(each.shape, each.dtype, device=each.sharding) for each in shapes]
         state = jax.tree.map(jnp.asarray, state)
         # the last of these steps is measured before it is taken
         return jax.lax.scan(step, (trained, state, first), jnp.arange(self.steps + 1))[1]
