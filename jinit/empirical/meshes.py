@@ -29,7 +29,8 @@ def entered_mesh(tree: Any) -> contextlib.AbstractContextManager[Any]:
         if AxisType.Explicit in getattr(mesh, "axis_types", ()):
             if isinstance(mesh, jax.sharding.Mesh) and not is_tracing():
                 return jax.set_mesh(mesh)
-            return jax.sharding.use_abstract_mesh(getattr(mesh, "abstract_mesh", mesh))
+            abstract: Any = getattr(mesh, "abstract_mesh", mesh)
+            return jax.sharding.use_abstract_mesh(abstract)
     return contextlib.nullcontext()
 
 
