@@ -682,10 +682,10 @@ def test_layers_that_differ_between_widths():
 
 def test_a_training_that_diverges():
     def model(width):
-        return weights(width), lambda p, x: jnp.exp(tanh_mlp(p, x)), optax.sgd(1e30 * (width > 4))
+        return weights(width), lambda p, x: jnp.exp(tanh_mlp(p, x)), optax.sgd(1e38 * (width > 4))
 
     with pytest.raises(
-        ValueError, match=r"layer 0/w is not finite after 1 steps at width 8; lower the"
+        ValueError, match=r"layer 1/w is not finite after 1 steps at width 8; lower the"
     ):
         jinit.coord_check(model, [4, 8], X, squared_error)
 
