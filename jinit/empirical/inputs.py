@@ -45,15 +45,26 @@ def describe_call(fn: Any) -> str:
 
 def draw_inputs(dummy_input: Any, key: jax.Array, batch_size: int) -> tuple[Any, ...]:
     """Returns the inputs of one model evaluation as positional arguments."""
-    if not callable(dummy_input):
-        drawn = dummy_input
-    else:
-        names = positional(dummy_input, ("batch_size", "batchsz"))
-        if names[:1] in (["batch_size"], ["batchsz"]):
-            drawn = dummy_input(batch_size)
-        else:
-            drawn = dummy_input(key, batch_size) if len(names) >= 2 else dummy_input(key)
+    drawn = _called(dummy_input, key, batch_size) if callable(dummy_input) else dummy_input
     return drawn if isinstance(drawn, tuple) else (drawn,)
+
+
+def _called(dummy_input: Callable[..., Any], key: jax.Array, batch_size: int) -> Any:
+    names = positional(dummy_input, ("batch_size", "batchsz"))
+    if names[:1] in (["batch_size"], ["batchsz"]):
+        given, args = "batch_size", (batch_size,)
+    else:
+        given, args = "key", (key,)
+        if len(names) >= 2:
+            given, args = "key, batch_size", (key, batch_size)
+    try:
+        return dummy_input(*args)
+    except Exception as error:
+        error.add_note(
+            f"raised by dummy_input, the function {describe_call(dummy_input)}, which was called "
+            f"with ({given}); the order is params, apply_fn, dummy_input, dummy_loss"
+        )
+        raise
 
 
 def call_loss(dummy_loss: Callable[..., Any], output: Any, key: jax.Array) -> jax.Array:

@@ -192,3 +192,19 @@ def test_a_keras_model_is_named():
         jinit.describe(model, X)
     with pytest.raises(TypeError, match=r"^make_model is a Keras model \(Sequential\); pass a"):
         jinit.coord_check(model, [4, 8], X, loss)
+
+
+def test_an_error_in_a_dummy_input_says_how_it_was_called():
+    """As in a loss in its place, which takes a key and a size for an output and a key."""
+
+    def loss(y, key):
+        return jnp.sum(y * jax.random.normal(key, y.shape))
+
+    params = {"w": jnp.eye(4)}
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        jinit.empirical_init(params, lambda p, x: x @ p["w"], loss, lambda key: jnp.ones((2, 4)))
+    (note,) = [n for n in caught.value.__notes__ if n.startswith("raised by dummy_input, the func")]
+    assert note.endswith(
+        "loss, which was called with (key, batch_size); the order is params, apply_fn, "
+        "dummy_input, dummy_loss"
+    )
