@@ -134,7 +134,7 @@ class _Norms(Weakness):
         starts = name in _SUMS or squares(equation)
         if not origins and not starts and KEPT not in tags:
             results, fact = super().equation(equation, tags, frames, path)
-            return ([WIDENED] if _widens(equation, tags[0]) else results), fact
+            return ([WIDENED] if _widens(equation, tags) else results), fact
         paths = frozenset[Path]().union(*(origin.paths for origin in origins))
         if name in _ROOTS and any(origin.kind == STATISTIC for origin in origins):
             self._rooted |= paths
@@ -149,7 +149,7 @@ class _Norms(Weakness):
         name = equation.primitive.name
         kinds = [_kind(tag) for atom, tag in zip(equation.invars, tags, strict=True) if _real(atom)]
         if name in KEEPS_TAG:
-            return None if _ends(equation, kinds[0]) else tags[0]
+            return None if _ends(equation, _kind(tags[0])) else tags[0]
         kinds = [None if kind == WIDENED else kind for kind in kinds]
         if KEPT in kinds and not paths and None not in kinds:
             return KEPT
@@ -180,9 +180,9 @@ def _real(atom: Any) -> bool:
     return jnp.issubdtype(getattr(aval_of(atom), "dtype", bool), jnp.floating)
 
 
-def _widens(equation: jex.JaxprEqn, tag: Any) -> bool:
+def _widens(equation: jex.JaxprEqn, tags: Sequence[Any]) -> bool:
     """Returns whether data of a half dtype is converted to float32."""
-    if tag is not None or equation.params.get("new_dtype") != FLOAT32:
+    if equation.params.get("new_dtype") != FLOAT32 or tags[0] is not None:
         return False
     return _real(equation.invars[0]) and aval_of(equation.invars[0]).dtype.itemsize == 2
 

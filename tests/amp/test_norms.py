@@ -252,3 +252,24 @@ def test_it_is_explained(capsys):
     rows = {(r.op, r.dtype): r.why for r in amp.explain(model, params, jnp.ones((4, 8))).operations}
     assert rows["reduce_sum", "float32"] == "statistic of a norm"
     assert rows["rsqrt", "float32"] == rows["add", "float32"] == "inside a norm"
+
+
+@pytest.mark.parametrize("keep", [None, lambda path, _: path == "b"], ids=["plain", "kept"])
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_operations_without_operands_and_of_every_kind_pass_through(half, keep):
+    """Positions, random numbers, integers, booleans, complex numbers and keys beside a norm."""
+
+    def fn(params, x, key):
+        y = jnp.sin(x @ params["w"] + jnp.arange(4.0)[None]) + params["b"][None]
+        y = l2({"scale": jnp.ones(4)}, y) + jax.random.normal(key, y.shape)
+        z = jnp.abs(jnp.fft.fft(y.astype(jnp.float32)))
+        return jnp.where(jnp.argsort(y) > 1, z, jnp.cumsum(y, 0)), jnp.argmax(y, -1)
+
+    params, x = {"w": jnp.eye(4), "b": jnp.ones(4)}, jnp.linspace(-1.0, 1.0, 8).reshape(2, 4)
+    key = jax.random.key(0)
+    model = initialize(fn, half_dtype=half, keep_fp32=keep)
+    (found, index), (exact, wanted) = model(params, x, key), fn(params, x, key)
+    # the random numbers of a half type are others: only those of the norm can be compared
+    assert found.dtype == exact.dtype
+    assert index.dtype == wanted.dtype
+    assert np.isfinite(found).all()
