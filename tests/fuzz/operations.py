@@ -191,11 +191,12 @@ def _custom_vjp(g, p, x, y, d):
     fn = jax.custom_vjp(g)
 
     def backward(saved, ct):
-        slopes = jax.vjp(g, *saved)[1](ct)
-        return jax.tree.map(lambda s: 0.5 * s, slopes)
+        *differentiated, d = saved
+        slopes = jax.vjp(lambda p, x: g(p, x, d), *differentiated)[1](ct)
+        return *jax.tree.map(lambda s: 0.5 * s, slopes), None
 
-    fn.defvjp(lambda p, x: (g(p, x), (p, x)), backward)
-    return fn(p, x)
+    fn.defvjp(lambda p, x, d: (g(p, x, d), (p, x, d)), backward)
+    return fn(p, x, d)  # a rule under jit may not close over traced values
 
 
 def _custom_jvp(g, p, x, y, d):
@@ -206,7 +207,7 @@ def _custom_jvp(g, p, x, y, d):
         value, slope = jax.jvp(g, primals, directions)
         return value, slope * jnp.cos(value)
 
-    return fn(p, x)
+    return fn(p, x, d)
 
 
 def _blocks(g, p, x, y, d):

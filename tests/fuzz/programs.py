@@ -9,6 +9,7 @@ import numpy as np
 from tests.fuzz.operations import OPERATIONS, ROWS, WIDTH, WRAPPERS
 
 LAYERS, DEEPEST = 3, 2
+SMALL = 100  # the first programs are small, for the suite that is run at every change
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def _apply(step, p, x, y, d):
     if not step.inner:
         return OPERATIONS[step.name](p, x, y, d)
 
-    def inner(p, x):
+    def inner(p, x, d=d):
         return _run(step.inner, p, x, d)[-1]
 
     return WRAPPERS[step.name](inner, p, x, y, d)
@@ -75,7 +76,8 @@ def _steps(numbers, count, depth, forward=False):
 def program_of(seed):
     """Returns the program of a seed."""
     numbers = np.random.default_rng(seed)
-    steps = _steps(numbers, int(numbers.integers(2, 6)), 0)
+    most, depth = (4, 1) if seed < SMALL else (6, 0)
+    steps = _steps(numbers, int(numbers.integers(2, most)), depth)
     return Program(seed, steps, tuple(numbers.integers(0, 9, 2).tolist()))
 
 

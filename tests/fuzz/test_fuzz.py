@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from tests.fuzz.checks import check_program
+from tests.fuzz.programs import SMALL
 
 QUICK, SLOW = 30, 500
 
@@ -21,6 +22,6 @@ def test_a_program_is_kept(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(QUICK, QUICK + SLOW))
+@pytest.mark.parametrize("seed", range(SMALL, SMALL + SLOW))
 def test_many_programs_are_kept(seed):
     check_program(seed)
