@@ -135,7 +135,7 @@ def declares_dtypes(equation: jex.JaxprEqn) -> bool:
 
 
 def _is_signature(value: Any) -> bool:
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple):
         return any(map(_is_aval, value))
     called = isinstance(value, Callable) and not isinstance(value, type)
     return called or _is_aval(value) or hasattr(value, "out_avals")

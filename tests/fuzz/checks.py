@@ -130,7 +130,8 @@ def _assert_rolled(case):
     _assert_declared("roll", outputs, case.plain)
     count = len(jax.tree.leaves(outputs))
     bounds = case.bounds(float(jnp.finfo(jnp.float32).eps))[:count]
-    for (name, y), z, bound in zip(_named(outputs), jax.tree.leaves(case.plain), bounds, strict=True):
+    plain = jax.tree.leaves(case.plain)
+    for (name, y), z, bound in zip(_named(outputs), plain, bounds, strict=True):
         error = np.abs(_numpy(y) - _numpy(z)).max(initial=0.0)
         assert error <= SLACK * bound, f"roll changes {name} by {error:.2e}, not by {bound:.2e}"
 
@@ -157,7 +158,8 @@ def run_half_checks(case, half):
 
 def _named(tree):
     """Lists the leaves of a tree with their paths."""
-    return [(jax.tree_util.keystr(path), y) for path, y in jax.tree_util.tree_leaves_with_path(tree)]
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path), y) for path, y in leaves]
 
 
 def _numpy(array):

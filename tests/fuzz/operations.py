@@ -57,9 +57,7 @@ OPERATIONS = {
     "conv": lambda p, x, y, d: _convolved(p, x, 1),
     "depthwise conv": lambda p, x, y, d: _convolved(p, x, WIDTH),
     "one hot": lambda p, x, y, d: x + nn.one_hot(d["rows"], WIDTH) @ p["w"],
-    "mask product": lambda p, x, y, d: (
-        0.5 * (jnp.tril(jnp.ones((ROWS, ROWS))) @ x)
-    ),
+    "mask product": lambda p, x, y, d: 0.5 * (jnp.tril(jnp.ones((ROWS, ROWS))) @ x),
     "embedding": lambda p, x, y, d: x + p["w"][d["rows"]],
     # one by one
     "bias": lambda p, x, y, d: x + p["b"][None],
@@ -90,9 +88,7 @@ OPERATIONS = {
     "summed": lambda p, x, y, d: 0.3 * (x + x.sum(0, keepdims=True)),
     "highest": lambda p, x, y, d: x - x.max(-1, keepdims=True),
     "logsumexp": lambda p, x, y, d: x - nn.logsumexp(x, axis=-1, keepdims=True),
-    "product of all": lambda p, x, y, d: (
-        x * jnp.prod(1.0 + 0.1 * jnp.tanh(x), -1, keepdims=True)
-    ),
+    "product of all": lambda p, x, y, d: x * jnp.prod(1.0 + 0.1 * jnp.tanh(x), -1, keepdims=True),
     "softmax": lambda p, x, y, d: nn.softmax(x, axis=-1),
     "log softmax": lambda p, x, y, d: 0.5 * nn.log_softmax(x, axis=0),
     "layer norm": lambda p, x, y, d: _normalized(x, -1) * p["g"][None] + p["b"][None],
@@ -122,20 +118,16 @@ OPERATIONS = {
         y[:2, 1:] * 0.5, unique_indices=True
     ),
     "segments": lambda p, x, y, d: x + 0.3 * jax.ops.segment_sum(y, d["rows"], ROWS),
-    "dynamic slice": lambda p, x, y, d: (
-        x + lax.dynamic_slice_in_dim(y, d["rows"][0], 1, 0) * 0.5
-    ),
-    "dynamic update": lambda p, x, y, d: (
-        lax.dynamic_update_slice_in_dim(x, y[:1], d["rows"][1], 0)
-    ),
+    "dynamic slice": lambda p, x, y, d: x + lax.dynamic_slice_in_dim(y, d["rows"][0], 1, 0) * 0.5,
+    "dynamic update": lambda p, x, y, d: lax.dynamic_update_slice_in_dim(x, y[:1], d["rows"][1], 0),
     "rolled": lambda p, x, y, d: jnp.roll(x, 1, 0),
     "turned": lambda p, x, y, d: jnp.concatenate([x[:, 2:], y[:, :2][:, ::-1]], 1),
     "padded": lambda p, x, y, d: jnp.pad(x[1:], ((0, 1), (0, 0)), constant_values=0.5),
     "split": lambda p, x, y, d: jnp.concatenate(jnp.split(x, 2, 1)[::-1], 1),
     # dtypes of the user's own, and what autocast leaves alone
     "by hand": lambda p, x, y, d: x.astype(jnp.bfloat16).astype(jnp.float32) + 0.5 * y,
-    "half by hand": lambda p, x, y, d: (
-        (x.astype(jnp.float16) @ p["w"].astype(jnp.float16)).astype(jnp.float32)
+    "half by hand": lambda p, x, y, d: (x.astype(jnp.float16) @ p["w"].astype(jnp.float16)).astype(
+        jnp.float32
     ),
     "reduced": lambda p, x, y, d: lax.reduce_precision(x, 8, 10),
     "complex": lambda p, x, y, d: jnp.real(_phase(x, y) * (1.0 - 0.5j)),
@@ -231,13 +223,9 @@ WRAPPERS = {
     "switch": _switched,
     "custom_vjp": _custom_vjp,
     "custom_jvp": _custom_jvp,
-    "vmap": lambda g, p, x, y, d: (
-        jax.vmap(g, in_axes=(None, 0))(p, jnp.stack([x, y])).sum(0) * 0.5
-    ),
+    "vmap": lambda g, p, x, y, d: jax.vmap(g, in_axes=(None, 0))(p, jnp.stack([x, y])).sum(0) * 0.5,
     "map": lambda g, p, x, y, d: lax.map(lambda x: g(p, x), jnp.stack([x, y]))[1],
-    "grad": lambda g, p, x, y, d: (
-        0.3 * jax.grad(lambda x: jnp.sum(jnp.sin(g(p, x))))(x) + 0.5 * x
-    ),
+    "grad": lambda g, p, x, y, d: 0.3 * jax.grad(lambda x: jnp.sum(jnp.sin(g(p, x))))(x) + 0.5 * x,
     "jvp": lambda g, p, x, y, d: 0.3 * sum(jax.jvp(lambda x: g(p, x), (x,), (y,))),
     "blocks": _blocks,
     "half_function": _applied(amp.half_function),

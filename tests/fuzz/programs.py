@@ -65,9 +65,10 @@ def _steps(numbers, count, depth, forward=False):
     def step():
         second = int(numbers.integers(0, 6))
         if depth < DEEPEST and numbers.random() < 0.4:
-            name = str(numbers.choice([w for w in WRAPPERS if not (forward and w == "custom_vjp")]))
+            wrappers = [name for name in WRAPPERS if not (forward and name == "custom_vjp")]
+            name, count = str(numbers.choice(wrappers)), int(numbers.integers(1, 4))
             inner = forward or "jvp" in name.split("_")  # what has a custom_vjp has no jvp
-            return Step(name, second, _steps(numbers, int(numbers.integers(1, 4)), depth + 1, inner))
+            return Step(name, second, _steps(numbers, count, depth + 1, inner))
         return Step(str(numbers.choice(list(OPERATIONS))), second)
 
     return tuple(step() for _ in range(count))
