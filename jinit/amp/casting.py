@@ -260,7 +260,8 @@ def _warn_if_hidden(equation: jex.JaxprEqn) -> None:
     if is_hidden(equation):
         warnings.warn(
             f"autocast cannot see into {equation.primitive.name} at {source_line(equation)}, "
-            "which runs in its declared dtypes: set jax_custom_vjp3 to False",
+            "which runs in its declared dtypes; it sees into a custom_vjp where "
+            "jax_custom_vjp3 is False",
             stacklevel=2,
         )
 

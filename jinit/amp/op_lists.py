@@ -110,6 +110,6 @@ OPS = OpLists(
         threefry2x32 triangular_solve tridiagonal tridiagonal_solve zeta
         """.split()
     ),
-    separate=frozenset("debug_callback name optimization_barrier sort split".split()),
+    separate=frozenset("debug_callback debug_print name optimization_barrier sort split".split()),
     float32_calls=frozenset("_interp _map_coordinates _resize".split()),
 )

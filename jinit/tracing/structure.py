@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
+from jax.core import AbstractValue
 from jax.extend import core as jex
 
 from jinit.tracing._jax import close, is_hidden, scan_sizes, sub_jaxprs
@@ -122,19 +124,25 @@ def _while(params: dict[str, Any]) -> Structure:
     return Structure("while", bodies, params["cond_nconsts"], num_carry)
 
 
-_SIGNATURES = ("avals_out", "exported", "out_avals", "result_avals", "result_shape_dtypes")
-
-
 def declares_dtypes(equation: jex.JaxprEqn) -> bool:
     """Returns whether an equation calls what was compiled, or lives elsewhere, for given dtypes.
 
     An exported function, a callback, a foreign call: a primitive that carries what it calls, or the
-    shapes and dtypes that it returns, and does not derive them from its operands.
+    shapes and dtypes that it returns, and does not derive them from its operands; or one that
+    returns nothing, and is called for what it does with its operands as they are.
     """
-    params = equation.params
-    return any(name in params for name in _SIGNATURES) or isinstance(
-        params.get("callback"), Callable
-    )
+    return not equation.outvars or any(map(_is_signature, equation.params.values()))
+
+
+def _is_signature(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_is_aval, value))
+    called = isinstance(value, Callable) and not isinstance(value, type)
+    return called or _is_aval(value) or hasattr(value, "out_avals")
+
+
+def _is_aval(value: Any) -> bool:
+    return isinstance(value, jax.ShapeDtypeStruct | AbstractValue)
 
 
 def structure_of(equation: jex.JaxprEqn) -> Structure:
