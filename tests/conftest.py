@@ -14,6 +14,13 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Frees what a module compiled: thousands of programs exhaust the memory maps of a process."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(params=["typed", "legacy"])
 def make_key(request):
     """Both kinds of JAX keys: every function that takes a key must take either."""
