@@ -8,7 +8,7 @@ __all__ = ["check_patterns", "fits"]
 
 
 def fits(path: str, pattern: str) -> bool:
-    """Tells whether a pattern fits the whole path; ``*`` is any text, ``/`` included."""
+    """Returns whether a pattern fits the whole path; ``*`` is any text, ``/`` included."""
     return fnmatch.fnmatchcase(path, pattern)
 
 

@@ -54,7 +54,7 @@ class _Plan:
         return compiler_options(self.flags.late)
 
     def apply(self, *, before_backend: bool) -> None:
-        """Puts in force what must come before the backend starts, or the rest."""
+        """Applies what must come before the backend starts, or the rest."""
         for name, setting in SETTINGS.items():
             if setting.needs_fresh_backend != before_backend:
                 continue
@@ -63,7 +63,7 @@ class _Plan:
             setting.confirm()
 
     def record(self, *, before_backend: bool) -> None:
-        """Notes what is in force now, and who asked for it."""
+        """Notes what is active now, and who asked for it."""
         done = [n for n, each in SETTINGS.items() if each.needs_fresh_backend == before_backend]
         _LAST.settings |= {name: _outcome(name, self) for name in done}
         _LAST.asked |= {name: self.choices[name].asked for name in done}
@@ -169,7 +169,7 @@ def startup(
 
     Warns:
         UserWarning: A ``JINIT_*`` variable or flag is not known, a setting came too late or has
-            a price, another value than the one applied is in force, or the last call asked for
+            a price, another value than the one applied is active, or the last call asked for
             something else.
 
     Example:
@@ -316,7 +316,7 @@ def _as_before(name: str, found: FlagOutcome) -> FlagOutcome:
 
 
 def _value(name: str, plan: _Plan) -> Any:
-    """The value in force."""
+    """The active value."""
     setting, value = SETTINGS[name], plan.choices[name].value
     if not setting.flags or setting.current:
         return setting.effective(value)

@@ -196,7 +196,7 @@ class Decisions:
 
 
 def is_managed(atom: Any, half: np.dtype) -> bool:
-    """Tells whether an operand's declared dtype is one that is cast: float32 or half."""
+    """Returns whether an operand's declared dtype is one that is cast: float32 or half."""
     return getattr(aval_of(atom), "dtype", None) in (FLOAT32, half)
 
 

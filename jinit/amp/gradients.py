@@ -76,7 +76,7 @@ class UnscaledGrads:
         return UnscaledGrads(self.grads[key], self.overflow)
 
     def __contains__(self, key: Any) -> bool:
-        """Tells whether the gradients have such a part, as Flax's ``TrainState`` asks."""
+        """Returns whether the gradients have such a part, as Flax's ``TrainState`` asks."""
         return key in self.grads
 
     @property

@@ -172,7 +172,7 @@ class Policy:
         return outputs if self.output_dtype is None else cast_floating(outputs, self.output_dtype)
 
     def keeps_any(self, variables: Any, module_types: ModuleTypes | None = None) -> bool:
-        """Tells whether a parameter enters a half computation in float32."""
+        """Returns whether a parameter enters a half computation in float32."""
         return self.computes_in_half and any(self.kept_mask(variables, module_types))
 
     def kept_mask(self, variables: Any, module_types: ModuleTypes | None = None) -> list[bool]:

@@ -143,7 +143,7 @@ def votes_of(equation: jex.JaxprEqn, tags: Sequence[Tag], *, indicators: bool = 
 
 
 def _fits(constant: float, half: np.dtype) -> bool:
-    """Tells whether a constant is rounded neither to zero nor to infinity in the half dtype."""
+    """Returns whether a constant is rounded neither to zero nor to infinity in the half dtype."""
     limits = jnp.finfo(half)
     normal = float(limits.tiny) <= abs(constant) <= float(limits.max)
     return constant == 0 or not math.isfinite(constant) or normal

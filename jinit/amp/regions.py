@@ -146,7 +146,7 @@ def disable_casts() -> Iterator[None]:
 
 
 def casts_disabled(equation: jex.JaxprEqn) -> bool:
-    """Tells whether an equation was traced inside ``disable_casts``."""
+    """Returns whether an equation was traced inside ``disable_casts``."""
     return _DISABLED in scopes_of(equation)
 
 

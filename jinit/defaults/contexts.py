@@ -22,12 +22,12 @@ _ENTRY_POINTS = ("apply", "init", "init_with_output", "lazy_init")
 
 
 def begin(table: LayerTable, owner: object, *, lasts: bool) -> None:
-    """Makes a table active in this task; an outer one is not meanwhile.
+    """Makes a table active in this task; an outer one is not while it is.
 
     Args:
         table: The table.
         owner: What ``leave`` is called with.
-        lasts: Whether it is sure to be active when what is initialised inside is applied.
+        lasts: Whether it is sure to be active when what is initialized inside is applied.
     """
     enter(Entry(table, owner, Watch(lasts), hooks_of(table)))
 

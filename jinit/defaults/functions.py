@@ -47,7 +47,7 @@ def keras_defaults(
     constructed with. For a Linen model, ``apply`` must run inside as well: with ``wrap`` all
     methods of the model do, though not a layer of it that is called from outside, as in
     ``model.bind(variables).layer(x)``; the first two forms warn, once per class of model, when
-    they initialise a model whose norm layers would fall back at apply. Of nested contexts the
+    they initialize a model whose norm layers would fall back at apply. Of nested contexts the
     innermost alone is active. A context belongs to its thread and its task: tasks of asyncio that
     begin inside inherit it, others never see it. Functions that were traced under other defaults
     are traced again. Of event loops other than asyncio's own, jit's caches do not know the tasks:

@@ -7,7 +7,7 @@ from flax import nnx
 
 from jinit.defaults.linen import METHODS, intercepted
 from jinit.defaults.nnx import constructors
-from jinit.defaults.passed import initialisations
+from jinit.defaults.passed import initializations
 from jinit.defaults.patches import Patches
 from jinit.defaults.table import LayerTable
 from jinit.defaults.tasks import TASKS, synced
@@ -34,7 +34,7 @@ def _hooks(table: LayerTable) -> Patches:
         {
             METHODS: intercepted,
             TASKS: synced,
-            **initialisations(of_linen),
+            **initializations(of_linen),
             **constructors(of_nnx),
         }
     )

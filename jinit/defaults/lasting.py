@@ -15,7 +15,7 @@ __all__ = ["LostAtApplyWarning", "Watch", "look", "nothing_is_lost"]
 
 
 class LostAtApplyWarning(UserWarning):
-    """A norm layer was initialised with an epsilon or momentum that ends with the context."""
+    """A norm layer was initialized with an epsilon or momentum that ends with the context."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ def _warn(module: nn.Module, lost: Sequence[Row], table: LayerTable) -> None:
     values = " and ".join(f"{row.field}={row.value}" for row in lost)
     warnings.warn(
         f"{type(model).__name__}: the {type(module).__name__} at {'/'.join(module.path)!r} takes "
-        f"{values} from {table.system}_defaults() only while they are in force. If apply runs "
+        f"{values} from {table.system}_defaults() only while they are active. If apply runs "
         f"outside, use {table.system}_defaults(...).wrap(model), or pass None for what Flax's "
         "own value should be",
         LostAtApplyWarning,

@@ -21,7 +21,7 @@ from jinit.defaults.active import active_table
 from jinit.defaults.patches import Make, Target
 from jinit.defaults.table import AT_APPLY
 
-__all__ = ["Passed", "initialisations", "is_noticed"]
+__all__ = ["Passed", "initializations", "is_noticed"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,7 +67,7 @@ def is_noticed(layer: nn.Module) -> bool:
     return _NOTICED in layer.__dict__
 
 
-def initialisations(layers: Iterable[type]) -> dict[Target, Make]:
+def initializations(layers: Iterable[type]) -> dict[Target, Make]:
     """Returns the patches of what constructs Linen layers, and classes that follow them."""
     # Flax's layers are made of one another: one without a row hands on what it was given.
     all_layers = (*LAYERS, *layers)

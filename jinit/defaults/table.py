@@ -14,7 +14,7 @@ from jinit._tables import format_table
 __all__ = ["AT_APPLY", "Derived", "LayerTable", "Role", "Row", "declared", "label", "rows"]
 
 AT_APPLY = ("epsilon", "momentum")
-"""The fields that count when a layer is applied, and not only when it is initialised."""
+"""The fields that count when a layer is applied, and not only when it is initialized."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Role:
     name: str
 
     def played_by(self, layer: nn.Module) -> bool:
-        """Tells whether a layer plays it."""
+        """Returns whether a layer plays it."""
         return layer.name == self.name and isinstance(layer.parent, self.parent)
 
     def __str__(self) -> str:
@@ -141,7 +141,7 @@ def label(layer: type) -> str:
 
 
 def declared(layer: type, field: str) -> bool:
-    """Tells whether a class has a field, or its constructor an argument, with a default."""
+    """Returns whether a class has a field, or its constructor an argument, with a default."""
     if issubclass(layer, nn.Module):
         found = layer.__dataclass_fields__.get(field)
         return found is not None and found.default is not dataclasses.MISSING

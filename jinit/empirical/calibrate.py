@@ -38,7 +38,7 @@ def empirical_init(
     has_aux: bool = False,
     verbose: bool = False,
 ) -> Any:
-    """Rescales parameters until every layer puts out values of RMS 1.
+    """Rescales parameters until every layer produces values of RMS 1.
 
     A layer is an equation of ``apply_fn`` in which a parameter meets data, with the bias that is
     added to its result; its output is taken before the nonlinearity. In one forward pass a key,
@@ -54,8 +54,8 @@ def empirical_init(
     Args:
         params: Any pytree of arrays, or Flax variables, of which the ``params`` are rescaled.
         apply_fn: The model, ``apply_fn(params, *inputs)``. A jax-traceable function; it is
-            compiled once for equal functions and shapes: as under ``jax.jit``, what it reads
-            besides its arguments is read then. Keyword arguments are given to it by
+            compiled once for equal functions and shapes: as under ``jax.jit``, what else it
+            reads than its arguments is read then. Keyword arguments are given to it by
             ``functools.partial``.
         dummy_input: Example inputs (a tuple is splatted), or a function of ``(key)``,
             ``(key, batch_size)`` or ``(batch_size)`` that returns them.
@@ -137,7 +137,7 @@ def calibrate(
       a schedule it is the first rate above 0 that counts), a layer's
       multiplier is ``1 / rms(dy)``, where dy is the first-order change in its output along u,
       its input held. A layer's weight and bias share it.
-      With ``step="network"`` multipliers are divided by the growth besides, the geometric mean
+      With ``step="network"`` multipliers are also divided by the growth, the geometric mean
       over layers of ``rms(dy) / rms(y)`` where dy is the change along the step of all layers at
       once. Deeper networks then take smaller steps, and one learning rate serves more sizes.
     - Gradients, at each layer's input, follow from the activations and the loss. In fold mode
@@ -146,7 +146,7 @@ def calibrate(
 
     In fold mode ``apply_fn`` stays as it is, and ``result.transform()`` carries the multipliers.
     In explicit mode the parameters W become ``a * W`` inside ``result.apply_fn``: under Adam a is
-    the multiplier, under SGD the gradient of W is multiplied by ``gy = m / a**2`` besides. On
+    the multiplier, under SGD the gradient of W is also multiplied by ``gy = m / a**2``. On
     plain chains both train alike; where paths branch and join, what explicit mode sends back is
     no longer a gradient.
 

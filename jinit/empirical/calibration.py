@@ -42,7 +42,7 @@ class Calibration:
         scales: In fold mode a tree of the same shapes: what each leaf was multiplied by. In
             explicit mode what ``apply_fn`` applies, nested by the leaves' paths: of every leaf
             ``a`` (what it is multiplied by) and ``gy`` (what its gradient is multiplied by
-            besides), and of every layer, at the leaf that carries it, ``gx`` (the gradient that
+            as well), and of every layer, at the leaf that carries it, ``gx`` (the gradient that
             leaves the layer through its input is multiplied by ``gx * gy``).
         findings: The statistics behind the report; once pickled, the report itself.
     """

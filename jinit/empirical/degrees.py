@@ -58,7 +58,7 @@ class Degree:
 
         Args:
             level: How deep the scan is.
-            stacked: Whether it is what all iterations put out, and not what the last one did.
+            stacked: Whether it is what all iterations produce, and not what the last one did.
         """
         kept = [pair for pair in zip(self.loops, self.places, strict=True) if pair[0] != level]
         rows = self.places[-1:] if stacked and self.loops[-1:] == (level,) else ()

@@ -129,7 +129,7 @@ class Meter:
         found: Its layers.
         layout: Those of them that can be measured, and where their statistics stand.
         targets: The RMS that every output is to have; one a statistic.
-        probed: The leaves that hold zeros and are looked past.
+        probed: The leaves that hold zeros and are bypassed.
         balanced: Whether gradients are scaled as well.
         detailed: Whether means are measured.
     """
@@ -319,12 +319,12 @@ class Meter:
         """Applies a layer's head with the gradient at its input tapped."""
         tap = _scaling_tap if self.balanced and layer.carrier is not None else _tap
         values = layer.on_inputs(values, lambda value: tap(value, view.planted["head"]))
-        if self._is_shut(layer):
+        if self._is_zero(layer):
             return bind_probed(view, values, layer.operands[0])
         return view.bind(values)
 
-    def _is_shut(self, layer: Layer) -> bool:
-        """Tells whether nothing may flow backward through a layer, its weight being zero."""
+    def _is_zero(self, layer: Layer) -> bool:
+        """Returns whether nothing may flow backward through a layer, its weight being zero."""
         product = layer.kind in ("linear", "gain") and len(layer.operands) == 1
         return product and not self.probed.isdisjoint(leaf for leaf, _ in layer.leaves)
 

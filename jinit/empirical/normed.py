@@ -98,7 +98,7 @@ def _intercept(call: Any, inputs: Any, options: Any, context: Any) -> Any:
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    """Tells whether a module has parameters, and no submodule that has any."""
+    """Returns whether a module has parameters, and no submodule that has any."""
     own = module.variables.get("params", {})
     return bool(own) and not any(isinstance(value, Mapping) for value in own.values())
 

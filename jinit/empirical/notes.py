@@ -20,7 +20,7 @@ def note_on(named: Named, plan: Plan) -> str:
         return layer.reason
     if not plan.solver.tuned[named.statistic]:
         return "excluded"
-    if _is_shut(named, plan):
+    if _is_bypassed(named, plan):
         return "zero: the gradient passes it as if it were random"
     notes = [
         "shared" if layer.shared else "",
@@ -30,7 +30,7 @@ def note_on(named: Named, plan: Plan) -> str:
     return "; ".join(note for note in notes if note)
 
 
-def _is_shut(named: Named, plan: Plan) -> bool:
+def _is_bypassed(named: Named, plan: Plan) -> bool:
     """Returns whether a leaf of zeros stands alone in a layer's weight, or in a product."""
     zeros = {*plan.job.zeros}
     return any(

@@ -25,7 +25,7 @@ __all__ = [
 
 
 def is_float(x: Any) -> bool:
-    """Tells whether a value is a real or complex floating-point number."""
+    """Returns whether a value is a real or complex floating-point number."""
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
@@ -81,7 +81,7 @@ def apply_scale(leaf: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def on_cpu(leaves: Iterable[Any]) -> bool:
-    """Tells whether all arrays are values in the memory of this process."""
+    """Returns whether all arrays are values in the memory of this process."""
     arrays = [leaf for leaf in leaves if not isinstance(leaf, np.ndarray | np.generic)]
     return all(
         isinstance(array, jax.Array)

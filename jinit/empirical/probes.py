@@ -1,4 +1,4 @@
-"""Looking past a parameter that is zero: a head or a gate that starts shut.
+"""Bypassing a parameter that is zero: a zero-initialized head or gate.
 
 Nothing flows backward through a weight of zeros, so every layer before it would have no gradient
 to be measured. A probe keeps the output as it is, and lets the gradient through random numbers in
@@ -32,14 +32,14 @@ def bind_probed(view: EquationView, values: Sequence[Any], parameter: int) -> li
         whose gradient for the other operands passes through the probe where the weight is zero.
     """
     weight = values[parameter]
-    shut = jnp.all(weight == 0)
+    is_zero = jnp.all(weight == 0)
     drawn = _draw(view.path, weight) if view.equation.primitive.name != "mul" else weight + 1
-    probe = lax.stop_gradient(jnp.where(shut, drawn.astype(weight.dtype), weight))
+    probe = lax.stop_gradient(jnp.where(is_zero, drawn.astype(weight.dtype), weight))
     held = [lax.stop_gradient(v) if is_float(v) else v for v in values]
     held[parameter] = weight
     (output,) = view.bind(held)
     (through,) = view.bind([probe if i == parameter else v for i, v in enumerate(values)])
-    size = jnp.where(shut, inverse_rms(rms(lax.stop_gradient(through))), 1.0)
+    size = jnp.where(is_zero, inverse_rms(rms(lax.stop_gradient(through))), 1.0)
     through = multiply(through, size)
     return [output + (through - lax.stop_gradient(through))]
 

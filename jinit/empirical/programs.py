@@ -62,7 +62,7 @@ class Stage(NamedTuple):
         balance: By layer, the factor of the gradient at its input; 0 for its own.
         gauge: By stacked leaf, what the optimizer sees it multiplied by; 0 for what the layers'
             own factors say.
-        weight: By stacked leaf, what its gradient is multiplied by besides.
+        weight: By stacked leaf, what its gradient is multiplied by as well.
         rate: By stacked leaf, what its step is multiplied by.
     """
 

@@ -131,7 +131,7 @@ class Report(PlainData):
         return printable("\n".join(lines))
 
     def _details(self) -> str:
-        """Tables what ``verbose`` measures besides."""
+        """Tables what only ``verbose`` measures."""
         means = [[row.path, f"{row.mean:+.1%}"] for row in self.rows if row.mean is not None]
         slopes = [[path, format_number(size)] for path, size in self.leaf_gradients.items()]
         return "\n".join(

@@ -1,4 +1,4 @@
-"""The road of a calibration: measure as given, find the pillars, measure the result."""
+"""The steps of a calibration: measure as given, find the pillars, measure the result."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ class Pillars(NamedTuple):
         scale: What each slot of a leaf is multiplied by.
         multiplier: Its learning-rate multiplier.
         forward: In explicit mode, what it is multiplied by when the model is applied.
-        weight: In explicit mode, what its gradient is multiplied by besides.
+        weight: In explicit mode, what its gradient is multiplied by as well.
         backward: In explicit mode, what the gradient is multiplied by that leaves a layer through
             its input; one a statistic.
     """
@@ -226,7 +226,7 @@ def scaled(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progres
 
 
 def calibrated(job: Job, params: Any, inputs: Any, key: jax.Array, progress: Progress) -> Findings:
-    """Finds the pillars, and measures before, meanwhile and after."""
+    """Finds the pillars, and measures before, during and after."""
     run = _Run(job, params, inputs, key, progress)
     plan, solver = run.plan, run.plan.solver
     before = run.measure(1, None).statistics

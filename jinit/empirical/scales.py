@@ -78,7 +78,7 @@ class Solver:
 
         Args:
             log_factors: The logarithms of the factors, one a statistic.
-            weights: 0 where a layer put out nothing.
+            weights: 0 where a layer produced nothing.
 
         Returns:
             The logarithms of the scales; 0 for a leaf that no layer rescales.

@@ -16,7 +16,7 @@ SWEEPS = 6  # measurements of a fixed point
 def find_scales(
     solver: Solver, targets: np.ndarray, measure: Callable[[Any], Any]
 ) -> tuple[Any, Any]:
-    """Finds the scales at which every layer puts out its target RMS.
+    """Finds the scales at which every layer produces its target RMS.
 
     A leaf with one use takes what a single sweep measures. One with N uses, be they layers or
     iterations of a loop, takes the geometric mean u of what they want, which depends on u, since

@@ -179,12 +179,12 @@ class RandomDistribution(Unit):
 
 
 def is_complex(dtype: DTypeLike | None) -> bool:
-    """Tells whether a dtype holds complex numbers; None is float32."""
+    """Returns whether a dtype holds complex numbers; None is float32."""
     return dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating)
 
 
 def holds_zero(dtype: jnp.dtype) -> bool:
-    """Tells whether a dtype holds zero: ``float8_e8m0fnu``, powers of two, makes it nan."""
+    """Returns whether a dtype holds zero: ``float8_e8m0fnu``, powers of two, makes it nan."""
     return not jnp.issubdtype(dtype, jnp.floating) or float(jnp.finfo(dtype).min) < 0
 
 

@@ -111,7 +111,7 @@ def _shape_and_dtype(value: Any) -> tuple[tuple[int, ...], jnp.dtype]:
     dtype = getattr(value, "dtype", None)
     if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
         shown = type(value).__name__ if dtype is None else dtype
-        raise TypeError(f"it is no array of numbers but {shown}; narrow the pattern")
+        raise TypeError(f"it is not an array of numbers but {shown}; narrow the pattern")
     return jnp.shape(value), jnp.dtype(dtype)
 
 

@@ -88,7 +88,7 @@ def describe(
 ) -> Description:
     """Describes every parameter of a model: what it is drawn from, and who decided that.
 
-    Nothing is computed. Call it where the model is initialised: inside ``keras_defaults``, or
+    Nothing is computed. Call it where the model is initialized: inside ``keras_defaults``, or
     with a wrapped model.
 
     Args:

@@ -1,6 +1,6 @@
 """Reproducibility: one seed from which a run, its processes and its workers can be repeated.
 
-``seed_all`` and ``seed_context`` seed the hidden generators of a process, ``fold_in_process``
+``seed_all`` and ``seed_context`` seed the global RNGs of a process, ``fold_in_process``
 and ``seed_workers`` give each process and each of its data-loading workers streams of its own,
 and ``get_rng_state`` and ``load_rng_state`` carry all streams over an interruption.
 """

@@ -11,7 +11,7 @@ __all__ = ["seed_context"]
 
 
 def seed_context(seed: int) -> "contextlib._GeneratorContextManager[None]":
-    """Seeds the hidden generators for a block, and gives them back as they were.
+    """Seeds the global RNGs for a block, and gives them back as they were.
 
     Python's ``random``, NumPy's global generator, PyTorch's CPU generator where it is already
     imported, and ``root_seed()`` are as after ``seed_all(seed)`` inside the block, and as before

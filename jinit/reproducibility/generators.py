@@ -1,4 +1,4 @@
-"""The hidden generators of a process: Python's, NumPy's, and those of frameworks in use."""
+"""The global RNGs of a process: Python's, NumPy's, and those of frameworks in use."""
 
 import random
 import sys

@@ -155,7 +155,7 @@ def _words(value: Any) -> "np.ndarray | None":
 
 
 def _array(value: Any) -> "np.ndarray | None":
-    """What is not of one shape, or has no values, is no array."""
+    """What is not of one shape, or has no values, is not an array."""
     import numpy as np
 
     try:

@@ -46,10 +46,10 @@ def get_random_seed() -> int:
 
 @known_arguments
 def seed_all(seed: int) -> None:
-    """Seeds the hidden generators of the process, and records the seed as ``root_seed()``.
+    """Seeds the global RNGs of the process, and records the seed as ``root_seed()``.
 
     They are Python's ``random`` and NumPy's global one, and PyTorch's and TensorFlow's where
-    these are already imported: neither is imported for it. JAX has no hidden generator: draw
+    these are already imported: neither is imported for it. JAX has no global RNG: draw
     from ``jax.random.key(seed)``. The key is not made here, because that would start a backend.
 
     Args:
@@ -75,7 +75,7 @@ def seed_all(seed: int) -> None:
 
 
 def seed_process(seed: int, process_index: int) -> None:
-    """Seeds the hidden generators of one process of a run, each with streams of its own.
+    """Seeds the global RNGs of one process of a run, each with streams of its own.
 
     Process 0 has those of ``seed_all(seed)``, as the only process of a run would; process ``k``
     those of ``np.random.SeedSequence(seed, spawn_key=(k,))``, 128 bits for Python and for NumPy,

@@ -41,9 +41,9 @@ class FlagOutcome:
     """What became of one flag.
 
     Attributes:
-        value: The text in force, None where the flag is not set.
+        value: The active text, None where the flag is not set.
         requested: The text asked for.
-        origin: Where ``value`` comes from; of what is not in force, where ``requested`` does.
+        origin: Where ``value`` comes from; of what is not active, where ``requested`` does.
         source: The argument or variable that is the origin.
         status: Whether the call set the flag, and why where it did not.
         variable: The variable that the flag is read from.

@@ -26,7 +26,7 @@ class Outcome:
     """What became of one setting.
 
     Attributes:
-        value: The value in force; None is JAX's own choice.
+        value: The active value; None is JAX's own choice.
         requested: The value asked for; None where nothing was.
         origin: Where ``value`` comes from; of what came too late, where ``requested`` does.
         source: The argument or variable that is the origin, empty for a default.
@@ -42,7 +42,7 @@ class Outcome:
 
 @dataclass(frozen=True, repr=False)
 class StartupReport(PlainData):
-    """The settings in force since the last ``startup``, and what they are in force on.
+    """The settings that the last ``startup`` made active, and what they apply to.
 
     Printed, it is a table to read or to paste into a bug report.
 
@@ -110,7 +110,7 @@ def make_report(
     flags: Mapping[str, FlagOutcome],
     compiler_options: Mapping[str, Any],
 ) -> StartupReport:
-    """Adds what the settings are in force on."""
+    """Adds what the settings apply to."""
     import jax
 
     return StartupReport(

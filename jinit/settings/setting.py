@@ -52,10 +52,10 @@ class Setting:
         name: What the report calls it.
         variables: The ``JINIT_*`` variables, the strongest first; they override the arguments.
         arguments: The arguments of ``startup``, the strongest first.
-        apply: Puts a value in force.
-        current: The value in force, None where that is JAX's own choice; for a setting that
+        apply: Applies a value.
+        current: The active value, None where that is JAX's own choice; for a setting that
             cannot be read back there is no function, and it is applied each time.
-        holds: Whether a value is in force already; by default, whether it is the current one.
+        holds: Whether a value is active already; by default, whether it is the current one.
         fallback: The value where nothing is asked for.
         agree: Whether the stronger of two sources may stand beside the weaker; where it may not,
             both given together are an error.
@@ -64,14 +64,14 @@ class Setting:
         spelling: Brings a native variable's name and text to the text that ``native_values`` has;
             empty where the text says nothing about the setting.
         flags: For a setting that is made of XLA flags, which a value means; it is the plan of
-            flags that puts these in force.
+            flags that applies them.
         needs_fresh_backend: Whether it does nothing once the backend is up.
         yields: Whether the default gives way to what the user's code had set before.
-        verify: Refuses a choice that cannot be put in force, and what the environment holds
+        verify: Refuses a choice that cannot be applied, and what the environment holds
             where the backend could not start with it.
-        confirm: Refuses what is in force where the backend, once it is up, does not take it.
-        advice: What to know about a value that was put in force.
-        caveat: Why the value in force may differ from the one applied.
+        confirm: Refuses what is active where the backend, once it is up, does not take it.
+        advice: What to know about a value that was applied.
+        caveat: Why the active value may differ from the one applied.
     """
 
     name: str
@@ -146,7 +146,7 @@ class Setting:
         return self.current is not None and self.current() == value
 
     def effective(self, applied: Any) -> Any:
-        """The value in force after ``applied`` was put in force."""
+        """The active value once ``applied`` has been applied."""
         return applied if self.current is None else self.current()
 
     def user_variables(self) -> dict[str, str]:
@@ -156,7 +156,7 @@ class Setting:
         return {name: text for name, text in spelt.items() if text}
 
     def is_from_environment(self, value: Any) -> bool:
-        """Whether a value in force is what the user's variables ask for."""
+        """Whether an active value is what the user's variables ask for."""
         try:
             return bool(self.user_variables()) and not self.conflicts(value)
         except (KeyError, TypeError, ValueError):  # a value that only the variables can spell

@@ -38,4 +38,4 @@ STRICT = Setting(
     arguments=(Source("strict", SWITCH, default=False),),
     apply=lambda strict: None,
 )
-"""No setting of the process: what a call makes of the others that it cannot put in force."""
+"""No setting of the process: what a call makes of the others that it cannot apply."""

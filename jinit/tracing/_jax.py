@@ -128,7 +128,7 @@ def _followed(fn: Any) -> Any:
 
 
 def _is_store(arg: Any) -> bool:
-    """Tells whether a transformation's argument only receives what it computes."""
+    """Returns whether a transformation's argument only receives what it computes."""
     return getattr(arg, "__qualname__", "").startswith("transformation_with_aux") or isinstance(
         arg, DebugInfo
     )
@@ -151,7 +151,7 @@ def bind(equation: jex.JaxprEqn, values: Sequence[Any], params: dict[str, Any]) 
 
 
 def is_pinned(params: dict[str, Any]) -> bool:
-    """Tells whether a jit equation asks for what inlining it would lose."""
+    """Returns whether a jit equation asks for what inlining it would lose."""
     shardings = (*params["in_shardings"], *params["out_shardings"])
     layouts = (*params["in_layouts"], *params["out_layouts"])
     return (
@@ -278,5 +278,5 @@ def trace_context() -> Any:
 
 
 def is_tracing() -> bool:
-    """Tells whether what is computed now becomes part of a program that is being traced."""
+    """Returns whether what is computed now becomes part of a program that is being traced."""
     return not core.trace_state_clean()

@@ -43,7 +43,7 @@ class DataflowRules(Protocol[Tag, Fact]):
         ...
 
     def choose(self, predicate: Tag, tags: Sequence[Tag]) -> Tag:
-        """Returns the tag of what a cond puts out, given that of each branch."""
+        """Returns the tag of what a cond produces, given that of each branch."""
         ...
 
     def shared(self, tag: Tag) -> Tag:

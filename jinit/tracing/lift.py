@@ -24,12 +24,12 @@ def called(equation: jex.JaxprEqn) -> Body | None:
 
 
 def is_remat(equation: jex.JaxprEqn) -> bool:
-    """Tells whether an equation is a ``jax.checkpoint``."""
+    """Returns whether an equation is a ``jax.checkpoint``."""
     return "policy" in equation.params and structure_of(equation).kind == "remat"
 
 
 def is_liftable(atom: Any) -> bool:
-    """Tells whether an operand is a whole number in the program, which may vary over blocks."""
+    """Returns whether an operand is a whole number in the program, which may vary over blocks."""
     if not isinstance(atom, jex.Literal):
         return False
     aval = aval_of(atom)

@@ -76,7 +76,7 @@ def _where(going: jax.Array, new: Sequence[Any], old: Sequence[Any]) -> list[Any
 
 
 def evaluate_cond(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
-    """Goes into the branches of a cond; each also puts out zeros for what the others reap."""
+    """Goes into the branches of a cond; each also produces zeros for what the others reap."""
     predicate, *operands = entry.values
     operands = cast_to_declared(operands, entry.equation.invars[1:])
 

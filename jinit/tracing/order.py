@@ -63,15 +63,15 @@ class Order:
         self._place_equations()
 
     def is_variable(self, value: int) -> bool:
-        """Tells whether a value is a variable as it was given."""
+        """Returns whether a value is a variable as it was given."""
         return value < self.num_variables
 
     def is_trained(self, value: int) -> bool:
-        """Tells whether a value is computed from parameters without data."""
+        """Returns whether a value is computed from parameters without data."""
         return self._reach[value] & (_TRAINED | _DATA) == _TRAINED
 
     def reads_variables(self, value: int) -> bool:
-        """Tells whether a value is computed from floating-point variables."""
+        """Returns whether a value is computed from floating-point variables."""
         return bool(self._reach[value] & _FLOAT)
 
     def _place_inputs(self, num_inputs: int) -> None:

@@ -107,7 +107,7 @@ LAYERS = {
 }
 
 
-def initialised(layer, shape):
+def initialized(layer, shape):
     inputs = jnp.ones(shape, int if isinstance(layer, nn.Embed | named_axes.Embed) else float)
     with jinit.keras_defaults():
         return jax.jit(layer.init)(jax.random.key(0), inputs)["params"]
@@ -120,7 +120,7 @@ def biases(tree):
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_is_drawn_as_in_keras(name):
     layer, shape, keras_layer, keras_shape, limit = LAYERS[name]
-    ours = initialised(layer, shape)
+    ours = initialized(layer, shape)
     theirs = built(keras_layer, keras_shape)
     for params in (ours, theirs):
         weights = params.get("kernel", params.get("embedding", params.get("embeddings")))
@@ -142,7 +142,7 @@ ATTENTION = {
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_attention_is_drawn_as_in_keras(attention):
     with ATTENTION[attention]():
-        ours = initialised(attention(num_heads=4, qkv_features=4 * 70), (1, 5, 400))
+        ours = initialized(attention(num_heads=4, qkv_features=4 * 70), (1, 5, 400))
     theirs = built(L.MultiHeadAttention(4, 70), (1, 5, 400), (1, 5, 400))
     limit = math.sqrt(6 / (400 + 280))
     for name in ("query", "key", "value", "out"):
@@ -154,7 +154,7 @@ def test_attention_is_drawn_as_in_keras(attention):
 
 
 def test_prelu_begins_with_keras_slope():
-    slope = initialised(nn.PReLU(), (1, 3))["negative_slope"]
+    slope = initialized(nn.PReLU(), (1, 3))["negative_slope"]
     assert slope == 0 == built(L.PReLU(), (1, 3))["alpha"].max()
 
 
@@ -183,13 +183,13 @@ def share(n):
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
 )
 def test_the_golden_limits(layer, shape, limit):
-    params = initialised(layer, shape)
+    params = initialized(layer, shape)
     weights = params.get("kernel", params.get("embedding"))
     assert share(weights.size) * limit < abs(weights).max() < limit + 5e-6
 
 
 def test_the_golden_limits_of_attention():
-    params = initialised(nn.MultiHeadAttention(4, qkv_features=256), (1, 5, 128))
+    params = initialized(nn.MultiHeadAttention(4, qkv_features=256), (1, 5, 128))
     for name in ("query", "key", "value", "out"):
         kernel = params[name]["kernel"]
         assert share(kernel.size) * 0.125 < abs(kernel).max() <= 0.125

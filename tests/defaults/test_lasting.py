@@ -46,7 +46,7 @@ def test_the_text():
         Model().init(KEY, X)
     assert [str(w.message) for w in caught] == [
         "Model: the LayerNorm at 'LayerNorm_0' takes epsilon=0.001 from keras_defaults() only "
-        "while they are in force. If apply runs outside, use keras_defaults(...).wrap(model), or "
+        "while they are active. If apply runs outside, use keras_defaults(...).wrap(model), or "
         "pass None for what Flax's own value should be"
     ]
 

@@ -183,7 +183,7 @@ def test_attention_with_norms_and_explicit_kernels():
         assert same(init(nn.MultiHeadAttention(2, normalize_qk=True, **given), x), plain)
 
 
-def test_the_other_ways_to_initialise():
+def test_the_other_ways_to_initialize():
     expected = init(Nested(KERAS))
     model, key = Nested({}), jax.random.key(3)
     with jinit.keras_defaults():

@@ -44,7 +44,7 @@ LAYERS = {
 }
 
 
-def initialised(layer, *inputs):
+def initialized(layer, *inputs):
     with jinit.torch_defaults():
         return jax.jit(layer.init)(KEY, *inputs)["params"]
 
@@ -52,7 +52,7 @@ def initialised(layer, *inputs):
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_is_drawn_as_documented(name):
     layer, shape, kernel_limit, bias_limit = LAYERS[name]
-    params = initialised(layer, jnp.ones(shape))
+    params = initialized(layer, jnp.ones(shape))
     kernel, bias = params["kernel"], params["bias"]
     assert kernel.size >= 80_000
     assert follows(kernel, uniform_cdf(-kernel_limit, kernel_limit))
@@ -63,7 +63,7 @@ def test_a_layer_is_drawn_as_documented(name):
 
 @pytest.mark.parametrize("embed", [nn.Embed(1600, 64), named_axes.Embed(1600, 64)])
 def test_an_embedding_is_normal(embed):
-    embedding = initialised(embed, jnp.zeros(1, int))["embedding"]
+    embedding = initialized(embed, jnp.zeros(1, int))["embedding"]
     assert follows(embedding, normal_cdf(0, 1))
 
 
@@ -71,7 +71,7 @@ def test_an_embedding_is_normal(embed):
     "cell", [nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell, nn.SimpleCell, nn.MGUCell]
 )
 def test_a_recurrent_cell_counts_the_hidden_size(cell):
-    params = initialised(nn.RNN(cell(64)), jnp.ones((1, 2, 25)))["cell"]
+    params = initialized(nn.RNN(cell(64)), jnp.ones((1, 2, 25)))["cell"]
     limit = bound(64)
     for gate in params.values():
         assert follows(gate["kernel"], uniform_cdf(-limit, limit))
@@ -85,7 +85,7 @@ def test_a_recurrent_cell_counts_the_hidden_size(cell):
 
 def test_attention_projects_with_one_matrix():
     x = jnp.ones((1, 5, 128))
-    params = initialised(nn.MultiHeadDotProductAttention(4), x)
+    params = initialized(nn.MultiHeadDotProductAttention(4), x)
     for name, limit in (
         *[(name, math.sqrt(6 / (128 + 3 * 128))) for name in ("query", "key", "value")],
         ("out", bound(128)),
@@ -95,13 +95,13 @@ def test_attention_projects_with_one_matrix():
         assert 0.999 * limit < abs(kernel).max() <= limit
         assert not params[name]["bias"].any()
     with pytest.deprecated_call():
-        of_subclass = initialised(nn.SelfAttention(4), x)
+        of_subclass = initialized(nn.SelfAttention(4), x)
     assert jax.tree.all(jax.tree.map(np.array_equal, of_subclass, params))
 
 
 def test_attention_over_other_features_projects_with_three():
     x, memory = jnp.ones((1, 5, 128)), jnp.ones((1, 5, 64))
-    params = initialised(nn.MultiHeadDotProductAttention(4), x, memory)
+    params = initialized(nn.MultiHeadDotProductAttention(4), x, memory)
     for name, limit in (
         ("query", math.sqrt(6 / 256)),
         *[(name, math.sqrt(6 / 192)) for name in ("key", "value")],

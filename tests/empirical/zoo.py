@@ -23,7 +23,7 @@ SETTINGS = [("fold", "adam"), ("explicit", "sgd"), ("explicit", "adam")]
 BRIEFLY = {
     ("fold", "adam"): {
         "cnn", "cond_and_switch", "lstm", "mlp_4_relu", "moe_one_hot", "original_test_net",
-        "shard_map", "transformer_scan", "zero_initialised_head",
+        "shard_map", "transformer_scan", "zero_initialized_head",
     },
     ("explicit", "sgd"): {"lstm", "mlp_4_relu"},
     ("explicit", "adam"): {"mlp_4_relu"},

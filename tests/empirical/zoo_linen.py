@@ -333,7 +333,7 @@ def siamese() -> Case:
 # -- nothing passes ---------------------------------------------------------------------------
 
 
-@case("zero_initialised_head")
+@case("zero_initialized_head")
 def zero_head() -> Case:
     """No gradient reaches what stands before the head."""
 

@@ -81,11 +81,12 @@ def test_a_field_named_value_is_part_of_the_path():
 def test_leaves_that_are_no_arrays_of_numbers_are_named():
     text = (
         "leaves that cannot be drawn:\n"
-        "  activation: it is no array of numbers but function; narrow the pattern\n"
-        "  key: it is no array of numbers but key<fry>; narrow the pattern"
+        "  activation: it is not an array of numbers but function; narrow the pattern\n"
+        "  key: it is not an array of numbers but key<fry>; narrow the pattern"
     )
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         reinit(key, {"key": key, "w": jnp.ones(2), "activation": len.__class__.mro}, {"*": zeros()})
     assert str(raised.value).splitlines()[0] == text.splitlines()[0]
-    assert "key: it is no array of numbers but key<fry>; narrow the pattern" in str(raised.value)
-    assert "activation: it is no array of numbers but" in str(raised.value)
+    shown = str(raised.value)
+    assert "key: it is not an array of numbers but key<fry>; narrow the pattern" in shown
+    assert "activation: it is not an array of numbers but" in shown
