@@ -15,10 +15,11 @@ from jinit.tracing._jax import (
     sub_jaxprs,
     trace_context,
 )
-from jinit.tracing.borders import in_context_mesh
 from jinit.tracing.dataflow import DataflowRules, Frame, propagate
-from jinit.tracing.evaluate import EquationView, Region, Rule, evaluate
-from jinit.tracing.roll import Rolled, roll
+from jinit.tracing.declared import in_context_mesh
+from jinit.tracing.evaluate import evaluate
+from jinit.tracing.interpreter import EquationView, Region, Rule
+from jinit.tracing.rolling import Rolled, roll
 from jinit.tracing.static import ARRAYS, Static, partition
 from jinit.tracing.structure import PRODUCTS, Path, declares_dtypes, structure_of
 from jinit.tracing.trace import TracedFunction, trace

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from jax.core import Tracer
@@ -15,10 +15,8 @@ from jinit.tracing._jax import (
     is_pinned,
     shard_map_like,
 )
-from jinit.tracing.structure import Body, Entry, Path, below
-
-if TYPE_CHECKING:
-    from jinit.tracing.evaluate import Run
+from jinit.tracing.interpreter import Entry, Interpreter, Reaped
+from jinit.tracing.structure import Body, Path, below
 
 __all__ = ["Call", "evaluate_jit", "evaluate_remat", "evaluate_shard_map"]
 
@@ -42,7 +40,7 @@ class Call:
     reaped: Sequence[Path]
 
 
-def evaluate_jit(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_jit(run: Interpreter, entry: Entry) -> tuple[list[Any], Reaped]:
     """Goes into a jit: a call where something is pinned to it or shared, and inlined elsewhere."""
     (body,), params = entry.structure.bodies, entry.equation.params
     if "name" not in params:  # a call of another primitive
@@ -53,12 +51,12 @@ def evaluate_jit(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
     return _bound(bind_jit, run, entry)
 
 
-def evaluate_remat(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_remat(run: Interpreter, entry: Entry) -> tuple[list[Any], Reaped]:
     """Goes into a remat, and keeps its policy."""
     return _bound(bind_remat, run, entry)
 
 
-def evaluate_shard_map(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_shard_map(run: Interpreter, entry: Entry) -> tuple[list[Any], Reaped]:
     """Goes into a shard_map; nothing can be reaped from it, since shards would differ."""
     (body,), path = entry.structure.bodies, entry.path  # not the entry, which holds its values
 
@@ -69,8 +67,8 @@ def evaluate_shard_map(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, 
 
 
 def _bound(
-    bind: Callable[..., list[Any]], run: "Run", entry: Entry
-) -> tuple[list[Any], dict[Path, Any]]:
+    bind: Callable[..., list[Any]], run: Interpreter, entry: Entry
+) -> tuple[list[Any], Reaped]:
     """Binds an equation again around what its jaxpr becomes."""
     planted = below(entry.planted, entry.path)
     call = _call(run, entry.structure.bodies[0], entry.values, planted, entry.path)
@@ -80,7 +78,7 @@ def _bound(
 
 
 def _call(
-    run: "Run", body: Body, values: Sequence[Any], planted: Mapping[Path, Any], path: Path
+    run: Interpreter, body: Body, values: Sequence[Any], planted: Mapping[Path, Any], path: Path
 ) -> Call:
     if run.alike is None:
         return _evaluated(run, body, values, planted, path)
@@ -99,7 +97,7 @@ def _call(
 
 
 def _evaluated(
-    run: "Run", body: Body, values: Sequence[Any], planted: Mapping[Path, Any], path: Path
+    run: Interpreter, body: Body, values: Sequence[Any], planted: Mapping[Path, Any], path: Path
 ) -> Call:
     def inner(values: Sequence[Any], planted: Mapping[Path, Any]) -> Any:
         return run.body(body, values, planted, path)

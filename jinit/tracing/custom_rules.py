@@ -6,23 +6,21 @@ a backward rule below ``path + (-2,)``. Nothing is reaped there, and nothing pla
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core as jex
 
 from jinit.tracing._jax import bind, call_backward, call_forward, define_vjp
-from jinit.tracing.borders import cast_back, cast_to_declared, dtypes_of
-from jinit.tracing.structure import Body, Entry, Path
-
-if TYPE_CHECKING:
-    from jinit.tracing.evaluate import Run
+from jinit.tracing.declared import cast_back, cast_to_declared, dtypes_of
+from jinit.tracing.interpreter import Entry, Interpreter, Reaped
+from jinit.tracing.structure import Body, Path
 
 __all__ = ["evaluate_custom_jvp", "evaluate_custom_vjp"]
 
 
-def evaluate_custom_jvp(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_custom_jvp(run: Interpreter, entry: Entry) -> tuple[list[Any], Reaped]:
     """Goes into a function with a custom jvp and into its rule.
 
     What the rule returns has the dtypes that the function comes to, declared or not.
@@ -51,7 +49,7 @@ def evaluate_custom_jvp(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path,
     return primal(*entry.values), {}
 
 
-def evaluate_custom_vjp(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_custom_vjp(run: Interpreter, entry: Entry) -> tuple[list[Any], Reaped]:
     """Goes into a function with a custom vjp and into its forward and backward rules.
 
     Results have the declared dtypes, so that function and forward rule agree; residuals have
@@ -108,5 +106,7 @@ class _Dtypes:
     operands: tuple[Any, ...]
 
 
-def _evaluate(run: "Run", traced: jex.ClosedJaxpr, values: Sequence[Any], path: Path) -> list[Any]:
+def _evaluate(
+    run: Interpreter, traced: jex.ClosedJaxpr, values: Sequence[Any], path: Path
+) -> list[Any]:
     return run.everywhere().body(Body(traced.jaxpr, tuple(traced.consts)), values, {}, path)[0]

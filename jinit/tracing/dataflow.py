@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from jax.extend import core as jex
 
 from jinit.tracing.structure import Body, Kind, Path, Structure, structure_of
+from jinit.tracing.walk import walk
 
 __all__ = ["DataflowRules", "Frame", "propagate"]
 
@@ -96,21 +97,25 @@ class _Pass(Generic[Tag, Fact]):
         self, body: Body, tags: Sequence[Tag], frames: tuple[Frame, ...], path: Path
     ) -> tuple[list[Tag], dict[Path, Fact]]:
         jaxpr, uses = body.jaxpr, _use_counts(body.jaxpr)
-        env: dict[Any, Tag] = {v: self.rules.literal(None) for v in jaxpr.constvars}
         facts: dict[Path, Fact] = {}
 
-        def read(atom: Any) -> Tag:
-            if isinstance(atom, jex.Literal):
-                return self.rules.literal(atom.val)
-            return self.rules.shared(env[atom]) if uses[atom] > 1 else env[atom]
+        def defined(variables: Sequence[Any], tags: Sequence[Tag]) -> list[Tag]:
+            return [
+                self.rules.shared(tag) if uses.get(variable, 0) > 1 else tag
+                for variable, tag in zip(variables, tags, strict=True)
+            ]
 
-        env.update(zip(jaxpr.invars, tags, strict=True))
-        for index, equation in enumerate(jaxpr.eqns):
-            operands = [read(atom) for atom in equation.invars]
+        def step(index: int, equation: jex.JaxprEqn, operands: list[Tag]) -> list[Tag]:
             results, found = self.equation(equation, operands, frames, (*path, index))
             facts.update(found)
-            env.update(zip(equation.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars], facts
+            return defined(equation.outvars, results)
+
+        def literal(atom: Any) -> Tag:
+            return self.rules.literal(atom.val)
+
+        consts = [self.rules.literal(None) for _ in jaxpr.constvars]
+        inputs = defined(jaxpr.constvars, consts), defined(jaxpr.invars, tags)
+        return walk(jaxpr, *inputs, step, literal), facts
 
     def equation(
         self, equation: jex.JaxprEqn, tags: list[Tag], frames: tuple[Frame, ...], path: Path
@@ -170,7 +175,7 @@ class _Pass(Generic[Tag, Fact]):
 
 
 def _level(frames: tuple[Frame, ...]) -> int:
-    """Tells how many scans are around the innermost one."""
+    """Counts the scans around the innermost one."""
     return sum(frame.kind == "scan" for frame in frames) - 1
 
 

@@ -2,80 +2,20 @@
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from jax.extend import core as jex
 
-from jinit.tracing._jax import bind, equation_context
-from jinit.tracing.borders import cast_to_declared, in_context_mesh
+from jinit.tracing._jax import equation_context
 from jinit.tracing.calls import Call, evaluate_jit, evaluate_remat, evaluate_shard_map
 from jinit.tracing.custom_rules import evaluate_custom_jvp, evaluate_custom_vjp
+from jinit.tracing.declared import cast_to_declared, in_context_mesh
+from jinit.tracing.interpreter import Entry, EquationView, Reaped, Region, Rule
 from jinit.tracing.loops import evaluate_cond, evaluate_scan, evaluate_while
-from jinit.tracing.structure import Body, Entry, Kind, Path, structure_of
+from jinit.tracing.structure import Body, Kind, Path, structure_of
+from jinit.tracing.walk import walk
 
-__all__ = ["EquationView", "Region", "Rule", "evaluate"]
-
-Reaped = dict[Path, Any]
-
-
-@dataclass
-class EquationView:
-    """An equation as a rule sees it.
-
-    Attributes:
-        equation: The equation of the traced program, with its declared shapes and dtypes.
-        path: Where it stands.
-        planted: What the caller of ``evaluate`` planted at this path, one iteration's slice of
-            it inside a scan; None where nothing was.
-        memo: What the rule remembers among the equations of one jaxpr, while it is evaluated:
-            values made there are not good elsewhere.
-    """
-
-    equation: jex.JaxprEqn
-    path: Path
-    planted: Any = None
-    memo: dict[Any, Any] = field(default_factory=dict)
-    _reaped: Reaped = field(default_factory=dict)
-
-    def bind(self, values: Sequence[Any], **params: Any) -> list[Any]:
-        """Applies the primitive to values, with some of its parameters replaced."""
-        return bind(self.equation, values, {**self.equation.params, **params})
-
-    def reap(self, tree: Any) -> None:
-        """Hands a pytree of arrays out of the evaluation; scans stack it along a new axis.
-
-        Nothing comes out of while loops, whose length is unknown, nor out of custom derivatives
-        and shard_map, whose results are fixed.
-        """
-        self.collect({self.path: tree})
-
-    def collect(self, reaped: Reaped) -> None:
-        """Adds what was reaped at other paths."""
-        self._reaped.update(reaped)
-
-
-class Rule(Protocol):
-    """What to do at an equation that has no sub-jaxprs, or whose sub-jaxprs are not entered.
-
-    Returns the results, or None to run the equation unchanged.
-    """
-
-    def __call__(self, view: EquationView, values: Sequence[Any]) -> list[Any] | None:
-        """Returns an equation's results at ``values``, or None."""
-        ...
-
-
-class Region(Protocol):
-    """Which rule holds inside an equation that is gone into.
-
-    Returns the rule, and the operands that the equation is evaluated with.
-    """
-
-    def __call__(
-        self, equation: jex.JaxprEqn, values: list[Any], rule: Rule
-    ) -> tuple[Rule, list[Any]]:
-        """Returns the rule inside, given the one outside, and the operands."""
-        ...
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -147,24 +87,19 @@ class Run:
         self, body: Body, args: Sequence[Any], planted: Mapping[Path, Any], path: Path
     ) -> tuple[list[Any], Reaped]:
         """Evaluates a jaxpr whose equations stand below ``path``."""
-        env: dict[Any, Any] = dict(zip(body.jaxpr.constvars, body.consts, strict=True))
-        env.update(zip(body.jaxpr.invars, args, strict=True))
         reaped: Reaped = {}
         memo: dict[Any, Any] = {}
 
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, jex.Literal) else env[atom]
-
-        for index, equation in enumerate(body.jaxpr.eqns):
-            values, found = [read(atom) for atom in equation.invars], {}
+        def step(index: int, equation: jex.JaxprEqn, values: list[Any]) -> list[Any]:
+            place, found = (*path, index), {}
             with equation_context(equation):
-                place = (*path, index)
                 here = in_context_mesh(planted.get(place))
                 view = EquationView(equation, place, here, memo, found)
                 results = self.equation(view, values, planted)
             reaped.update(in_context_mesh(found))
-            env.update(zip(equation.outvars, results, strict=True))
-        return [read(atom) for atom in body.jaxpr.outvars], reaped
+            return results
+
+        return walk(body.jaxpr, body.consts, args, step), reaped
 
     def equation(
         self, view: EquationView, values: list[Any], planted: Mapping[Path, Any]

@@ -1,7 +1,7 @@
 """How scans, while loops and branches are evaluated."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +9,14 @@ from jax import lax
 from jax.extend import core as jex
 
 from jinit.tracing._jax import aval_of
-from jinit.tracing.borders import cast_to_declared
-from jinit.tracing.structure import Body, Entry, Path, below
-
-if TYPE_CHECKING:
-    from jinit.tracing.evaluate import Run
+from jinit.tracing.declared import cast_to_declared
+from jinit.tracing.interpreter import Entry, Interpreter, Reaped
+from jinit.tracing.structure import Body, below
 
 __all__ = ["evaluate_cond", "evaluate_scan", "evaluate_while"]
 
 
-def evaluate_scan(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_scan(run: Interpreter, entry: Entry) -> tuple[list[Any], Reaped]:
     """Goes into a scan: what is planted is sliced, and what is reaped is stacked."""
     structure, params, path = entry.structure, entry.equation.params, entry.path
     body, values = structure.bodies[0], cast_to_declared(entry.values, entry.equation.invars)
@@ -42,7 +40,7 @@ def evaluate_scan(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]
     return [*carry, *ys], reaped
 
 
-def evaluate_while(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_while(run: Interpreter, entry: Entry) -> tuple[list[Any], Reaped]:
     """Goes into a while loop; nothing can be reaped from it, since its length is unknown."""
     structure, path = entry.structure, entry.path
     condition, body = structure.bodies
@@ -75,7 +73,7 @@ def _where(going: jax.Array, new: Sequence[Any], old: Sequence[Any]) -> list[Any
     ]
 
 
-def evaluate_cond(run: "Run", entry: Entry) -> tuple[list[Any], dict[Path, Any]]:
+def evaluate_cond(run: Interpreter, entry: Entry) -> tuple[list[Any], Reaped]:
     """Goes into the branches of a cond; each also produces zeros for what the others reap."""
     predicate, *operands = entry.values
     operands = cast_to_declared(operands, entry.equation.invars[1:])

@@ -1,6 +1,6 @@
 """What a higher-order equation is made of, whatever primitive and JAX version wrote it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,17 +8,17 @@ import jax
 from jax.core import AbstractValue
 from jax.extend import core as jex
 
-from jinit.tracing._jax import close, is_hidden, scan_sizes, sub_jaxprs
+from jinit.tracing._jax import close, is_hidden, is_pinned, scan_sizes, sub_jaxprs
 
 __all__ = [
     "PRODUCTS",
     "Body",
-    "Entry",
     "Kind",
     "Path",
     "Structure",
     "below",
     "declares_dtypes",
+    "inlined_body",
     "structure_of",
 ]
 
@@ -65,25 +65,6 @@ class Structure:
     num_consts: int = 0
     num_carry: int = 0
     length: int = 0
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A higher-order equation that an evaluation goes into.
-
-    Attributes:
-        equation: The equation.
-        structure: What it is made of.
-        values: Its operands.
-        planted: What was planted in the program.
-        path: Where it stands.
-    """
-
-    equation: jex.JaxprEqn
-    structure: Structure
-    values: Sequence[Any]
-    planted: Mapping[Path, Any]
-    path: Path
 
 
 PRODUCTS = frozenset({"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"})
@@ -159,3 +140,13 @@ def structure_of(equation: jex.JaxprEqn) -> Structure:
         return Structure("cond", tuple(_body(branch) for branch in params["branches"]))
     hidden = is_hidden(equation) or sub_jaxprs(equation)
     return Structure("opaque") if hidden else _PLAIN
+
+
+def inlined_body(equation: jex.JaxprEqn) -> Body | None:
+    """Returns the body of a jit that pins no sharding, and None for all other equations."""
+    params = equation.params
+    if "jaxpr" not in params and "call_jaxpr" not in params:
+        return None
+    structure = structure_of(equation)
+    pinned = "in_shardings" in params and is_pinned(params)
+    return structure.bodies[0] if structure.kind == "jit" and not pinned else None

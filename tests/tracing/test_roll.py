@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jinit.tracing import roll, trace
-from jinit.tracing.repeats import repeats
+from jinit.tracing.rolling.repeats import repeats
 from tests.tracing.rolling import check, lengths, run, size
 
 L, WIDTH = 6, 4

@@ -1,5 +1,6 @@
 """Numbers for equations, equal where two equations do the same to their operands."""
 
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -8,7 +9,9 @@ import numpy as np
 from jax.extend import core as jex
 
 from jinit.tracing._jax import aval_of, close, comparable_params
-from jinit.tracing.lift import called, is_liftable, is_remat
+from jinit.tracing.rolling.remat import is_liftable, is_remat
+from jinit.tracing.structure import inlined_body
+from jinit.tracing.walk import walk
 
 _PLAIN = frozenset({bool, int, str, type(None)})
 
@@ -46,7 +49,7 @@ class Fingerprints:
             lifted: Whether the whole numbers in a call do not matter; in a ``jax.checkpoint``
                 they never do.
         """
-        lifted = is_remat(equation) or (lifted and called(equation) is not None)
+        lifted = is_remat(equation) or (lifted and inlined_body(equation) is not None)
         return self._once(equation, lifted, self._equation)
 
     def _once(self, part: Any, lifted: bool, key: Callable[[Any, bool], Hashable]) -> int:
@@ -84,24 +87,21 @@ class Fingerprints:
 
     def _jaxpr(self, jaxpr: Any, lifted: bool) -> Hashable:
         opened, consts = close(jaxpr)
-        inputs = [*opened.constvars, *opened.invars]
-        index: dict[Any, int] = {}
+        count = itertools.count()
+        rows: list[Hashable] = [tuple(map(array_key, consts))]
 
-        def define(variables: Sequence[Any]) -> tuple[Any, ...]:
-            index.update(
-                zip(variables, range(len(index), len(index) + len(variables)), strict=True)
-            )
-            return tuple(map(aval_of, variables))
+        def define(variables: Sequence[Any]) -> list[Hashable]:
+            rows.append(tuple(map(aval_of, variables)))
+            return list(itertools.islice(count, len(variables)))
 
-        def read(atom: Any) -> Hashable:
+        def step(index: int, equation: jex.JaxprEqn, operands: list[Hashable]) -> list[Hashable]:
+            rows.append((self.equation(equation, lifted), tuple(operands)))
+            return define(equation.outvars)
+
+        def literal(atom: Any) -> Hashable:
             if lifted and is_liftable(atom):
                 return "lifted", aval_of(atom)
-            if isinstance(atom, jex.Literal):
-                return aval_of(atom), array_key(atom.val)
-            return index[atom]
+            return aval_of(atom), array_key(atom.val)
 
-        rows: list[Hashable] = [tuple(map(array_key, consts)), define(inputs)]
-        for equation in opened.eqns:
-            operands = tuple(map(read, equation.invars))
-            rows.append((self.equation(equation, lifted), operands, define(equation.outvars)))
-        return *rows, tuple(map(read, opened.outvars))
+        outputs = walk(opened, define(opened.constvars), define(opened.invars), step, literal)
+        return *rows, tuple(outputs)

@@ -11,10 +11,11 @@ from jax import lax
 from jax.core import Tracer
 
 from jinit.tracing._jax import bind, equation_context
-from jinit.tracing.flat import FlatEquation, FlatProgram, flatten
-from jinit.tracing.lift import run_lifted
-from jinit.tracing.order import Order
-from jinit.tracing.repeats import Carried, Internal, Loop, Made, Outside, Source, find_loops
+from jinit.tracing.rolling.flat import FlatEquation, FlatProgram, flatten
+from jinit.tracing.rolling.loop import Carried, Internal, Loop, Made, Outside, Source
+from jinit.tracing.rolling.matching import find_loops
+from jinit.tracing.rolling.remat import run_lifted
+from jinit.tracing.rolling.schedule import Schedule, schedule
 from jinit.tracing.structure import Path
 from jinit.tracing.trace import TracedFunction
 
@@ -88,7 +89,7 @@ def roll(traced: TracedFunction, trainable: Sequence[bool], *, least_saved: int 
     single = tuple((index,) for index in range(len(trainable)))
     unchanged = Rolled(traced, single, frozenset())
     program = flatten(traced)
-    order = Order(program, trainable, len(traced.in_avals))
+    order = schedule(program, trainable, len(traced.in_avals))
     loops = find_loops(order, least_saved)
     if not loops:
         return unchanged
@@ -111,7 +112,7 @@ def _stacked(values: Sequence[Any]) -> Any:
 def _retrace(
     traced: TracedFunction,
     program: FlatProgram,
-    order: Order,
+    order: Schedule,
     loops: Sequence[Loop],
     groups: tuple[tuple[int, ...], ...],
 ) -> Rolled:
@@ -155,7 +156,7 @@ class _Emission:
     def __init__(
         self,
         program: FlatProgram,
-        order: Order,
+        order: Schedule,
         groups: Sequence[tuple[int, ...]],
         inputs: Sequence[Any],
     ) -> None:

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from jax.extend import core as jex
 
 from jinit.tracing._jax import aval_of
-from jinit.tracing.fingerprint import array_key
-from jinit.tracing.lift import called, is_liftable, is_remat, lifted_literals
-from jinit.tracing.structure import Body
+from jinit.tracing.rolling.fingerprint import array_key
+from jinit.tracing.rolling.remat import is_liftable, is_remat, lifted_literals
+from jinit.tracing.structure import Body, inlined_body
 from jinit.tracing.trace import TracedFunction
+from jinit.tracing.walk import walk
 
 __all__ = ["FlatEquation", "FlatProgram", "flatten"]
 
@@ -83,24 +84,20 @@ class _Flattening:
     def inline(
         self, body: Body, operands: Sequence[int], within: tuple[jex.JaxprEqn, ...]
     ) -> list[int]:
-        env: dict[Any, int] = dict(zip(body.jaxpr.invars, operands, strict=True))
-        for variable, const in zip(body.jaxpr.constvars, body.consts, strict=True):
+        def constant(variable: Any, const: Any) -> int:
             aval = aval_of(variable)
-            env[variable] = self.fix(("const", aval, array_key(const)), const, aval)
+            return self.fix(("const", aval, array_key(const)), const, aval)
 
-        def read(atom: Any) -> int:
-            return self.literal(atom) if isinstance(atom, jex.Literal) else env[atom]
+        def step(index: int, equation: jex.JaxprEqn, values: list[int]) -> Sequence[int]:
+            return self.equation(equation, tuple(values), within)
 
-        for equation in body.jaxpr.eqns:
-            values = tuple(map(read, equation.invars))
-            results = self.equation(equation, values, within)
-            env.update(zip(equation.outvars, results, strict=True))
-        return list(map(read, body.jaxpr.outvars))
+        consts = map(constant, body.jaxpr.constvars, body.consts)
+        return walk(body.jaxpr, consts, operands, step, self.literal)
 
     def equation(
         self, equation: jex.JaxprEqn, operands: tuple[int, ...], within: tuple[jex.JaxprEqn, ...]
     ) -> Sequence[int]:
-        body = called(equation)
+        body = inlined_body(equation)
         if body is not None:
             return self.inline(body, operands, (*within, equation))
         if is_remat(equation):

@@ -1,4 +1,8 @@
-"""Calls that are taken apart, and whole numbers that are taken out of rematerialized blocks."""
+"""Rematerialized blocks, which differ by the whole numbers in them alone.
+
+A ``jax.checkpoint`` keeps its body, so that the number of a layer, folded into a key there, is part
+of the program. Such numbers are lifted: they become operands, of which every block has its own.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,20 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from jinit.tracing._jax import aval_of, bind, equation_context, is_pinned
-from jinit.tracing.structure import Body, structure_of
+from jinit.tracing._jax import aval_of, bind, equation_context
+from jinit.tracing.structure import Body, inlined_body, structure_of
+from jinit.tracing.walk import walk
 
-__all__ = ["called", "is_liftable", "is_remat", "lifted_literals", "run_lifted"]
-
-
-def called(equation: jex.JaxprEqn) -> Body | None:
-    """Returns the body of a jit that pins no sharding, and None for all other equations."""
-    params = equation.params
-    if "jaxpr" not in params and "call_jaxpr" not in params:
-        return None
-    structure = structure_of(equation)
-    pinned = "in_shardings" in params and is_pinned(params)
-    return structure.bodies[0] if structure.kind == "jit" and not pinned else None
+__all__ = ["is_liftable", "is_remat", "lifted_literals", "run_lifted"]
 
 
 def is_remat(equation: jex.JaxprEqn) -> bool:
@@ -40,7 +35,7 @@ def lifted_literals(jaxpr: jex.Jaxpr) -> Iterator[Any]:
     """Lists the whole numbers in a jaxpr, those of the calls in it included."""
     for equation in jaxpr.eqns:
         yield from filter(is_liftable, equation.invars)
-        body = called(equation)
+        body = inlined_body(equation)
         if body is not None:
             yield from lifted_literals(body.jaxpr)
 
@@ -57,19 +52,13 @@ def run_lifted(equation: jex.JaxprEqn, values: Sequence[Any], numbers: Sequence[
 
 
 def _substituted(body: Body, values: Sequence[Any], numbers: Iterator[Any]) -> list[Any]:
-    env: dict[Any, Any] = dict(zip(body.jaxpr.constvars, body.consts, strict=True))
-    env.update(zip(body.jaxpr.invars, values, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, jex.Literal) else env[atom]
-
-    for equation in body.jaxpr.eqns:
-        operands = [next(numbers) if is_liftable(a) else read(a) for a in equation.invars]
-        inner = called(equation)
+    def step(index: int, equation: jex.JaxprEqn, operands: list[Any]) -> list[Any]:
+        pairs = zip(equation.invars, operands, strict=True)
+        operands = [next(numbers) if is_liftable(atom) else value for atom, value in pairs]
+        inner = inlined_body(equation)
         with equation_context(equation):
             if inner is not None:
-                results = _substituted(inner, operands, numbers)
-            else:
-                results = bind(equation, operands, equation.params)
-        env.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in body.jaxpr.outvars]
+                return _substituted(inner, operands, numbers)
+            return bind(equation, operands, equation.params)
+
+    return walk(body.jaxpr, body.consts, values, step)
