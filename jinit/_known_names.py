@@ -54,12 +54,15 @@ class Same(NamedTuple):
         given: The arguments that the other name stands for.
         needs: Arguments, each under any of its names, whose defaults differ among systems.
         differs: Values of arguments that differ among systems, and what to write for them.
+        positions: What arguments by position are in the systems that have the other name, where
+            the native function reads them otherwise.
     """
 
     native: str
     given: Mapping[str, Any] = {}
     needs: tuple[tuple[str, ...], ...] = ()
     differs: Mapping[tuple[str, Any], str] = {}
+    positions: Mapping[str, tuple[str, ...]] = {}
 
 
 _RELATIVE = {"relative": True}
@@ -71,6 +74,16 @@ _TORCH = """
     constant dirac eye glorot_normal glorot_uniform he_normal he_uniform identity kaiming_normal
     kaiming_uniform normal ones orthogonal sparse uniform xavier_normal xavier_uniform zeros
 """.split()
+_SEEDED = {"Keras": ("seed",)}
+_NORMAL = {"Keras": ("mean", "stddev", "seed"), "Haiku": ("stddev", "mean")}
+_TRUNCATED = {**_NORMAL, "Haiku": ("stddev", "mean", "lower", "upper")}
+_UNIFORM = {"Keras": ("minval", "maxval", "seed"), "Haiku": ("minval", "maxval")}
+_ORTHOGONAL = {"Keras": ("gain", "seed"), "Haiku": ("scale", "axis")}
+_VARIANCE = {
+    "Keras": ("scale", "mode", "distribution", "seed"),
+    "Haiku": ("scale", "mode", "distribution", "fan_in_axes"),
+}
+_TIMM = {"timm": ("mean", "std", "a", "b")}
 _KERAS_NORMAL = (
     "write distribution='truncated_normal' for Keras's 'normal', which is cut at two standard "
     "deviations, or variance_scaling(distribution='normal') for the plain one"
@@ -92,7 +105,7 @@ NAMES: Mapping[str, Mapping[str, Same | Instead]] = {
         "trunc_normal": Same("truncated_normal"),
         "trunc_normal_": Same("truncated_normal"),
         "truncated_normal_": Same("truncated_normal"),
-        "trunc_normal_tf_": Same("truncated_normal", _RELATIVE),
+        "trunc_normal_tf_": Same("truncated_normal", _RELATIVE, positions=_TIMM),
         "variance_scaling_": Same("variance_scaling"),
         "lecun_normal_": Instead(
             "write lecun_normal(truncated=True) for timm's, which is cut at two standard "
@@ -100,26 +113,28 @@ NAMES: Mapping[str, Mapping[str, Same | Instead]] = {
         ),
         # Keras, Haiku
         "Constant": Same("constant"),
-        "GlorotNormal": Same("xavier_normal", _CUT),
-        "GlorotUniform": Same("xavier_uniform"),
-        "HeNormal": Same("kaiming_normal", _CUT),
-        "HeUniform": Same("kaiming_uniform"),
+        "GlorotNormal": Same("xavier_normal", _CUT, positions=_SEEDED),
+        "GlorotUniform": Same("xavier_uniform", positions=_SEEDED),
+        "HeNormal": Same("kaiming_normal", _CUT, positions=_SEEDED),
+        "HeUniform": Same("kaiming_uniform", positions=_SEEDED),
         "Identity": Same("identity"),
         "IdentityInitializer": Same("identity"),
-        "LecunNormal": Same("lecun_normal", _CUT),
-        "LecunUniform": Same("lecun_uniform"),
+        "LecunNormal": Same("lecun_normal", _CUT, positions=_SEEDED),
+        "LecunUniform": Same("lecun_uniform", positions=_SEEDED),
         "Ones": Same("ones"),
-        "Orthogonal": Same("orthogonal"),
-        "OrthogonalInitializer": Same("orthogonal"),
-        "RandomNormal": Same("normal", needs=_STD),
-        "RandomUniform": Same("uniform", needs=_ENDS),
-        "TruncatedNormal": Same("truncated_normal", _RELATIVE, needs=_STD),
+        "Orthogonal": Same("orthogonal", positions=_ORTHOGONAL),
+        "OrthogonalInitializer": Same("orthogonal", positions=_ORTHOGONAL),
+        "RandomNormal": Same("normal", needs=_STD, positions=_NORMAL),
+        "RandomUniform": Same("uniform", needs=_ENDS, positions=_UNIFORM),
+        "TruncatedNormal": Same("truncated_normal", _RELATIVE, needs=_STD, positions=_TRUNCATED),
         "VarianceScaling": Same(
-            "variance_scaling", differs={("distribution", "normal"): _KERAS_NORMAL}
+            "variance_scaling",
+            differs={("distribution", "normal"): _KERAS_NORMAL},
+            positions=_VARIANCE,
         ),
         "Zeros": Same("zeros"),
-        "random_normal": Same("normal", needs=_STD),
-        "random_uniform": Same("uniform", needs=_ENDS),
+        "random_normal": Same("normal", needs=_STD, positions=_NORMAL),
+        "random_uniform": Same("uniform", needs=_ENDS, positions=_UNIFORM),
         "UniformScaling": Instead(
             "write variance_scaling(s**2, 'fan_in', 'uniform') for Haiku's UniformScaling(s)"
         ),
