@@ -5,7 +5,10 @@ that says what to write. So do the arguments of functions, given by name or by p
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
+
+from jinit._known_calls import CALLS
+from jinit._known_entries import As, Instead, Same
 
 __all__ = [
     "ARGUMENTS",
@@ -20,49 +23,6 @@ __all__ = [
     "Instead",
     "Same",
 ]
-
-
-class Instead(NamedTuple):
-    """Something that jinit lacks.
-
-    Attributes:
-        text: What to write in its place.
-    """
-
-    text: str
-
-
-class As(NamedTuple):
-    """An argument under another name.
-
-    Attributes:
-        name: Its own name; "" for one that changes nothing.
-        given: What the other name implies as well.
-        unlike: Arguments whose meaning that changes, so that they may not stand beside it.
-    """
-
-    name: str
-    given: Mapping[str, Any] = {}
-    unlike: tuple[str, ...] = ()
-
-
-class Same(NamedTuple):
-    """A function under another name.
-
-    Attributes:
-        native: Its own name, in the same module.
-        given: The arguments that the other name stands for.
-        needs: Arguments, each under any of its names, whose defaults differ among systems.
-        differs: Values of arguments that differ among systems, and what to write for them.
-        positions: What arguments by position are in the systems that have the other name, where
-            the native function reads them otherwise.
-    """
-
-    native: str
-    given: Mapping[str, Any] = {}
-    needs: tuple[tuple[str, ...], ...] = ()
-    differs: Mapping[tuple[str, Any], str] = {}
-    positions: Mapping[str, tuple[str, ...]] = {}
 
 
 _RELATIVE = {"relative": True}
@@ -88,6 +48,19 @@ _KERAS_NORMAL = (
     "write distribution='truncated_normal' for Keras's 'normal', which is cut at two standard "
     "deviations, or variance_scaling(distribution='normal') for the plain one"
 )
+_HOMES = {
+    "amp": """
+        autocast explain float_function half_function initialize load_state_dict loss_scaling
+        master_weights promote_function scale_loss state_dict stochastic_rounding unscale
+        value_and_grad
+    """.split(),
+    "defaults": ["register"],
+    "initializers": """
+        calculate_gain constant dirac he_normal he_uniform kaiming_normal kaiming_uniform
+        lecun_normal normal orthogonal reinit truncated_normal uniform variance_scaling
+        xavier_normal xavier_uniform
+    """.split(),
+}
 _CONFIG = Instead("initializers are frozen dataclasses: print, compare or pickle them as they are")
 _DYNAMIC = Instead('write amp.loss_scaling(tx, "dynamic"), which wraps the optax optimizer')
 _OPTIMIZER = Instead(
@@ -185,6 +158,11 @@ NAMES: Mapping[str, Mapping[str, Same | Instead]] = {
         ),
         "pl_worker_init_function": Instead("write worker_init_fn=seed_workers(seed)"),
         "use_deterministic_algorithms": Instead("write configure_deterministic_mode()"),
+        **{
+            name: Instead(f"it is jinit.{home}.{name}")
+            for home, names in _HOMES.items()
+            for name in names
+        },
     },
 }
 """What the names of other systems are, by the module of jinit that a user looks in."""
@@ -201,7 +179,6 @@ EVERY_INITIALIZER: Mapping[str, str | As | Instead] = {
 
 _BOUNDS = {"a": "low", "b": "high"}
 _KAIMING = {"a": "negative_slope"}
-_WORKERS = Instead("for data-loading workers there is seed_workers(seed)")
 
 ARGUMENTS: Mapping[str, Mapping[str, str | As | Instead]] = {
     "constant": {"val": "value", "constant": "value", "fill_value": "value"},
@@ -228,7 +205,6 @@ ARGUMENTS: Mapping[str, Mapping[str, str | As | Instead]] = {
         "fan_in_axes": Instead("name the axes: in_axis, out_axis and batch_axis"),
     },
     "calculate_gain": {"a": "param", "negative_slope": "param", "alpha": "param"},
-    "seed_all": {"workers": _WORKERS, "verbose": Instead("it prints nothing")},
     "autocast": {
         "dtype": "half_dtype",
         "device_type": Instead("it follows the function's arrays, on any device: leave it out"),
@@ -263,6 +239,7 @@ ARGUMENTS: Mapping[str, Mapping[str, str | As | Instead]] = {
         "state": "opt_state",
         "optimizer": Instead("give its state, opt_state = tx.init(params)"),
     },
+    **CALLS,
     "scale_loss": {
         "optimizers": Instead("give the state, opt_state = tx.init(params)"),
         "model": Instead("leave it out: nothing is patched"),

@@ -247,6 +247,63 @@ def test_a_typing_error_names_the_nearest(home, name, meant):
         exec(f"from {home.__name__} import {name}")
 
 
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("autocast", "jinit.amp.autocast"),
+        ("initialize", "jinit.amp.initialize"),
+        ("reinit", "jinit.initializers.reinit"),
+        ("register", "jinit.defaults.register"),
+    ],
+)
+def test_a_name_of_a_submodule_says_where_it_is(name, full):
+    with pytest.raises(AttributeError, match=f"^module 'jinit' has no .*: it is {full}$"):
+        getattr(jinit, name)
+    assert callable(eval(full))
+
+
+def test_every_name_is_where_an_error_says():
+    for entry in NAMES["jinit"].values():
+        if isinstance(entry, Instead) and entry.text.startswith("it is jinit."):
+            assert callable(eval(entry.text.removeprefix("it is ")))
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: jinit.startup(0, x64=True), "startup takes no x64=: write enable_x64="),
+        (
+            lambda: jinit.startup(0, matmul_precison="high"),
+            "startup takes no matmul_precison=, did you mean matmul_precision=? its arguments: ",
+        ),
+        (
+            lambda: jinit.calibrate({}, jnp.sin, jnp.ones(2), jnp.sum, tx=SGD),
+            "calibrate takes no tx=: write optimizer=",
+        ),
+        (
+            lambda: jinit.empirical_init({}, jnp.sin, jnp.ones(2), jnp.sum, mutable=["a"]),
+            "empirical_init takes no mutable=: bind it to apply_fn",
+        ),
+        (
+            lambda: jinit.coord_check(jnp.sin, [1, 2], jnp.ones(2), jnp.sum, nsteps=3),
+            "coord_check takes no nsteps=: write steps=",
+        ),
+        (
+            lambda: jinit.torch_defaults(momentum=0.1),
+            "torch_defaults takes no momentum=: write batchnorm_momentum=, the decay of the "
+            "running statistics: torch's momentum=0.1 is a decay of 0.9",
+        ),
+        (
+            lambda: jinit.defaults.register(nn.Dense, kernel_init=initializers.ones()),
+            "register takes no kernel_init=, its arguments: layer, fields, system",
+        ),
+    ],
+)
+def test_arguments_of_what_starts_draws_scales_and_checks(call, text):
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}"):
+        call()
+
+
 @pytest.mark.parametrize("home", [initializers, amp, jinit, jinit.reproducibility])
 def test_other_names_are_not_there(home):
     assert not hasattr(home, "nonexistent")

@@ -4,6 +4,7 @@ import math
 import numbers
 from collections.abc import Callable
 
+from jinit._known import known_arguments
 from jinit.defaults.contexts import applied_everywhere
 from jinit.defaults.layer_defaults import LayerDefaults
 from jinit.defaults.refusals import class_name
@@ -19,6 +20,7 @@ SHARE: Check = "the weight of a new batch, in [0, 1]", DECAY[1]
 EPSILON: Check = "a positive number", lambda epsilon: 0 < epsilon < math.inf
 
 
+@known_arguments
 def keras_defaults(
     parameter_initialization: bool = True,
     batchnorm_momentum: float | None = 0.99,
@@ -67,7 +69,8 @@ def keras_defaults(
 
     Raises:
         ValueError: If the momentum or epsilon is out of range.
-        TypeError: If ``parameter_initialization`` is no bool, but the function to decorate.
+        TypeError: If ``parameter_initialization`` is no bool, but the function to decorate, or the
+            momentum or epsilon is no number.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -83,6 +86,7 @@ def keras_defaults(
     return _defaults("keras", parameter_initialization, batchnorm_momentum, norm_epsilon)
 
 
+@known_arguments
 def torch_defaults(
     parameter_initialization: bool = True,
     batchnorm_momentum: float | None = 0.9,
@@ -111,7 +115,8 @@ def torch_defaults(
 
     Raises:
         ValueError: If the momentum or epsilon is out of range.
-        TypeError: If ``parameter_initialization`` is no bool, but the function to decorate.
+        TypeError: If ``parameter_initialization`` is no bool, but the function to decorate, or the
+            momentum or epsilon is no number.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -126,6 +131,7 @@ def torch_defaults(
     return _defaults("torch", parameter_initialization, batchnorm_momentum, norm_epsilon)
 
 
+@known_arguments
 def global_keras_initializers(
     parameter_initialization: bool = True,
     batchnorm_momentum_override: float | None = 0.01,
@@ -151,7 +157,7 @@ def global_keras_initializers(
 
     Raises:
         ValueError: If the momentum or epsilon is out of range.
-        TypeError: If ``parameter_initialization`` is no bool.
+        TypeError: If ``parameter_initialization`` is no bool, or another argument no number.
 
     Example:
         >>> import flax.nnx as nnx

@@ -11,6 +11,7 @@ import flax.linen as nn
 from flax import nnx
 from flax.linen.experimental import layers_with_named_axes as named_axes
 
+from jinit._known import known_arguments
 from jinit.defaults.keras import KERAS
 from jinit.defaults.table import Derived, LayerTable, Row, declared
 from jinit.defaults.torch import TORCH
@@ -73,6 +74,7 @@ def _table_of(
     return LayerTable(system, tuple(chosen))
 
 
+@known_arguments
 def register(layer: type, fields: Mapping[str, Any], system: System = "keras") -> Undo:
     """Adds defaults for a layer to the table of a system, or replaces those that it has.
 

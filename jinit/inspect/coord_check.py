@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jinit._kinds import kind_of, model_kind
+from jinit._known import known_arguments
 from jinit.empirical.arguments import check_arrays, check_loss, check_model
 from jinit.empirical.inputs import check_counts, check_params, draw_inputs, leaf_paths, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
@@ -19,6 +20,7 @@ __all__ = ["coord_check"]
 _LEARNING_RATE = 1e-4
 
 
+@known_arguments
 def coord_check(
     make_model: Callable[..., Any],
     widths: Iterable[int],
