@@ -15,6 +15,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from jinit._kinds import is_key
+
 __all__ = [
     "RARE",
     "Affine",
@@ -26,7 +28,6 @@ __all__ = [
     "as_integer",
     "holds_zero",
     "is_complex",
-    "is_key",
     "set_floats",
     "set_tuples",
 ]
@@ -190,14 +191,6 @@ class RandomDistribution(Unit):
             raise TypeError(f"{self!r} needs a key, e.g. jax.random.key(0)")
         if not is_key(key):
             raise TypeError(f"{self!r} needs a key, e.g. jax.random.key(0), got {key!r}")
-
-
-def is_key(value: Any) -> bool:
-    """Returns whether a value may be a key: a typed one, or an array, as legacy keys are."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None:
-        return False
-    return value.shape != () or jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def is_complex(dtype: DTypeLike | None) -> bool:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jinit._kinds import kind_of
+from jinit._kinds import is_key, kind_of
 from jinit._patterns import check_patterns, fits
-from jinit.initializers.base import Initializer, Sharding, is_key
+from jinit.initializers.base import Initializer, Sharding
 from jinit.initializers.compose import AnyInitializer, as_initializer
 
 __all__ = ["reinit"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from jinit._kinds import kind_of, model_kind
 from jinit._known import known_arguments
-from jinit.empirical.arguments import check_arrays, check_loss, check_model
+from jinit.empirical.arguments import check_arrays, check_inputs, check_key, check_loss, check_model
 from jinit.empirical.inputs import check_counts, check_params, draw_inputs, leaf_paths, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
 from jinit.inspect.training import Model, Program, Sizes, train_and_measure
@@ -101,6 +101,7 @@ def coord_check(
         Hyperparameter Transfer" (2022), appendix D.1.
     """
     _check_make_model(make_model)
+    check_inputs(dummy_input)
     check_loss(dummy_loss)
     widths = _check_widths(widths)
     check_counts(steps=steps, seeds=seeds, batch_size=batch_size)
@@ -111,7 +112,7 @@ def coord_check(
             f"seeds={seeds} models of one width would be equal, since make_model takes no key; "
             "let it take (width, key)"
         )
-    key = jax.random.key(0) if key is None else key
+    key = check_key(key)
     found: dict[int, Sizes] = {}
     for width in widths:
         program, sizes = Program(), []
