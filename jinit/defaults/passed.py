@@ -113,13 +113,14 @@ def _noticing(cls: type, own: Callable) -> Callable:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         if active_table() is None:
             return own(self, *args, **kwargs)
-        hands_on = _hands_on(sys._getframe(1).f_globals.get("__name__", ""))
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        handed_on = _hands_on(caller) or _handed_on.get() is self
         try:
             given = signature().bind(self, *args, **kwargs)
         except TypeError:
             return own(self, *args, **kwargs)  # it says better what is wrong
         construct = functools.partial(_construct, own, self, args, kwargs, given)
-        if hands_on or _handed_on.get() is self:
+        if handed_on:
             with _handing_on(self):
                 return construct({})
         object.__setattr__(self, _NOTICED, True)
