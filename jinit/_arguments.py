@@ -49,16 +49,17 @@ class Reader:
                 what to write.
         """
         if self._makes_initializer:
-            self._check_makes(args, kwargs)
+            self.check_makes(args, kwargs)
         if (args or kwargs) and self.name in NO_ARGUMENTS:
             raise TypeError(f"{self.name} takes no arguments: {NO_ARGUMENTS[self.name]}")
         named = self._named(kwargs)
         if args and self.name in POSITIONS:
-            args, named = (), self._joined(self._placed(args), named)
+            placed = self.placed(self.name, args, POSITIONS[self.name])
+            args, named = (), self.joined(placed, named)
         self._check_given(args, named)
         return args, {key: self._value(key, value) for key, value in named.items()}
 
-    def _check_makes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def check_makes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Raises where it is called as the initializer that it makes would be."""
         if _is_drawing(self.name, args, kwargs) or (args and not self.own[:-1]):
             call = f"{self.name}({', '.join(f'{name}=...' for name in self._required)})"
@@ -91,7 +92,7 @@ class Reader:
                 )
             implied = {k: v for k, v in entry.given.items() if k not in kwargs and k not in named}
             translated = {entry.name: value} if entry.name else {}
-            named = self._joined(named, translated) | implied
+            named = self.joined(named, translated) | implied
         return named
 
     def _entry(self, name: str) -> As:
@@ -108,17 +109,34 @@ class Reader:
             )
         return entry if isinstance(entry, As) else As(entry)
 
-    def _joined(self, first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    def joined(self, first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns arguments of two kinds, none of which may be given twice."""
         twice = set(first) & set(then)
         if twice:
             raise TypeError(f"{self.name} got {min(twice)} twice")
         return {**first, **then}
 
-    def _placed(self, args: tuple[Any, ...]) -> dict[str, Any]:
-        """Translates arguments by position, where all systems mean the same."""
+    def placed(
+        self,
+        called: str,
+        args: tuple[Any, ...],
+        positions: Mapping[str, tuple[str, ...]],
+        given: Mapping[str, Any] = {},
+    ) -> dict[str, Any]:
+        """Translates arguments by position, where all systems mean the same.
+
+        Args:
+            called: The name that the user called.
+            args: The arguments.
+            positions: What they are in the systems that have the name.
+            given: What is to be written as well; an ellipsis stands for what the user must choose.
+
+        Raises:
+            TypeError: If the systems mean different things, with what to write for each.
+        """
         readings = {
             system: names[: len(args)]
-            for system, names in POSITIONS[self.name].items()
+            for system, names in positions.items()
             if len(names) >= len(args)
         }
         meant = {system: self._meaning(names, args) for system, names in readings.items()}
@@ -126,14 +144,15 @@ class Reader:
         if None not in meanings and len({tuple(meaning or ()) for meaning in meanings}) == 1:
             return next(iter(meanings)) or {}
         writings = [
-            f"{self._call(meaning)} as in {system}"
+            f"{self._call({**meaning, **{k: v for k, v in given.items() if k not in meaning}})} "
+            f"as in {system}"
             for system, meaning in meant.items()
             if meaning and all(map(_fits, readings[system], args))
         ]
-        shown = f"{self.name}({', '.join(map(reprlib.repr, args))})"
-        if not writings:
-            raise TypeError(f"{shown}: give the arguments by name, {', '.join(self.own)}")
+        shown = f"{called}({', '.join(map(reprlib.repr, args))})"
         seed = "; a seed, as in Keras, is the key it draws with" if None in meant.values() else ""
+        if not writings:
+            raise TypeError(f"{shown}: give the arguments by name, {', '.join(self.own)}{seed}")
         raise TypeError(
             f"{shown} gives by position what is given by name, because systems differ: "
             f"write {' or '.join(writings)}{seed}"
@@ -146,7 +165,8 @@ class Reader:
         return self._named(dict(zip(names, args, strict=True)))
 
     def _call(self, named: Mapping[str, Any]) -> str:
-        values = ", ".join(f"{name}={reprlib.repr(value)}" for name, value in named.items())
+        texts = {name: "..." if v is ... else reprlib.repr(v) for name, v in named.items()}
+        values = ", ".join(f"{name}={text}" for name, text in texts.items())
         return f"{self.name}({values})"
 
     def _value(self, name: str, value: Any) -> Any:
@@ -190,7 +210,7 @@ def _is_dtype(value: Any) -> bool:
 
     try:
         jnp.dtype(value)
-    except TypeError:
+    except (TypeError, ValueError):
         return False
     return value is not None
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["kind_of", "model_kind"]
+__all__ = ["is_key", "kind_of", "model_kind"]
 
 _MODELS = {
     ("equinox", "Module"): "an Equinox module",
@@ -10,6 +10,22 @@ _MODELS = {
     ("keras", "Layer"): "a Keras model",
     ("torch", "Module"): "a torch module",
 }
+
+
+def is_key(value: Any) -> bool:
+    """Returns whether a value may be a key: a typed one, or an array, as legacy keys are.
+
+    Example:
+        >>> import jax
+        >>> is_key(jax.random.key(0)), is_key(0), is_key(None)
+        (True, False, False)
+    """
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        return False
+    import jax
+
+    return value.shape != () or jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def model_kind(value: Any) -> str | None:

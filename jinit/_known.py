@@ -63,8 +63,15 @@ def _same(module: str, name: str) -> Any:
     if not any(entry[1:]):
         return native
 
+    reader = _reader(native)
+
     @functools.wraps(native, updated=())
     def factory(*args: Any, **kwargs: Any) -> Any:
+        if args and entry.positions:
+            reader.check_makes(args, kwargs)
+            implied = {**entry.given, **{names[-1]: ... for names in entry.needs}}
+            placed = reader.placed(name, args, entry.positions, implied)
+            args, kwargs = (), reader.joined(placed, kwargs)
         _check_as_named(name, entry, args, kwargs)
         return native(*args, **{**entry.given, **kwargs})
 
@@ -91,13 +98,18 @@ def known_arguments(made: T) -> T:
         The function or class. Its signature shows its own arguments alone.
     """
     if not isinstance(made, type):
-        return _reading(made, 0)
-    made.__init__ = _reading(made.__init__, 1, made.__name__)  # pyright: ignore
+        return _reading(made, 0, _reader(made))
+    made.__init__ = _reading(made.__init__, 1, _reader(made))  # pyright: ignore
     return made
 
 
-def _reading(function: Any, skipped: int, name: str = "") -> Any:
-    reader = Reader(name or function.__name__, function, skipped)
+def _reader(made: Any) -> Reader:
+    if isinstance(made, type):
+        return Reader(made.__name__, made.__init__, 1)
+    return Reader(made.__name__, made, 0)
+
+
+def _reading(function: Any, skipped: int, reader: Reader) -> Any:
 
     @functools.wraps(function)
     def read(*args: Any, **kwargs: Any) -> Any:

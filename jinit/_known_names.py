@@ -5,7 +5,10 @@ that says what to write. So do the arguments of functions, given by name or by p
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
+
+from jinit._known_calls import CALLS
+from jinit._known_entries import As, Instead, Same
 
 __all__ = [
     "ARGUMENTS",
@@ -22,46 +25,6 @@ __all__ = [
 ]
 
 
-class Instead(NamedTuple):
-    """Something that jinit lacks.
-
-    Attributes:
-        text: What to write in its place.
-    """
-
-    text: str
-
-
-class As(NamedTuple):
-    """An argument under another name.
-
-    Attributes:
-        name: Its own name; "" for one that changes nothing.
-        given: What the other name implies as well.
-        unlike: Arguments whose meaning that changes, so that they may not stand beside it.
-    """
-
-    name: str
-    given: Mapping[str, Any] = {}
-    unlike: tuple[str, ...] = ()
-
-
-class Same(NamedTuple):
-    """A function under another name.
-
-    Attributes:
-        native: Its own name, in the same module.
-        given: The arguments that the other name stands for.
-        needs: Arguments, each under any of its names, whose defaults differ among systems.
-        differs: Values of arguments that differ among systems, and what to write for them.
-    """
-
-    native: str
-    given: Mapping[str, Any] = {}
-    needs: tuple[tuple[str, ...], ...] = ()
-    differs: Mapping[tuple[str, Any], str] = {}
-
-
 _RELATIVE = {"relative": True}
 _ABSOLUTE = ("low", "high", "a", "b")
 _CUT = {"truncated": True}
@@ -71,10 +34,33 @@ _TORCH = """
     constant dirac eye glorot_normal glorot_uniform he_normal he_uniform identity kaiming_normal
     kaiming_uniform normal ones orthogonal sparse uniform xavier_normal xavier_uniform zeros
 """.split()
+_SEEDED = {"Keras": ("seed",)}
+_NORMAL = {"Keras": ("mean", "stddev", "seed"), "Haiku": ("stddev", "mean")}
+_TRUNCATED = {**_NORMAL, "Haiku": ("stddev", "mean", "lower", "upper")}
+_UNIFORM = {"Keras": ("minval", "maxval", "seed"), "Haiku": ("minval", "maxval")}
+_ORTHOGONAL = {"Keras": ("gain", "seed"), "Haiku": ("scale", "axis")}
+_VARIANCE = {
+    "Keras": ("scale", "mode", "distribution", "seed"),
+    "Haiku": ("scale", "mode", "distribution", "fan_in_axes"),
+}
+_TIMM = {"timm": ("mean", "std", "a", "b")}
 _KERAS_NORMAL = (
     "write distribution='truncated_normal' for Keras's 'normal', which is cut at two standard "
     "deviations, or variance_scaling(distribution='normal') for the plain one"
 )
+_HOMES = {
+    "amp": """
+        autocast explain float_function half_function initialize load_state_dict loss_scaling
+        master_weights promote_function scale_loss state_dict stochastic_rounding unscale
+        value_and_grad
+    """.split(),
+    "defaults": ["register"],
+    "initializers": """
+        calculate_gain constant dirac he_normal he_uniform kaiming_normal kaiming_uniform
+        lecun_normal normal orthogonal reinit truncated_normal uniform variance_scaling
+        xavier_normal xavier_uniform
+    """.split(),
+}
 _CONFIG = Instead("initializers are frozen dataclasses: print, compare or pickle them as they are")
 _DYNAMIC = Instead('write amp.loss_scaling(tx, "dynamic"), which wraps the optax optimizer')
 _OPTIMIZER = Instead(
@@ -92,7 +78,7 @@ NAMES: Mapping[str, Mapping[str, Same | Instead]] = {
         "trunc_normal": Same("truncated_normal"),
         "trunc_normal_": Same("truncated_normal"),
         "truncated_normal_": Same("truncated_normal"),
-        "trunc_normal_tf_": Same("truncated_normal", _RELATIVE),
+        "trunc_normal_tf_": Same("truncated_normal", _RELATIVE, positions=_TIMM),
         "variance_scaling_": Same("variance_scaling"),
         "lecun_normal_": Instead(
             "write lecun_normal(truncated=True) for timm's, which is cut at two standard "
@@ -100,26 +86,28 @@ NAMES: Mapping[str, Mapping[str, Same | Instead]] = {
         ),
         # Keras, Haiku
         "Constant": Same("constant"),
-        "GlorotNormal": Same("xavier_normal", _CUT),
-        "GlorotUniform": Same("xavier_uniform"),
-        "HeNormal": Same("kaiming_normal", _CUT),
-        "HeUniform": Same("kaiming_uniform"),
+        "GlorotNormal": Same("xavier_normal", _CUT, positions=_SEEDED),
+        "GlorotUniform": Same("xavier_uniform", positions=_SEEDED),
+        "HeNormal": Same("kaiming_normal", _CUT, positions=_SEEDED),
+        "HeUniform": Same("kaiming_uniform", positions=_SEEDED),
         "Identity": Same("identity"),
         "IdentityInitializer": Same("identity"),
-        "LecunNormal": Same("lecun_normal", _CUT),
-        "LecunUniform": Same("lecun_uniform"),
+        "LecunNormal": Same("lecun_normal", _CUT, positions=_SEEDED),
+        "LecunUniform": Same("lecun_uniform", positions=_SEEDED),
         "Ones": Same("ones"),
-        "Orthogonal": Same("orthogonal"),
-        "OrthogonalInitializer": Same("orthogonal"),
-        "RandomNormal": Same("normal", needs=_STD),
-        "RandomUniform": Same("uniform", needs=_ENDS),
-        "TruncatedNormal": Same("truncated_normal", _RELATIVE, needs=_STD),
+        "Orthogonal": Same("orthogonal", positions=_ORTHOGONAL),
+        "OrthogonalInitializer": Same("orthogonal", positions=_ORTHOGONAL),
+        "RandomNormal": Same("normal", needs=_STD, positions=_NORMAL),
+        "RandomUniform": Same("uniform", needs=_ENDS, positions=_UNIFORM),
+        "TruncatedNormal": Same("truncated_normal", _RELATIVE, needs=_STD, positions=_TRUNCATED),
         "VarianceScaling": Same(
-            "variance_scaling", differs={("distribution", "normal"): _KERAS_NORMAL}
+            "variance_scaling",
+            differs={("distribution", "normal"): _KERAS_NORMAL},
+            positions=_VARIANCE,
         ),
         "Zeros": Same("zeros"),
-        "random_normal": Same("normal", needs=_STD),
-        "random_uniform": Same("uniform", needs=_ENDS),
+        "random_normal": Same("normal", needs=_STD, positions=_NORMAL),
+        "random_uniform": Same("uniform", needs=_ENDS, positions=_UNIFORM),
         "UniformScaling": Instead(
             "write variance_scaling(s**2, 'fan_in', 'uniform') for Haiku's UniformScaling(s)"
         ),
@@ -170,6 +158,11 @@ NAMES: Mapping[str, Mapping[str, Same | Instead]] = {
         ),
         "pl_worker_init_function": Instead("write worker_init_fn=seed_workers(seed)"),
         "use_deterministic_algorithms": Instead("write configure_deterministic_mode()"),
+        **{
+            name: Instead(f"it is jinit.{home}.{name}")
+            for home, names in _HOMES.items()
+            for name in names
+        },
     },
 }
 """What the names of other systems are, by the module of jinit that a user looks in."""
@@ -186,7 +179,6 @@ EVERY_INITIALIZER: Mapping[str, str | As | Instead] = {
 
 _BOUNDS = {"a": "low", "b": "high"}
 _KAIMING = {"a": "negative_slope"}
-_WORKERS = Instead("for data-loading workers there is seed_workers(seed)")
 
 ARGUMENTS: Mapping[str, Mapping[str, str | As | Instead]] = {
     "constant": {"val": "value", "constant": "value", "fill_value": "value"},
@@ -213,7 +205,6 @@ ARGUMENTS: Mapping[str, Mapping[str, str | As | Instead]] = {
         "fan_in_axes": Instead("name the axes: in_axis, out_axis and batch_axis"),
     },
     "calculate_gain": {"a": "param", "negative_slope": "param", "alpha": "param"},
-    "seed_all": {"workers": _WORKERS, "verbose": Instead("it prints nothing")},
     "autocast": {
         "dtype": "half_dtype",
         "device_type": Instead("it follows the function's arrays, on any device: leave it out"),
@@ -248,6 +239,7 @@ ARGUMENTS: Mapping[str, Mapping[str, str | As | Instead]] = {
         "state": "opt_state",
         "optimizer": Instead("give its state, opt_state = tx.init(params)"),
     },
+    **CALLS,
     "scale_loss": {
         "optimizers": Instead("give the state, opt_state = tx.init(params)"),
         "model": Instead("leave it out: nothing is patched"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from jinit._known import known_arguments
 from jinit.settings.environment import inherited, misspelt
 from jinit.settings.flag_plan import AskedFlag, FlagOutcome, FlagPlan, plan_flags
 from jinit.settings.flag_text import format_flags, full_text, same_value
@@ -71,6 +72,7 @@ class _Plan:
         _LAST.compiler_options = self.compiler_options
 
 
+@known_arguments
 def startup(
     seed: int | None = None,
     threads: int | None = None,
@@ -326,7 +328,7 @@ def _value(name: str, plan: _Plan) -> Any:
 
 def _warn(sentences: list[str]) -> None:
     if sentences:
-        warnings.warn(" ".join(sentences), stacklevel=3)  # the line that called startup()
+        warnings.warn(" ".join(sentences), stacklevel=4)  # the line that called startup()
 
 
 def _objections(plan: _Plan, *, strict: bool) -> list[str]:

@@ -247,6 +247,63 @@ def test_a_typing_error_names_the_nearest(home, name, meant):
         exec(f"from {home.__name__} import {name}")
 
 
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("autocast", "jinit.amp.autocast"),
+        ("initialize", "jinit.amp.initialize"),
+        ("reinit", "jinit.initializers.reinit"),
+        ("register", "jinit.defaults.register"),
+    ],
+)
+def test_a_name_of_a_submodule_says_where_it_is(name, full):
+    with pytest.raises(AttributeError, match=f"^module 'jinit' has no .*: it is {full}$"):
+        getattr(jinit, name)
+    assert callable(eval(full))
+
+
+def test_every_name_is_where_an_error_says():
+    for entry in NAMES["jinit"].values():
+        if isinstance(entry, Instead) and entry.text.startswith("it is jinit."):
+            assert callable(eval(entry.text.removeprefix("it is ")))
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: jinit.startup(0, x64=True), "startup takes no x64=: write enable_x64="),
+        (
+            lambda: jinit.startup(0, matmul_precison="high"),
+            "startup takes no matmul_precison=, did you mean matmul_precision=? its arguments: ",
+        ),
+        (
+            lambda: jinit.calibrate({}, jnp.sin, jnp.ones(2), jnp.sum, tx=SGD),
+            "calibrate takes no tx=: write optimizer=",
+        ),
+        (
+            lambda: jinit.empirical_init({}, jnp.sin, jnp.ones(2), jnp.sum, mutable=["a"]),
+            "empirical_init takes no mutable=: bind it to apply_fn",
+        ),
+        (
+            lambda: jinit.coord_check(jnp.sin, [1, 2], jnp.ones(2), jnp.sum, nsteps=3),
+            "coord_check takes no nsteps=: write steps=",
+        ),
+        (
+            lambda: jinit.torch_defaults(momentum=0.1),
+            "torch_defaults takes no momentum=: write batchnorm_momentum=, the decay of the "
+            "running statistics: torch's momentum=0.1 is a decay of 0.9",
+        ),
+        (
+            lambda: jinit.defaults.register(nn.Dense, kernel_init=initializers.ones()),
+            "register takes no kernel_init=, its arguments: layer, fields, system",
+        ),
+    ],
+)
+def test_arguments_of_what_starts_draws_scales_and_checks(call, text):
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}"):
+        call()
+
+
 @pytest.mark.parametrize("home", [initializers, amp, jinit, jinit.reproducibility])
 def test_other_names_are_not_there(home):
     assert not hasattr(home, "nonexistent")
@@ -293,6 +350,55 @@ def test_a_name_of_keras_draws_what_keras_draws(ours, theirs):
     assert abs(ours.std() / theirs.std() - 1) < 6 * 2**0.5 / (2 * 1e5) ** 0.5
     assert abs(ours.mean() - theirs.mean()) < 6 * 2**0.5 * theirs.std() / 1e5**0.5
     assert abs(abs(ours).max() / abs(theirs).max() - 1) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("TruncatedNormal", (0.0, 0.02),
+         "write truncated_normal(mean=0.0, std=0.02, relative=True) as in Keras or "
+         "truncated_normal(std=0.0, relative=True, mean=0.02) as in Haiku"),
+        ("TruncatedNormal", (0.02,),
+         "write truncated_normal(mean=0.02, relative=True, std=...) as in Keras or "
+         "truncated_normal(std=0.02, relative=True) as in Haiku"),
+        ("RandomNormal", (0.02,),
+         "write normal(mean=0.02, std=...) as in Keras or normal(std=0.02) as in Haiku"),
+        ("Orthogonal", (2.0, 0),
+         "write orthogonal(gain=2.0, out_axis=0) as in Haiku; a seed, as in Keras, is the key"),
+        ("GlorotUniform", (3,), "give the arguments by name, in_axis, out_axis, batch_axis, fans, "
+         "gain, dtype; a seed, as in Keras, is the key it draws with"),
+        ("HeNormal", (3,), "a seed, as in Keras, is the key it draws with"),
+        ("RandomUniform", (-0.05, 0.05, 3), "a seed, as in Keras, is the key it draws with"),
+        ("GlorotUniform", (np.ones((2, 2)),), "xavier_uniform fills no array in place"),
+        ("VarianceScaling", (1.0, "fan_in", "uniform", 3), "a seed, as in Keras, is the key"),
+    ],
+)  # fmt: skip
+def test_positions_are_read_as_in_the_systems_that_have_the_name(name, arguments, message):
+    with pytest.raises(TypeError) as raised:
+        getattr(initializers, name)(*arguments)
+    assert message in str(raised.value)
+    assert "torch" not in str(raised.value)
+
+
+def test_positions_that_mean_one_thing_are_taken():
+    assert initializers.RandomUniform(-0.1, 0.3) == initializers.uniform(low=-0.1, high=0.3)
+    tf = initializers.trunc_normal_tf_(0.0, 0.02, -1.0, 2.0)
+    assert tf == initializers.truncated_normal(
+        mean=0.0, std=0.02, low=-1.0, high=2.0, relative=True
+    )
+    scaling = initializers.VarianceScaling(2.0, "fan_out", "uniform")
+    assert scaling == initializers.variance_scaling(2.0, "fan_out", "uniform")
+    with pytest.raises(TypeError, match="random_uniform needs maxval=, whose default differs"):
+        initializers.random_uniform(-0.1)
+
+
+def test_what_an_error_says_to_write_for_kerass_name_draws_what_keras_draws():
+    with pytest.raises(TypeError) as raised:
+        initializers.TruncatedNormal(1.0, 0.5)
+    written = re.search(r"write (.*?) as in Keras", str(raised.value))[1]
+    ours = eval(written, vars(initializers).copy())(KEY, (100_000,))
+    assert written.startswith("truncated_normal(mean=1.0, std=0.5")
+    assert (float(ours.min()), float(ours.max())) == pytest.approx((0, 2), abs=1e-3)
 
 
 def test_haikus_names_mean_what_haiku_means():

@@ -65,7 +65,9 @@ class Autocast:
             return self.fn(*args, **kwargs)
 
         traced, half = trace(of_values, values), self.half_dtype
-        rules, facts = self.decisions(traced.jaxpr, static.fill(values)[0], record)
+        args = static.fill(values)[0]
+        _check_argnums(self.params_argnums, args)
+        rules, facts = self.decisions(traced.jaxpr, args, record)
         alike = functools.partial(facts_below, facts, list(facts)) if record is None else None
         outputs, _ = evaluate(
             traced.jaxpr, traced.consts, values, rules.rule, alike=alike, region=rules.region
@@ -118,7 +120,7 @@ def autocast(
     Raises:
         TypeError: If ``fn`` is not a function, or ``policy`` not a policy.
         ValueError: If ``half_dtype`` is another dtype, ``params_argnums`` are not positions, or
-            ``ops`` not lists.
+            ``ops`` not lists; when called, if ``params_argnums`` name no argument.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -159,6 +161,15 @@ def _parse_argnums(value: Any) -> tuple[int, ...]:
             f"params_argnums must be positions such as 0 or (0, 1), counted from 0, not {value!r}"
         )
     return tuple(map(int, numbers))
+
+
+def _check_argnums(params_argnums: Sequence[int], args: Sequence[Any]) -> None:
+    """Raises ValueError where arguments are given by position, and none of those named."""
+    if args and params_argnums and min(params_argnums) >= len(args):
+        raise ValueError(
+            f"params_argnums={tuple(params_argnums)} names none of the {len(args)} positional "
+            "arguments, which are counted from 0"
+        )
 
 
 def _jit_named_as(fn: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:

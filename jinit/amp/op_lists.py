@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 from jinit._tables import format_table
+from jinit.amp.op_names import warn_of_names
 
 __all__ = ["OPS", "OpLists"]
 
@@ -60,6 +61,10 @@ class OpLists:
             TypeError: If what should be names is one string, or not strings.
             ValueError: If a name is given twice.
 
+        Warns:
+            UserWarning: A name is that of a function of JAX, or nearly that of a primitive: it
+                moves nothing, unless a primitive of one's own has it.
+
         Example:
             >>> ops = OPS.extend(half=["my_kernel"], promote=["logistic"])
             >>> "my_kernel" in ops.half, "logistic" in ops.float32
@@ -71,6 +76,7 @@ class OpLists:
         twice = sorted({op for op in every if every.count(op) > 1})
         if twice:
             raise ValueError(f"a primitive can go to one list, but given twice: {', '.join(twice)}")
+        warn_of_names(every, self.listed, stacklevel=2)
         lists = {name: (getattr(self, name) - {*every}) | moved[name] for name in given}
         return replace(self, **lists)
 

@@ -1,8 +1,10 @@
 """The public functions: the defaults of Keras and torch, for a context or for a process."""
 
 import math
+import numbers
 from collections.abc import Callable
 
+from jinit._known import known_arguments
 from jinit.defaults.contexts import applied_everywhere
 from jinit.defaults.layer_defaults import LayerDefaults
 from jinit.defaults.refusals import class_name
@@ -18,6 +20,7 @@ SHARE: Check = "the weight of a new batch, in [0, 1]", DECAY[1]
 EPSILON: Check = "a positive number", lambda epsilon: 0 < epsilon < math.inf
 
 
+@known_arguments
 def keras_defaults(
     parameter_initialization: bool = True,
     batchnorm_momentum: float | None = 0.99,
@@ -38,10 +41,10 @@ def keras_defaults(
     ``keras_defaults().wrap(model)``. What was passed to a layer explicitly is never replaced, a
     partitioned initializer neither, nor Flax's own default where it is passed to a layer that is
     constructed inside, as in ``bias_init=nn.initializers.zeros_init()``: it counts as explicit,
-    also where a module hands on the default of its own field. Of a Linen layer that was
-    constructed outside, as a model that is wrapped, this one object cannot be told from nothing,
-    and ``describe`` notes it; a layer that was pickled and loaded counts as explicit. For an NNX
-    layer all arguments that the constructor is given are explicit.
+    also where a module hands on the default of its own field, or sets it in ``__post_init__``. Of a
+    Linen layer that was constructed outside, as a model that is wrapped, this one object cannot be
+    told from nothing, and ``describe`` notes it; a layer that was pickled and loaded counts as
+    explicit. For an NNX layer all arguments that the constructor is given are explicit.
 
     Epsilon and momentum count when a layer is applied. An NNX layer keeps those that it was
     constructed with. For a Linen model, ``apply`` must run inside as well: with ``wrap`` all
@@ -66,7 +69,8 @@ def keras_defaults(
 
     Raises:
         ValueError: If the momentum or epsilon is out of range.
-        TypeError: If ``parameter_initialization`` is no bool, but the function to decorate.
+        TypeError: If ``parameter_initialization`` is no bool, but the function to decorate, or the
+            momentum or epsilon is no number.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -82,6 +86,7 @@ def keras_defaults(
     return _defaults("keras", parameter_initialization, batchnorm_momentum, norm_epsilon)
 
 
+@known_arguments
 def torch_defaults(
     parameter_initialization: bool = True,
     batchnorm_momentum: float | None = 0.9,
@@ -110,7 +115,8 @@ def torch_defaults(
 
     Raises:
         ValueError: If the momentum or epsilon is out of range.
-        TypeError: If ``parameter_initialization`` is no bool, but the function to decorate.
+        TypeError: If ``parameter_initialization`` is no bool, but the function to decorate, or the
+            momentum or epsilon is no number.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -125,6 +131,7 @@ def torch_defaults(
     return _defaults("torch", parameter_initialization, batchnorm_momentum, norm_epsilon)
 
 
+@known_arguments
 def global_keras_initializers(
     parameter_initialization: bool = True,
     batchnorm_momentum_override: float | None = 0.01,
@@ -150,7 +157,7 @@ def global_keras_initializers(
 
     Raises:
         ValueError: If the momentum or epsilon is out of range.
-        TypeError: If ``parameter_initialization`` is no bool.
+        TypeError: If ``parameter_initialization`` is no bool, or another argument no number.
 
     Example:
         >>> import flax.nnx as nnx
@@ -198,6 +205,9 @@ def _number(name: str, value: float | None, check: Check) -> float | None:
     meaning, legal = check
     if value is None:
         return None
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number and getattr(value, "shape", None) != ():
+        raise TypeError(f"{name} is {meaning} or None, got {value!r}")
     if not legal(value):
         raise ValueError(f"{name} is {meaning} or None, got {value!r}")
     return float(value)

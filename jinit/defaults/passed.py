@@ -113,19 +113,66 @@ def _noticing(cls: type, own: Callable) -> Callable:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         if active_table() is None:
             return own(self, *args, **kwargs)
-        if _hands_on(sys._getframe(1).f_globals.get("__name__", "")) or _handed_on.get() is self:
-            with _handing_on(self):
-                return own(self, *args, **kwargs)
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        handed_on = _hands_on(caller) or _handed_on.get() is self
         try:
             given = signature().bind(self, *args, **kwargs)
         except TypeError:
             return own(self, *args, **kwargs)  # it says better what is wrong
-        given.arguments.update(_told_apart(type(self), given.arguments))
+        construct = functools.partial(_construct, own, self, args, kwargs, given)
+        if handed_on:
+            with _handing_on(self):
+                return construct({})
         object.__setattr__(self, _NOTICED, True)
-        return own(*given.args, **given.kwargs)
+        return construct(_told_apart(type(self), given.arguments))
 
     vars(__init__)["_notices"] = True
     return __init__
+
+
+def _construct(
+    own: Callable,
+    layer: Any,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    given: inspect.BoundArguments,
+    told: Mapping[str, Any],
+) -> None:
+    """Constructs a layer; a default that its own ``__post_init__`` sets counts as passed."""
+    defaults = _replaceable(type(layer)) if _has_post_init(type(layer)) else {}
+    values = {**given.arguments, **told}
+    left = {n: found[0] for n, found in defaults.items() if values.get(n, found[0]) is found[0]}
+    marks = {name: _another(value) for name, value in left.items()}
+    _call(own, layer, args, kwargs, given.signature, {**told, **marks})
+    for name, found in defaults.items():
+        value = layer.__dict__.get(name)
+        if name in marks and value is marks[name]:
+            object.__setattr__(layer, name, left[name])
+        elif any(value is default for default in found):
+            object.__setattr__(layer, name, _another(value))
+
+
+def _call(
+    own: Callable,
+    layer: Any,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    signature: inspect.Signature,
+    changed: Mapping[str, Any],
+) -> None:
+    """Calls a constructor with some arguments changed, and each as it was given."""
+    # Flax's constructors take ``parent`` and ``name`` by name alone, and do not say so.
+    _, *names = signature.parameters
+    positional = [changed.get(name, value) for name, value in zip(names, args, strict=False)]
+    by_name = {name: value for name, value in changed.items() if name not in names[: len(args)]}
+    own(layer, *positional, **{**kwargs, **by_name})
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_post_init(cls: type) -> bool:
+    """Returns whether a class has a ``__post_init__`` that is not Flax's."""
+    users = (c for c in cls.__mro__ if c.__module__.partition(".")[0] != "flax")
+    return any("__post_init__" in c.__dict__ for c in users)
 
 
 _WRAP = "jinit.defaults.layer_defaults"

@@ -1,7 +1,6 @@
 """The table of each system, and the rows that users add to them."""
 
 import functools
-import inspect
 import numbers
 import threading
 from collections.abc import Mapping
@@ -12,10 +11,13 @@ import flax.linen as nn
 from flax import nnx
 from flax.linen.experimental import layers_with_named_axes as named_axes
 
+from jinit._known import known_arguments
 from jinit.defaults.keras import KERAS
 from jinit.defaults.table import Derived, LayerTable, Row, declared
 from jinit.defaults.torch import TORCH
 from jinit.defaults.undo import Undo
+from jinit.initializers.base import Initializer
+from jinit.initializers.compose import draws
 
 __all__ = ["System", "register", "table_of"]
 
@@ -72,6 +74,7 @@ def _table_of(
     return LayerTable(system, tuple(chosen))
 
 
+@known_arguments
 def register(layer: type, fields: Mapping[str, Any], system: System = "keras") -> Undo:
     """Adds defaults for a layer to the table of a system, or replaces those that it has.
 
@@ -127,6 +130,11 @@ def _check(layer: type, fields: Mapping[str, Any], system: str) -> None:
         raise TypeError(f"register takes a class of flax.linen or flax.nnx modules, got {layer!r}")
     if system not in get_args(System):
         raise ValueError(f"unknown system {system!r}; legal: {', '.join(get_args(System))}")
+    if not isinstance(fields, Mapping):
+        raise TypeError(
+            "register takes fields as a dict by name, such as {'kernel_init': zeros()}, "
+            f"got {fields!r}"
+        )
     missing = [field for field in fields if not declared(layer, field)]
     if missing:
         raise ValueError(
@@ -148,20 +156,13 @@ def _misfit(row: Row) -> str | None:
         drawn = row.field.endswith("_init") and callable(value)
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         return None if is_number or drawn else "takes a number"
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "takes a bool"
+    if isinstance(value, Initializer) and not row.field.endswith("_init"):
+        return "takes no initializer"
     if not callable(default):
         return None
     if not row.field.endswith("_init"):
         return None if callable(value) else "takes a function"
-    return None if _draws(value) else "takes an initializer, a function of key, shape and dtype"
-
-
-def _draws(value: Any) -> bool:
-    if isinstance(value, type) or not callable(value):
-        return False
-    try:
-        inspect.signature(value).bind(None, (), None)
-    except TypeError:
-        return False
-    except ValueError:  # a builtin does not say
-        return True
-    return True
+    drawn = callable(value) and not isinstance(value, type) and draws(value)
+    return None if drawn else "takes an initializer, a function of key, shape and dtype"

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jinit._kinds import kind_of, model_kind
+from jinit._kinds import is_key, kind_of, model_kind
 from jinit.empirical.inputs import describe_call
 
 __all__ = [
     "check_arguments",
     "check_arrays",
     "check_call",
+    "check_inputs",
+    "check_key",
     "check_loss",
     "check_model",
     "check_pair",
@@ -35,9 +37,25 @@ _HINTS = {
 def check_arguments(params: Any, apply_fn: Any, dummy_input: Any, dummy_loss: Any) -> None:
     """Raises TypeError where an argument is not of the kind of its place."""
     check_model(params, apply_fn, f"; {_ORDER}")
+    check_inputs(dummy_input)
+    check_loss(dummy_loss)
+
+
+def check_inputs(dummy_input: Any) -> None:
+    """Raises TypeError where there is no input, or its shape alone."""
     if dummy_input is None:
         raise TypeError("dummy_input is None; pass example inputs, or a function that draws them")
-    check_loss(dummy_loss)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(dummy_input)):
+        raise TypeError("dummy_input holds shapes; pass arrays, or a function that draws them")
+
+
+def check_key(key: Any) -> jax.Array:
+    """Returns the key, or that of 0 where there is none; raises TypeError for what is not one."""
+    if key is None:
+        return jax.random.key(0)
+    if not is_key(key):
+        raise TypeError(f"key is {kind_of(key)}; pass one such as jax.random.key(0)")
+    return key
 
 
 def check_loss(dummy_loss: Any) -> None:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from jinit._known import known_arguments
 from jinit.empirical.calibration import Calibration
 from jinit.empirical.checks import check_findings, check_scaled
 from jinit.empirical.explicit import COLLECTION, explicit_scales
@@ -21,6 +22,7 @@ from jinit.empirical.wrapped import filled, restricted, unscaled
 __all__ = ["calibrate", "empirical_init"]
 
 
+@known_arguments
 def empirical_init(
     params: Any,
     apply_fn: Callable[..., Any],
@@ -109,6 +111,7 @@ def empirical_init(
     return _rescaled(params, found.scales)
 
 
+@known_arguments
 def calibrate(
     params: Any,
     apply_fn: Callable[..., Any],

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jinit._kinds import kind_of
 from jinit.empirical.explicit import COLLECTION, NAMES, scale_gradient, wrapped_modules
 from jinit.empirical.numbers import is_float
 
@@ -53,6 +54,9 @@ class Normed(nn.Module):
     @nn.compact
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Applies the module."""
+        if not isinstance(self.module, nn.Module):
+            hint = "; call it" if isinstance(self.module, type) else ""
+            raise TypeError(f"Normed wraps a linen module, not {kind_of(self.module)}{hint}")
         scales = [
             self.variable(COLLECTION, name, jnp.ones, (), jnp.float32).value for name in NAMES
         ]

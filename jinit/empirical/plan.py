@@ -142,10 +142,14 @@ def _plan(job: Job, params: Any, inputs: Any, key: jax.Array) -> tuple[Plan, Seq
 
 
 def _traced(job: Job, params: Any, drawn: Any, rngs: Any) -> TracedFunction:
-    check_call(job.apply_fn.fn, drawn, **({"rngs": rngs} if rngs else {}))
     try:
+        check_call(job.apply_fn.fn, drawn, **({"rngs": rngs} if rngs else {}))
         return trace(job.run, params, drawn, rngs)
     except Exception as error:
+        if _are_single_integers(jax.tree.leaves(drawn)):
+            error.add_note(
+                "dummy_input holds single numbers: for inputs of a shape pass jnp.ones(shape)"
+            )
         if type(error).__name__ != "InvalidRngError":  # Flax's; it need not be installed
             raise
         name = describe_call(job.apply_fn)
@@ -153,6 +157,12 @@ def _traced(job: Job, params: Any, drawn: Any, rngs: Any) -> TracedFunction:
             f"{name} needs random keys that it was not given ({error}); pass rngs=('dropout',) "
             "with the names it asks for, or take a key among the inputs and hand it on"
         ) from error
+
+
+def _are_single_integers(leaves: Sequence[Any]) -> bool:
+    """Returns whether inputs may be a shape that was given in place of an array."""
+    single = [x.shape == () and np.issubdtype(x.dtype, np.integer) for x in leaves]
+    return bool(single) and all(single)
 
 
 def _check_loss(job: Job, output: Any, key: jax.Array) -> None:

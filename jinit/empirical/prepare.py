@@ -1,6 +1,6 @@
 """Checks what the user passed, and divides it into what is compiled for and what is run on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import jax
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jinit._kinds import kind_of
 from jinit._patterns import check_patterns, fits
-from jinit.empirical.arguments import check_arguments, check_arrays
+from jinit.empirical.arguments import check_arguments, check_arrays, check_key
 from jinit.empirical.cachekey import CachedFunction
 from jinit.empirical.inputs import (
     check_counts,
@@ -50,6 +51,7 @@ def prepare(
         TypeError: Or not even of that kind.
     """
     check_arguments(params, apply_fn, dummy_input, dummy_loss)
+    key = check_key(key)
     leaves, paths = jax.tree.leaves(params), leaf_paths(params)
     check_arrays(leaves, paths)
     check_params(leaves, paths)
@@ -65,14 +67,13 @@ def prepare(
         dummy_input=CachedFunction(dummy_input) if drawn else None,
         dummy_loss=CachedFunction(dummy_loss),
         trainable=trainable,
-        frozen=_frozen(paths, _listed(include), _listed(exclude)),
+        frozen=_frozen(paths, _listed("include", include), _listed("exclude", exclude)),
         zeros=_zeros(leaves, paths, trainable),
         collection=collection,
         target=CachedFunction(target) if callable(target) else float(target),
-        rngs=_listed(rngs) or (),
+        rngs=_listed("rngs", rngs) or (),
         **options,
     )
-    key = jax.random.key(0) if key is None else key
     return job, None if drawn else dummy_input, key
 
 
@@ -98,10 +99,13 @@ def _check_collection(params: Any, collection: str | None) -> str | None:
     return collection
 
 
-def _listed(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def _listed(name: str, value: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if value is None or isinstance(value, str):
         return None if value is None else (value,)
-    return tuple(value)
+    listed = tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(each, str) for each in listed):
+        raise TypeError(f"{name} is {kind_of(value)}; pass a text or a list of texts")
+    return listed
 
 
 def _frozen(

@@ -22,10 +22,10 @@ from jinit.tracing import is_tracing
 __all__ = ["Findings", "Pillars", "Scaled", "calibrated", "scaled"]
 
 _STAGES: Mapping[int, tuple[str, Callable[[int], int]]] = {
-    1: ("measuring as given", lambda samples: samples // 4),
+    1: ("measuring as given", lambda samples: samples // 4 - 1),
+    # one pass more, on a key that is repeated, comes off what is only shown
     2: ("measuring the pillars", lambda samples: samples),
-    # the pillars take one pass more, on a key that is repeated
-    3: ("measuring the result", lambda samples: samples // 2 - 1),
+    3: ("measuring the result", lambda samples: samples // 2),
 }
 """By its number, what a measurement says that it does, and how many keys it takes, at least 1."""
 

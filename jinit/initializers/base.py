@@ -15,6 +15,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from jinit._kinds import is_key
+
 __all__ = [
     "RARE",
     "Affine",
@@ -23,6 +25,7 @@ __all__ = [
     "RandomDistribution",
     "Sharding",
     "Unit",
+    "as_integer",
     "holds_zero",
     "is_complex",
     "set_floats",
@@ -95,12 +98,13 @@ class Initializer(ABC):
             The array.
 
         Raises:
-            TypeError: If it is called with a shape in place of the key, as Haiku and Keras do.
+            TypeError: If it is called with a shape in place of the key, as Haiku and Keras do, or
+                the shape is not of integers.
             ValueError: If the shape holds a negative size.
         """
         if isinstance(key, tuple | list) or shape is None:
             raise TypeError(_without_key(self, key))
-        shape = tuple(map(operator.index, shape))
+        shape = _as_shape(shape)
         if min(shape, default=0) < 0:
             raise ValueError(f"shape must hold no negative size, got {shape}")
         dtype = self.dtype if dtype is None else dtype
@@ -116,6 +120,15 @@ class Initializer(ABC):
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value!r}" for name, value in self.shown().items())
         return f"{type(self).__name__}({values})"
+
+
+def _as_shape(shape: Any) -> tuple[int, ...]:
+    try:
+        return tuple(map(operator.index, shape))
+    except jax.errors.JAXTypeError:  # a traced size, of which JAX says more
+        raise
+    except TypeError:
+        raise TypeError(f"shape must be a tuple of integers, got {shape!r}") from None
 
 
 def _without_key(init: Initializer, shape: Any) -> str:
@@ -176,6 +189,8 @@ class RandomDistribution(Unit):
             raise TypeError(f"{self!r} draws floating-point numbers, it cannot make a {dtype}")
         if key is None:
             raise TypeError(f"{self!r} needs a key, e.g. jax.random.key(0)")
+        if not is_key(key):
+            raise TypeError(f"{self!r} needs a key, e.g. jax.random.key(0), got {key!r}")
 
 
 def is_complex(dtype: DTypeLike | None) -> bool:
@@ -192,9 +207,30 @@ def set_floats(initializer: Initializer, *names: str, finite: bool = True) -> No
     """Turns fields into Python floats, which are hashable whatever scalar was given."""
     for name in names:
         value = getattr(initializer, name)
-        if not math.isfinite(value) and (finite or math.isnan(value)):
+        if not _is_finite(name, value) and (finite or math.isnan(value)):
             raise ValueError(f"{name} must be {'finite' if finite else 'a number'}, got {value}")
         object.__setattr__(initializer, name, float(value))
+
+
+def _is_finite(name: str, value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except jax.errors.JAXTypeError:  # a traced value, of which JAX says more
+        raise
+    except TypeError:
+        hint = f"; write gain=calculate_gain({value!r})" if isinstance(value, str) else ""
+        hint = hint if name == "gain" else ""
+        raise TypeError(f"{name} must be a number, got {value!r}{hint}") from None
+
+
+def as_integer(name: str, value: Any) -> int:
+    """Returns an argument as a Python int, which is hashable whatever integer was given."""
+    try:
+        return operator.index(value)
+    except jax.errors.JAXTypeError:
+        raise
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
 
 
 def set_tuples(initializer: Initializer, *names: str) -> None:
@@ -206,7 +242,7 @@ def set_tuples(initializer: Initializer, *names: str) -> None:
         if isinstance(value, Sequence):
             object.__setattr__(initializer, name, tuple(value))
         elif value is not None:
-            object.__setattr__(initializer, name, operator.index(value))
+            object.__setattr__(initializer, name, as_integer(name, value))
 
 
 def _wide(dtype: jnp.dtype) -> jnp.dtype:

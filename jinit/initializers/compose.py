@@ -1,6 +1,7 @@
 """Initializers made from others."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from jinit._known import known_arguments
 from jinit.initializers.base import Affine, Distribution, Initializer, Unit, set_floats
 from jinit.initializers.variance_scaling import VarianceScaling
 
-__all__ = ["AnyInitializer", "as_initializer", "scaled", "with_fan"]
+__all__ = ["AnyInitializer", "as_initializer", "draws", "scaled", "with_fan"]
 
 AnyInitializer = Initializer | Callable[..., Any]
 """One of jinit, or any function ``(key, shape, dtype)``, such as those of ``jax.nn``."""
@@ -50,7 +51,7 @@ def as_initializer(init: AnyInitializer) -> Initializer:
         An initializer that draws the same in float32, casts last, and takes an ``out_sharding``.
 
     Raises:
-        TypeError: If it cannot be called, or is a class of jinit, which makes initializers.
+        TypeError: If it cannot be called so, or is a class of jinit, which makes initializers.
 
     Example:
         >>> as_initializer(jax.nn.initializers.ones)(None, (2,), "bfloat16")
@@ -62,7 +63,24 @@ def as_initializer(init: AnyInitializer) -> Initializer:
         raise TypeError(f"{init.__name__} makes initializers: write {init.__name__}()")
     if not callable(init):
         raise TypeError(f"an initializer is a function of key, shape and dtype, got {init!r}")
+    if not draws(init):
+        name = getattr(init, "__name__", repr(init))
+        raise TypeError(
+            f"an initializer is a function of key, shape and dtype, got {name}, which is not "
+            f"called with these; if it makes an initializer, call it: {name}()"
+        )
     return _Foreign(init)
+
+
+def draws(init: Callable[..., Any]) -> bool:
+    """Returns whether a function can be called with a key, a shape and a dtype."""
+    try:
+        inspect.signature(init).bind(None, (), None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin does not say
+        return True
+    return True
 
 
 @known_arguments

@@ -34,6 +34,9 @@ class constant(Unit):
     Returns:
         An initializer for any dtype; its key is not used and may be None.
 
+    Raises:
+        TypeError: If the value is not a number, or not an array of numbers.
+
     Example:
         >>> constant(0.5)(None, (2,))
         Array([0.5, 0.5], dtype=float32)
@@ -45,7 +48,10 @@ class constant(Unit):
     value: Any
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", _hashable(np.asarray(self.value).tolist()))
+        value = np.asarray(self.value)
+        if not any(jnp.issubdtype(value.dtype, kind) for kind in (np.number, np.bool_)):
+            raise TypeError(f"value must be a number or an array of numbers, got {self.value!r}")
+        object.__setattr__(self, "value", _hashable(value.tolist()))
 
     def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
         """Raises for a dtype of positive numbers alone, unless the value is one."""

@@ -1,6 +1,5 @@
 """Matrices and convolutions that pass their input through."""
 
-import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jinit._known import known_arguments
-from jinit.initializers.base import RARE, set_floats, set_tuples
+from jinit.initializers.base import RARE, as_integer, set_floats, set_tuples
 from jinit.initializers.fans import Axes, Roles, axis_roles
 from jinit.initializers.layout import (
     KernelDistribution,
@@ -116,7 +115,7 @@ class dirac(KernelDistribution):
 
     def __post_init__(self) -> None:
         set_tuples(self, "in_axis", "out_axis", "batch_axis")
-        object.__setattr__(self, "groups", operator.index(self.groups))
+        object.__setattr__(self, "groups", as_integer("groups", self.groups))
         if self.groups < 1:
             raise ValueError(f"groups must be positive, got {self.groups}")
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jinit._kinds import is_key, kind_of
 from jinit._patterns import check_patterns, fits
 from jinit.initializers.base import Initializer, Sharding
 from jinit.initializers.compose import AnyInitializer, as_initializer
@@ -53,6 +54,7 @@ def reinit(key: jax.Array, params: T, initializers: Mapping[str, AnyInitializer]
     Raises:
         ValueError: If a pattern fits no leaf, with the nearest paths, or an initializer cannot
             draw a leaf that it was given; all of them are listed.
+        TypeError: If the key is not one, or the initializers are not given by pattern.
 
     Example:
         >>> from jinit.initializers import constant, zeros
@@ -61,6 +63,7 @@ def reinit(key: jax.Array, params: T, initializers: Mapping[str, AnyInitializer]
         {'bias': Array([0.5, 0.5], dtype=float32), 'kernel': Array([[0., 0.],
                [0., 0.]], dtype=float32)}
     """
+    _check_arguments(key, initializers)
     patterns = {pattern: as_initializer(init) for pattern, init in initializers.items()}
     paths_and_values, structure = jax.tree_util.tree_flatten_with_path(params)
     boxes = {
@@ -76,6 +79,17 @@ def reinit(key: jax.Array, params: T, initializers: Mapping[str, AnyInitializer]
     ]
     _check_leaves(key, leaves)
     return jax.tree.unflatten(structure, [_drawn(key, leaf) for leaf in leaves])
+
+
+def _check_arguments(key: Any, initializers: Any) -> None:
+    order = "the order is key, params, initializers"
+    if not is_key(key):
+        raise TypeError(f"key must be one such as jax.random.key(0), got {kind_of(key)}; {order}")
+    if not isinstance(initializers, Mapping) or not all(isinstance(p, str) for p in initializers):
+        raise TypeError(
+            "initializers must be a dict by pattern, such as {'*/bias': zeros()}, got "
+            f"{kind_of(initializers)}; {order}"
+        )
 
 
 def _is_box(node: Any) -> bool:

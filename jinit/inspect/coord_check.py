@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from jinit._kinds import kind_of, model_kind
-from jinit.empirical.arguments import check_arrays, check_loss, check_model
+from jinit._known import known_arguments
+from jinit.empirical.arguments import check_arrays, check_inputs, check_key, check_loss, check_model
 from jinit.empirical.inputs import check_counts, check_params, draw_inputs, leaf_paths, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
 from jinit.inspect.training import Model, Program, Sizes, train_and_measure
@@ -19,6 +20,7 @@ __all__ = ["coord_check"]
 _LEARNING_RATE = 1e-4
 
 
+@known_arguments
 def coord_check(
     make_model: Callable[..., Any],
     widths: Iterable[int],
@@ -99,6 +101,7 @@ def coord_check(
         Hyperparameter Transfer" (2022), appendix D.1.
     """
     _check_make_model(make_model)
+    check_inputs(dummy_input)
     check_loss(dummy_loss)
     widths = _check_widths(widths)
     check_counts(steps=steps, seeds=seeds, batch_size=batch_size)
@@ -109,7 +112,7 @@ def coord_check(
             f"seeds={seeds} models of one width would be equal, since make_model takes no key; "
             "let it take (width, key)"
         )
-    key = jax.random.key(0) if key is None else key
+    key = check_key(key)
     found: dict[int, Sizes] = {}
     for width in widths:
         program, sizes = Program(), []

@@ -101,7 +101,8 @@ def describe(
         The description: printed it is a table, ``to_dict()`` makes it plain data.
 
     Raises:
-        TypeError: If ``model`` is neither, or inputs are given for an NNX module.
+        TypeError: If ``model`` is neither, inputs are given for an NNX module, or a shape in their
+            place.
 
     Example:
         >>> import jax.numpy as jnp, jinit
@@ -112,6 +113,7 @@ def describe(
           kernel      (4, 2)   float32   uniform(low=-1, high=1)   4, 2   keras
     """
     if isinstance(model, nn.Module):
+        _check_inputs(inputs)
         return _description(*read_linen(model, inputs, kwargs))
     _check_model(model)
     if inputs or kwargs:
@@ -136,6 +138,16 @@ def _check_model(model: Any) -> None:
         "describe takes a flax.linen module, an NNX module or a function that constructs one, "
         f"got {found}{hint}"
     )
+
+
+def _check_inputs(inputs: tuple[Any, ...]) -> None:
+    """Raises TypeError for a shape alone, which Flax would take for numbers."""
+    shape = inputs[0] if len(inputs) == 1 else None
+    if isinstance(shape, tuple) and shape and all(isinstance(n, int) for n in shape):
+        raise TypeError(
+            f"describe takes inputs as arrays or jax.ShapeDtypeStruct, got {shape!r}; for inputs "
+            f"of this shape write jnp.ones({shape!r})"
+        )
 
 
 def _check_arguments(construct: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
+from jinit._kinds import is_key
 from jinit.settings._jax_private import backend_is_up
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def fold_in_process(key: "jax.Array") -> "jax.Array":
     Returns:
         A key of the same kind; process 0's differs from ``key`` too.
 
+    Raises:
+        TypeError: It is not a key.
+
     Example:
         >>> import jax
         >>> key = jax.random.key(42)
@@ -53,6 +57,8 @@ def fold_in_process(key: "jax.Array") -> "jax.Array":
         ``composer.Trainer``, whose ``seed + rank`` overflows and makes neighbouring seeds share
         their streams.
     """
+    if not is_key(key):
+        raise TypeError(f"The key must be one such as jax.random.key(0), not {key!r}.")
     import jax
 
     return jax.random.fold_in(key, jax.process_index())

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from jinit._kinds import kind_of
 from jinit.reproducibility.gather import gather
 from jinit.reproducibility.generators import require_mt19937
 from jinit.reproducibility.keys import check_name, pack_key, place_key, registered_keys
@@ -59,6 +60,8 @@ def get_rng_state(keys: "Mapping[str, jax.Array] | None" = None) -> list[dict[st
     Source:
         ``composer.utils.reproducibility.get_rng_state``, which pickles.
     """
+    if keys is not None and not isinstance(keys, Mapping):
+        raise TypeError(f"The keys must be a dict of JAX keys by name, not {kind_of(keys)}.")
     require_mt19937()
     packed = {name: pack_key(name, key) for name, key in _with_registered(keys or {}).items()}
     return gather({"python": _python_state(), "numpy": _numpy_state(), "keys": packed})

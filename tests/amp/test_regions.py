@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -216,6 +217,26 @@ def test_the_op_table_refuses_what_it_cannot_mean():
         amp.OPS.extend(half=["exp", "log"], declared=["log", "exp"])
     with pytest.raises(TypeError, match="half must be an iterable of primitives' names, not 'exp'"):
         amp.OPS.extend(half="exp")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("softmax", "'softmax' is the function jax.nn.softmax and not a primitive."),
+        ("matmul", "'matmul' is the function jax.numpy.matmul and not a primitive."),
+        ("logsumexp", "'logsumexp' is the function jax.nn.logsumexp and not a primitive."),
+        ("dot_generl", "'dot_generl' is not a primitive of JAX, did you mean 'dot_general'?."),
+    ],
+)
+def test_a_name_that_moves_nothing_is_warned_of(name, text):
+    with pytest.warns(UserWarning, match=f"^{re.escape(text)} It moves nothing, unless") as caught:
+        ops = amp.OPS.extend(float32=[name])
+    assert caught[0].filename == __file__
+    assert name in ops.float32
+
+
+def test_names_of_primitives_and_of_ones_own_are_not_warned_of():
+    amp.OPS.extend(half=["tanh", "my_kernel", "add", "ragged_dot"], promote=["psum_invariant"])
 
 
 def test_the_op_table_prints_every_list():

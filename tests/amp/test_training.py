@@ -1,4 +1,4 @@
-"""Small trainings through the whole room: real overflows, real regrowth."""
+"""Small trainings through all of amp: real overflows, real regrowth."""
 
 import jax
 import jax.numpy as jnp

@@ -439,6 +439,11 @@ CALLS = {
         ValueError,
         "params_argnums must be positions such as 0 or (0, 1), counted from 0, not (-1,)",
     ),
+    "argnums beyond": (
+        lambda: amp.autocast(jnp.matmul, params_argnums=(2, 5))(jnp.eye(2), jnp.eye(2)),
+        ValueError,
+        "params_argnums=(2, 5) names none of the 2 positional arguments, which are counted from 0",
+    ),
     "disable_casts": (
         lambda: amp.disable_casts(mlp),
         TypeError,
@@ -563,3 +568,10 @@ def test_a_skipped_step_leaves_what_the_forward_pass_returned_and_where_keeps_th
     assert not grads.finite
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
     assert bits(kept) == bits(old)
+
+
+@pytest.mark.parametrize("params_argnums", [(), (0, 7)])
+def test_argnums_may_name_none_or_more_than_are_given(params_argnums):
+    fn = amp.autocast(lambda w, x=1.0, *, y=1.0: w * x * y, params_argnums=params_argnums)
+    assert fn(jnp.ones(2)).shape == (2,)
+    assert amp.autocast(lambda *, w: 2 * w, params_argnums=3)(w=jnp.ones(2)).sum() == 4

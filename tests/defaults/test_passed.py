@@ -1,6 +1,7 @@
 """A default that is passed explicitly is explicit, though it is the same object."""
 
 import copy
+import dataclasses
 import functools
 import threading
 
@@ -220,3 +221,34 @@ def test_describe_notes_what_cannot_be_told():
     assert jinit.describe(outside, X).notes == ()
     with jinit.keras_defaults():
         assert jinit.describe(outside, X).notes == ()
+
+
+class Setting(nn.Dense):
+    """Sets a field to Flax's own default, where it is asked to."""
+
+    zero: bool = True
+
+    def __post_init__(self):
+        if self.zero:
+            self.bias_init = zeros_init()
+        super().__post_init__()
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_what_a_post_init_sets_is_explicit(zero):
+    with jinit.torch_defaults():
+        assert [bias == 0 for bias in biases(Setting(3, zero=zero))] == [zero]
+        clone = Setting(2, zero=zero).clone(features=3)
+        assert [bias == 0 for bias in biases(clone)] == [zero]
+    within = jinit.torch_defaults().wrap(Making(lambda: Setting(3, zero=zero)))
+    assert [bias == 0 for bias in biases(within)] == [zero]
+    assert zero == (biases(Setting(3, zero=zero, bias_init=nn.initializers.ones)) == [0])
+
+
+def test_a_layer_takes_all_of_its_fields_and_its_parent_by_name():
+    fields = {f.name: getattr(nn.Dense(3), f.name) for f in dataclasses.fields(nn.Dense) if f.init}
+    with jinit.torch_defaults():
+        layer = nn.Dense(**{**fields, "parent": None, "name": None})
+        positional = nn.Dense(*[fields[name] for name in list(fields)[:-2]], parent=None)
+        assert biases(layer) == [0]
+        assert biases(positional) == [0]

@@ -188,6 +188,22 @@ def test_a_derived_value():
             "LSTMCell.gate_fn takes a function, got 1",
         ),
         (
+            lambda: register(nn.Dense, {"use_bias": 0.5}),
+            TypeError,
+            "Dense.use_bias takes a bool, got 0.5",
+        ),
+        (
+            lambda: register(nn.Dense, {"dtype": ones()}),
+            TypeError,
+            "Dense.dtype takes no initializer, got constant(value=1.0)",
+        ),
+        (
+            lambda: register(nn.Dense, ones()),
+            TypeError,
+            "register takes fields as a dict by name, such as {'kernel_init': zeros()}, "
+            "got constant(value=1.0)",
+        ),
+        (
             lambda: register(Scale, {}, "jax"),
             ValueError,
             "unknown system 'jax'; legal: keras, torch",

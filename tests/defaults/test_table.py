@@ -132,6 +132,17 @@ def test_the_epsilon_is_positive(epsilon):
         jinit.keras_defaults(norm_epsilon=epsilon)
 
 
+@pytest.mark.parametrize("value", ["0.9", True, [0.9]])
+def test_a_number_is_no_text_and_no_bool(value):
+    for name, meaning in [
+        ("batchnorm_momentum", "a decay in [0, 1]"),
+        ("norm_epsilon", "a positive number"),
+    ]:
+        message = f"{name} is {meaning} or None, got {value!r}"
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            jinit.torch_defaults(**{name: value})
+
+
 def bound():
     return nn.Dense(2).bind(nn.Dense(2).init(jax.random.key(0), jnp.ones((1, 3))))
 

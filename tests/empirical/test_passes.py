@@ -83,7 +83,7 @@ def test_the_products_of_the_rolled_program_are_five_forward_passes():
 
 @pytest.mark.parametrize(("run", "limit"), [("empirical_init", 8), ("calibrate", 5 * (2 + 8 + 4))])
 def test_the_number_of_model_evaluations_of_a_whole_call(run, limit):
-    """One forward pass a key; or measurements of five on 2 keys before, 8 meanwhile, 4 after."""
+    """One forward pass a key; or of five on 1 key before, 8 and one repeated meanwhile, 4 after."""
     x = jnp.ones((16, 64))
     evaluations = []
     for depth in DEPTHS:

@@ -97,6 +97,10 @@ WRONG = {
         (VARIABLES, MODEL.apply, None, loss),
         "dummy_input is None; pass example inputs, or a function that draws them",
     ),
+    "the shape of an input": (
+        (VARIABLES, MODEL.apply, jax.ShapeDtypeStruct((64, 4), jnp.float32), loss),
+        "dummy_input holds shapes; pass arrays, or a function that draws them",
+    ),
     "no loss": (
         (VARIABLES, MODEL.apply, X, None),
         "dummy_loss is None, which cannot be called; pass a function of (output) or (output, key)"
@@ -192,6 +196,52 @@ def test_a_keras_model_is_named():
         jinit.describe(model, X)
     with pytest.raises(TypeError, match=r"^make_model is a Keras model \(Sequential\); pass a"):
         jinit.coord_check(model, [4, 8], X, loss)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=IDS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"key": 0}, "key is an int; pass one such as jax.random.key(0)"),
+        (
+            {"key": np.int32(0)},
+            "key is an array of int32[]; pass one such as jax.random.key(0)",
+        ),
+        ({"exclude": loss}, "exclude is the function loss; pass a text or a list of texts"),
+        ({"include": [3]}, "include is a list; pass a text or a list of texts"),
+        ({"rngs": 3}, "rngs is an int; pass a text or a list of texts"),
+    ],
+)
+def test_the_option_is_named(call, options, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        call(VARIABLES, MODEL.apply, X, loss, **options)
+
+
+@pytest.mark.parametrize("shape", [(4,), (64, 4), [64, 4]])
+def test_a_shape_in_place_of_an_input_is_noted(shape):
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        jinit.empirical_init(VARIABLES, MODEL.apply, shape, loss)
+    note = "dummy_input holds single numbers: for inputs of a shape pass jnp.ones(shape)"
+    assert note in caught.value.__notes__
+
+
+def test_coord_check_names_its_key_and_its_input():
+    def make_model(width):
+        return {"w": jnp.ones((4, width))}, linear
+
+    with pytest.raises(TypeError, match=r"^key is an int; pass one such as"):
+        jinit.coord_check(make_model, [4, 8], X, loss, key=0)
+    with pytest.raises(TypeError, match=r"^dummy_input is None; pass example inputs"):
+        jinit.coord_check(make_model, [4, 8], None, loss)
+
+
+@pytest.mark.parametrize(
+    ("module", "found"),
+    [(3, "an int"), (nn.Dense, "the class Dense; call it"), (loss, "the function loss")],
+)
+def test_normed_names_what_it_cannot_wrap(module, found):
+    with pytest.raises(TypeError, match=f"^Normed wraps a linen module, not {found}"):
+        jinit.Normed(module).init(jax.random.key(0), X)
 
 
 def test_an_error_in_a_dummy_input_says_how_it_was_called():

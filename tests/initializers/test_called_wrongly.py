@@ -112,3 +112,81 @@ def test_the_dtype_of_a_factory_is_that_of_a_call_without_one():
         init(KEY, (3,), jnp.float32), initializers.normal(std=0.5)(KEY, (3,))
     )
     assert initializers.zeros(dtype="int8")(None, (2,)).dtype == "int8"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: initializers.normal(std="0.02"), "std must be a number, got '0.02'"),
+        (lambda: initializers.uniform(low=None), "low must be a number, got None"),
+        (lambda: initializers.variance_scaling("fan_in"), "scale must be a number, got 'fan_in'"),
+        (
+            lambda: initializers.orthogonal("relu"),
+            "gain must be a number, got 'relu'; write gain=calculate_gain('relu')",
+        ),
+        (lambda: initializers.scaled(2.0, initializers.ones()),
+         "scale must be a number, got constant(value=1.0)"),
+        (lambda: initializers.dirac(1.5), "groups must be an integer, got 1.5"),
+        (lambda: initializers.he_normal(in_axis=0.5), "in_axis must be an integer, got 0.5"),
+        (
+            lambda: initializers.constant("0.5"),
+            "value must be a number or an array of numbers, got '0.5'",
+        ),
+        (
+            lambda: initializers.constant(None),
+            "value must be a number or an array of numbers, got None",
+        ),
+        (lambda: initializers.ones()(KEY, 3), "shape must be a tuple of integers, got 3"),
+        (
+            lambda: initializers.normal()(KEY, (2.0, 3)),
+            "shape must be a tuple of integers, got (2.0, 3)",
+        ),
+        (
+            lambda: initializers.he_normal()(0, (2, 3)),
+            "normal(mean=0.0, std=1.0) needs a key, e.g. jax.random.key(0), got 0",
+        ),
+        (
+            lambda: initializers.orthogonal()(np.int32(7), (3, 3)),
+            "orthogonal(gain=1.0) needs a key, e.g. jax.random.key(0), got np.int32(7)",
+        ),
+        (
+            lambda: initializers.scaled(jax.nn.initializers.normal, 2.0),
+            "an initializer is a function of key, shape and dtype, got normal, which is not called "
+            "with these; if it makes an initializer, call it: normal()",
+        ),
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_kind_is_named(call, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        call()
+
+
+def test_errors_of_traced_values_are_those_of_jax():
+    for call in (
+        lambda x: initializers.normal(std=x),
+        lambda x: initializers.dirac(x.astype(int)),
+        lambda x: initializers.ones()(KEY, (x.astype(int),)),
+    ):
+        with pytest.raises(jax.errors.JAXTypeError):
+            jax.jit(call)(1.0)
+
+
+ORDER = "; the order is key, params, initializers"
+PATTERNS = "initializers must be a dict by pattern, such as {'*/bias': zeros()}, got "
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (({"a": X}, KEY, {"a": initializers.zeros()}),
+         f"key must be one such as jax.random.key(0), got a dict{ORDER}"),
+        ((0, {"a": X}, {"a": initializers.zeros()}),
+         f"key must be one such as jax.random.key(0), got an int{ORDER}"),
+        ((KEY, {"a": X}, initializers.zeros()), f"{PATTERNS}a constant{ORDER}"),
+        ((KEY, {"a": X}, [("a", initializers.zeros())]), f"{PATTERNS}a list{ORDER}"),
+        ((KEY, {"a": X}, {("a",): initializers.zeros()}), f"{PATTERNS}a dict{ORDER}"),
+    ],
+)  # fmt: skip
+def test_reinit_says_which_argument_is_wrong(arguments, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        initializers.reinit(*arguments)

@@ -49,8 +49,8 @@ def test_it_draws_what_fits_and_keeps_the_rest():
     kernels = [after["params"][f"Dense_{i}"]["kernel"] for i in (0, 1)]
     assert abs(kernels[0] - kernels[1]).min() > 0
     kept = [("params", "Dense_0", "bias"), ("batch_stats", "BatchNorm_0", "mean")]
-    for room, layer, name in kept:
-        assert after[room][layer][name] is before[room][layer][name]
+    for collection, layer, name in kept:
+        assert after[collection][layer][name] is before[collection][layer][name]
 
 
 def test_the_last_pattern_that_fits_counts():

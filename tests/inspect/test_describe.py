@@ -273,6 +273,11 @@ def test_it_prints_and_is_plain_data():
             "got int",
         ),
         (
+            lambda: jinit.describe(nn.Dense(2), (4, 8)),
+            "describe takes inputs as arrays or jax.ShapeDtypeStruct, got (4, 8); for inputs of "
+            "this shape write jnp.ones((4, 8))",
+        ),
+        (
             lambda: jinit.describe(build, X),
             "describe takes inputs for a flax.linen module only; an NNX module knows its shapes",
         ),

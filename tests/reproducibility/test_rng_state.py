@@ -225,6 +225,11 @@ class TestKeysThatCannotBeSaved:
                 call()
             assert str(raised.value) == text
 
+    def test_a_key_without_a_name(self):
+        with pytest.raises(TypeError) as raised:
+            get_rng_state(KEYS["typed"])
+        assert str(raised.value).startswith("The keys must be a dict of JAX keys by name, not an a")
+
 
 @pytest.fixture
 def places():

@@ -163,6 +163,13 @@ class TestFoldInProcess:
         assert (shape.shape, shape.dtype) == (make_key(1).shape, make_key(1).dtype)
 
 
+@pytest.mark.parametrize("value", [0, None, "0"])
+def test_what_is_not_a_key_is_not_folded(value):
+    with pytest.raises(TypeError) as raised:
+        fold_in_process(value)
+    assert str(raised.value) == f"The key must be one such as jax.random.key(0), not {value!r}."
+
+
 class TestSeedContext:
     def test_streams_inside_and_after(self):
         seed_all(7)
