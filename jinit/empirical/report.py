@@ -19,9 +19,10 @@ from jinit.empirical.run import Findings
 from jinit.empirical.scales import log_mean
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["LayerRow", "Report", "build_report"]
+__all__ = ["LayerRow", "Report", "build_report", "draw_quantity"]
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,7 @@ class Report(PlainData):
     def plot(self) -> "Figure":
         """Draws the three quantities over the layers, before and after; needs matplotlib."""
         require("plot", "matplotlib")
-        from jinit.empirical.plots import plot_report
-
-        return plot_report(self)
+        return _plot(self)
 
     def __str__(self) -> str:
         if self.members:
@@ -250,3 +249,36 @@ def _residuals(ordered: Sequence[Named], ratios: np.ndarray) -> dict[str, float]
         if named.layer.shared and ratio > 0:
             residuals[named.path] = max(residuals.get(named.path, 1.0), ratio, 1 / ratio)
     return residuals
+
+
+_TITLES = {
+    "activation": "activation RMS",
+    "gradient": "gradient RMS at the input",
+    "update": "update RMS of a unit step",
+}
+
+
+def draw_quantity(axes: "Axes", report: Report, quantity: str) -> None:
+    """Draws one quantity of every layer, before and after, on a logarithmic axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    for when, color in (("before", "0.6"), ("after", "C0")):
+        values: list[Any] = [getattr(row, f"{quantity}_{when}") for row in report.rows]
+        heights = np.array([v if v else np.nan for v in values], float)
+        axes.plot(np.arange(1, len(heights) + 1), heights, "o-", ms=4, label=when, color=color)
+    axes.axhline(1.0, color="0.3", lw=0.8, ls=":")
+    axes.set_yscale("log")
+    axes.set_xlabel("layer")
+    axes.set_title(_TITLES[quantity])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _plot(report: Report) -> "Figure":
+    """Draws activation, gradient and update side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    for axes, quantity in zip(figure.subplots(1, 3), _TITLES, strict=True):
+        draw_quantity(axes, report, quantity)
+    figure.axes[0].legend()
+    return figure
