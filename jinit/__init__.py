@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from jinit.inspect import CoordCheck, coord_check, describe
     from jinit.reproducibility import (
         MAX_SEED,
-        configure_deterministic_mode,
         fold_in_process,
         get_random_seed,
         get_rng_state,
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
         seed_context,
         seed_workers,
     )
+    from jinit.settings.determinism import configure_deterministic_mode
 
 __version__ = "0.1.0"
 
@@ -74,10 +74,10 @@ _NAMES = {
     "jinit.empirical.normed": ("Normed", "get_wrapped_submodules", "wrap_all_leaf_modules"),
     "jinit.inspect": ("CoordCheck", "coord_check", "describe"),
     "jinit.reproducibility": (
-        *("MAX_SEED", "configure_deterministic_mode", "fold_in_process", "get_random_seed"),
-        *("get_rng_state", "load_rng_state", "register_key", "seed_all", "seed_context"),
-        "seed_workers",
+        *("MAX_SEED", "fold_in_process", "get_random_seed", "get_rng_state", "load_rng_state"),
+        *("register_key", "seed_all", "seed_context", "seed_workers"),
     ),
+    "jinit.settings.determinism": ("configure_deterministic_mode",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _SUBMODULES = {"amp", "defaults", "empirical", "initializers", "inspect", "reproducibility"}

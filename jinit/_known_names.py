@@ -166,7 +166,8 @@ NAMES: Mapping[str, Mapping[str, Same | Instead]] = {
     },
 }
 """What the names of other systems are, by the module of jinit that a user looks in."""
-NAMES = {**NAMES, "jinit.reproducibility": NAMES["jinit"]}
+_DETERMINISTIC = {"configure_deterministic_mode": Instead("it is at the top of jinit")}
+NAMES = {**NAMES, "jinit.reproducibility": {**NAMES["jinit"], **_DETERMINISTIC}}
 
 EVERY_INITIALIZER: Mapping[str, str | As | Instead] = {
     "seed": Instead("an initializer draws with the key it is called with: init(key, shape, dtype)"),

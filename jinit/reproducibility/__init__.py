@@ -12,12 +12,10 @@ from jinit.reproducibility.processes import fold_in_process
 from jinit.reproducibility.rng_state import get_rng_state, load_rng_state
 from jinit.reproducibility.seeds import MAX_SEED, get_random_seed, root_seed, seed_all
 from jinit.reproducibility.workers import WorkerSeeds, seed_workers
-from jinit.settings.determinism import configure_deterministic_mode
 
 __all__ = [
     "MAX_SEED",
     "WorkerSeeds",
-    "configure_deterministic_mode",
     "fold_in_process",
     "get_random_seed",
     "get_rng_state",

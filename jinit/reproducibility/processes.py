@@ -3,8 +3,8 @@
 import sys
 from typing import TYPE_CHECKING
 
+from jinit._jax_private import backend_is_up
 from jinit._kinds import is_key
-from jinit.settings._jax_private import backend_is_up
 
 if TYPE_CHECKING:
     import jax

@@ -3,8 +3,8 @@
 import os
 
 from jinit._known import known_arguments
+from jinit._parsing import integer
 from jinit.reproducibility.generators import seed_from_sequence, seed_generators
-from jinit.settings.parsing import integer
 
 __all__ = [
     "MAX_SEED",

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
+from jinit._parsing import refusal
 from jinit.settings.jax_options import option, set_option
-from jinit.settings.parsing import refusal
 from jinit.settings.setting import Choice, Setting, Source
 from jinit.settings.undo import on_failure
 from jinit.settings.user_cache import private_directory, private_path, writable_by_others

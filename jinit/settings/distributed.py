@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jinit.settings.parsing import integer, refusal
+from jinit._parsing import integer, refusal
 from jinit.settings.setting import Setting, Source
 from jinit.settings.undo import on_failure
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jinit.settings._jax_private import backend_is_up, flags_in_force
+from jinit._jax_private import active_flags, backend_is_up
 from jinit.settings.environment import FLAG_VARIABLES, set_variable, wrote_flag
 from jinit.settings.flag_check import UNCHECKED, check_flags, check_tpu_flags
 from jinit.settings.flag_text import (
@@ -117,7 +117,7 @@ def present_flags() -> dict[str, AskedFlag]:
     flags = _flags_in_variables()
     if not backend_is_up():
         return flags
-    read = flags_in_force()
+    read = active_flags()
     return {name: flag for name, flag in flags.items() if _was_read(name, flag, read)}
 
 

@@ -5,13 +5,13 @@ import re
 from contextlib import suppress
 from typing import Any
 
-from jinit.settings._jax_private import (
+from jinit._jax_private import (
     backend_is_up,
     registered_platforms,
     skipped_platforms,
 )
+from jinit._parsing import FLAG, SWITCH, Parser, choice, integer, optional, refusal
 from jinit.settings.flag_text import read_flags
-from jinit.settings.parsing import FLAG, SWITCH, Parser, choice, integer, optional, refusal
 from jinit.settings.setting import Choice, Setting, Source
 from jinit.settings.undo import on_failure
 

@@ -2,8 +2,8 @@
 
 import os
 
+from jinit._parsing import FLAG, choice, fraction, optional
 from jinit.settings.environment import set_variable
-from jinit.settings.parsing import FLAG, choice, fraction, optional
 from jinit.settings.setting import Setting, Source
 
 __all__ = ["MEMORY", "MEMORY_FRACTION", "POLICIES"]

@@ -1,6 +1,6 @@
 """How ``multiprocessing`` starts a child process."""
 
-from jinit.settings.parsing import choice
+from jinit._parsing import choice
 from jinit.settings.setting import Setting, Source
 from jinit.settings.undo import on_failure
 

@@ -1,8 +1,8 @@
 """The seed of the run."""
 
+from jinit._parsing import integer, optional
 from jinit.reproducibility.generators import require_mt19937
 from jinit.reproducibility.seeds import MAX_SEED, get_random_seed, seed_process
-from jinit.settings.parsing import integer, optional
 from jinit.settings.setting import Choice, Setting, Source
 
 __all__ = ["SEED", "common_seed"]

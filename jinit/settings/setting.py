@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jinit.settings._jax_private import backend_is_up
+from jinit._jax_private import backend_is_up
+from jinit._parsing import Parser
 from jinit.settings.environment import user_value
-from jinit.settings.parsing import Parser
 
 __all__ = ["Choice", "Origin", "Setting", "Source", "Status"]
 

@@ -1,5 +1,6 @@
 """Every setting of a process."""
 
+from jinit._parsing import FLAG, SWITCH
 from jinit.settings.compilation_cache import COMPILATION_CACHE
 from jinit.settings.determinism import DETERMINISTIC
 from jinit.settings.distributed import DISTRIBUTED
@@ -12,7 +13,6 @@ from jinit.settings.jax_options import (
     PRNG_IMPL,
 )
 from jinit.settings.memory import MEMORY, MEMORY_FRACTION
-from jinit.settings.parsing import FLAG, SWITCH
 from jinit.settings.precision import PRECISION
 from jinit.settings.processes import START_METHOD
 from jinit.settings.seeds import SEED

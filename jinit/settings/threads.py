@@ -2,9 +2,9 @@
 
 import os
 
-from jinit.settings._jax_private import backend_is_up, cpu_pool_size
+from jinit._jax_private import backend_is_up, cpu_pool_size
+from jinit._parsing import Parser, integer, optional
 from jinit.settings.environment import set_variable
-from jinit.settings.parsing import Parser, integer, optional
 from jinit.settings.setting import Choice, Setting, Source
 
 __all__ = ["MAX_THREADS", "THREADS"]

@@ -1,4 +1,4 @@
-"""The only file of the settings that reads what JAX and XLA do not publish.
+"""The only file outside of tracing that reads what JAX and XLA do not publish.
 
 JAX has no public question whether a backend is up, and asking ``jax.devices()`` starts one; none
 for the platforms that could be started; and XLA has none for the flags that it has read and for the
@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 
 __all__ = [
+    "active_flags",
     "backend_is_up",
     "cpu_pool_size",
-    "flags_in_force",
     "registered_platforms",
     "skipped_platforms",
 ]
@@ -39,7 +39,7 @@ def skipped_platforms() -> list[str]:
     return [] if hardware_utils.has_visible_nvidia_gpu() else ["cuda"]
 
 
-def flags_in_force() -> dict[str, str]:
+def active_flags() -> dict[str, str]:
     """The flags that XLA has read and whose values are not zero; to ask before it has reads them.
 
     They are the fields of the options that every program is compiled with: flags under other
