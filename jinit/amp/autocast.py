@@ -68,7 +68,13 @@ class Autocast:
         rules, facts = self.decisions(traced.jaxpr, static.fill(values)[0], record)
         alike = functools.partial(facts_below, facts, list(facts)) if record is None else None
         outputs, _ = evaluate(
-            traced.jaxpr, traced.consts, values, rules.rule, alike=alike, region=rules.region
+            traced.jaxpr,
+            traced.consts,
+            values,
+            rules.rule,
+            alike=alike,
+            region=rules.region,
+            derivative=rules.derivative,
         )
         pairs = zip(outputs, traced.out_avals, strict=True)
         return traced.unflatten(

@@ -12,13 +12,14 @@ from jax.extend import core as jex
 
 from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import FLOAT16, FLOAT32
-from jinit.amp.products import asks_for_precision, contracts
+from jinit.amp.products import asks_for_precision, contracts, inner
 from jinit.amp.promotion import INDICATOR, PARAMETER, Tag, promote, votes_of
 from jinit.amp.regions import casts_disabled, region_of
 from jinit.tracing import (
     EquationView,
     Path,
     Rule,
+    Run,
     aval_of,
     declares_dtypes,
     is_hidden,
@@ -47,6 +48,7 @@ class Decision:
     weak: frozenset[int] = frozenset()
 
 
+_STEEP = frozenset("div integer_pow pow rsqrt".split())
 _DISABLED = Decision("declared", "disable_casts")
 
 
@@ -72,6 +74,8 @@ class CastRule:
         decision = self.decide(view, values)
         if self.record is not None:
             self.record(view, values, decision)
+        if decision is not _DISABLED and _is_steep(view.equation, self.half, decision.target):
+            return _with_whole_slope(view, values)
         match decision.target:
             case "declared":
                 return None
@@ -120,6 +124,10 @@ class Decisions:
         dtype = self._dtype_of(found[0], equation, values)
         decision = Decision(dtype, " ".join(found))
         return self._uniform_rule(decision), _cast_managed(equation, values, self.half, dtype)
+
+    def derivative(self, run: Run, jaxpr: jex.Jaxpr, path: Path) -> Run:
+        """Returns the evaluation inside a user's derivative rule: the same, without tags."""
+        return run
 
     def _dtype_of(self, kind: str, equation: jex.JaxprEqn, values: Sequence[Any]) -> np.dtype:
         if kind == "half_function":
@@ -180,7 +188,9 @@ class Decisions:
             return Decision("declared", "precision asked for")
         if not contracts(equation):
             return self._promoted(equation, values, votes_of(equation, tags), "contracts nothing")
-        if INDICATOR in tags:
+        if inner(equation) and "reduce_sum" in self.ops.float32:
+            return Decision(FLOAT32, "float32 list (an inner product sums)")
+        if INDICATOR in tags or any(isinstance(tag, float) for tag in tags):
             votes = votes_of(equation, tags, indicators=False)
             return self._promoted(equation, values, votes, "selects or counts")
         return Decision(self.half, "half list")
@@ -242,13 +252,42 @@ def _within_range(parameter: Any) -> Any:
     limits = jnp.finfo(FLOAT16)
     largest, least = float(limits.max), float(limits.smallest_subnormal)
     tiny = (parameter != 0) & (jnp.abs(parameter) < least)
-    raised = jnp.where(tiny, jnp.copysign(least, parameter), parameter)
-    return jnp.where(jnp.isfinite(raised), jnp.clip(raised, -largest, largest), raised)
+    beyond = jnp.isfinite(parameter) & (tiny | (jnp.abs(parameter) > largest))
+    nearest = jnp.copysign(jnp.where(tiny, least, largest), parameter)
+    # its gradient is that of the parameter: a bias of 1e-8, as after a first step, goes on learning
+    moved = jnp.where(beyond, parameter, 0)
+    moved = lax.stop_gradient(nearest) + (moved - lax.stop_gradient(moved))
+    return jnp.where(beyond, moved, parameter)
+
+
+def _is_steep(equation: jex.JaxprEqn, half: np.dtype, target: Any) -> bool:
+    """Returns whether float16 holds an operation's result, and not its derivative.
+
+    That of ``x / y`` holds ``y ** -2``, which is 0 for a y of 6000, as a sum of weights is.
+    """
+    name, atoms = equation.primitive.name, equation.invars
+    if half != FLOAT16 or name not in _STEEP or isinstance(atoms[-1], jex.Literal):
+        return False
+    declared = target == "declared" and aval_of(equation.outvars[0]).dtype == FLOAT16
+    return (declared or target == FLOAT16) and equation.params.get("y", -1) < 0
+
+
+def _with_whole_slope(view: EquationView, values: Sequence[Any]) -> list[Any]:
+    """Runs an operation on float16 values in float32: the same result, with a whole derivative."""
+    pairs = zip(values, view.equation.invars, strict=True)
+    halves = [cast_to(v, FLOAT16) if is_managed(atom, FLOAT16) else v for v, atom in pairs]
+    wide = [cast_to(v, FLOAT32) if jnp.result_type(v) == FLOAT16 else v for v in halves]
+    return [cast_to(result, FLOAT16) for result in view.bind(wide)]
 
 
 def _accumulation(product: jex.JaxprEqn, half: np.dtype, dtype: np.dtype) -> dict[str, Any]:
-    """Asks a float32 product for a half result; one that the user made of halves stays."""
+    """Asks a float32 product for a half result; one that the user made of halves stays.
+
+    One of halves that runs in float32 is asked for a float32 result.
+    """
     wanted = product.params.get("preferred_element_type")
+    if dtype == FLOAT32 and wanted == half:
+        return {"preferred_element_type": FLOAT32}
     if dtype != half or wanted != FLOAT32:
         return {}
     whole = any(aval_of(atom).dtype == FLOAT32 for atom in product.invars)
@@ -267,12 +306,15 @@ def _warn_if_hidden(equation: jex.JaxprEqn) -> None:
 
 
 def squares(equation: jex.JaxprEqn) -> bool:
-    """Returns whether an equation squares a value, which in a norm overflows first."""
+    """Returns whether an equation squares a value, which in a norm overflows first.
+
+    A higher power does what a square does, and sooner.
+    """
     name, atoms = equation.primitive.name, equation.invars
     return (
         name == "square"
         or (name == "mul" and atoms[0] is atoms[1])
-        or (name == "integer_pow" and equation.params["y"] == 2)
+        or (name == "integer_pow" and equation.params["y"] >= 2)
     )
 
 

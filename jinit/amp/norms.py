@@ -17,6 +17,7 @@ result, is ``widened``: half again without loss.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,17 @@ from jinit.amp.autocast import Autocast
 from jinit.amp.casting import CastRule, Decision, Decisions, Record, is_managed, squares
 from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import FLOAT32, Policy
-from jinit.amp.promotion import ARRAY, KEEPS_TAG, PARAMETER, Tag, Weakness, parameter_tags
-from jinit.tracing import EquationView, Frame, Path, Rule, aval_of, propagate
+from jinit.amp.products import inner
+from jinit.amp.promotion import (
+    ARRAY,
+    KEEPS_TAG,
+    PARAMETER,
+    Tag,
+    Weakness,
+    facts_below,
+    parameter_tags,
+)
+from jinit.tracing import EquationView, Frame, Path, Rule, Run, aval_of, propagate
 
 __all__ = ["NormsInFloat32"]
 
@@ -93,6 +103,10 @@ def find_norms(
         KEPT if kept and tag in (ARRAY, PARAMETER) and aval_of(var).dtype == FLOAT32 else tag
         for var, tag in zip(jaxpr.invars, parameter_tags(jaxpr, args, params_argnums), strict=True)
     ]
+    return _facts(jaxpr, tags)
+
+
+def _facts(jaxpr: jex.Jaxpr, tags: Sequence[Any]) -> dict[Path, NormFact]:
     rules = _Norms()
     _, facts = propagate(jaxpr, tags, rules)
     found = rules.norms()
@@ -113,6 +127,7 @@ class _Norms(Weakness):
 
     def __init__(self) -> None:
         self._rooted: frozenset[Path] = frozenset()
+        self._squares: set[Path] = set()
         self._together: list[frozenset[Path]] = []
 
     def norms(self) -> frozenset[Path]:
@@ -131,12 +146,14 @@ class _Norms(Weakness):
     ) -> tuple[list[Any], tuple[Any, ...]]:
         origins = [tag for tag in tags if isinstance(tag, _Origin)]
         name = equation.primitive.name
-        starts = name in _SUMS or squares(equation)
-        if not origins and not starts and KEPT not in tags:
+        sums, power = _sums(equation, tags), _is_power(equation, tags)
+        if not origins and not sums and not power and KEPT not in tags:
             results, fact = super().equation(equation, tags, frames, path)
             return ([WIDENED] if _widens(equation, tags) else results), fact
         paths = frozenset[Path]().union(*(origin.paths for origin in origins))
-        if name in _ROOTS and any(origin.kind == STATISTIC for origin in origins):
+        if power:
+            self._squares.add(path)
+        if (name in _ROOTS and not power) or (sums and not paths.isdisjoint(self._squares)):
             self._rooted |= paths
         if name in _LINEAR and len(origins) > 1:
             self._together.append(paths - _KEPT_ONES)
@@ -153,11 +170,13 @@ class _Norms(Weakness):
         kinds = [None if kind == WIDENED else kind for kind in kinds]
         if KEPT in kinds and not paths and None not in kinds:
             return KEPT
-        if name in _SUMS:
+        if _sums(equation, tags):
             return _Origin(STATISTIC, paths | {path})
+        if name in _ROOTS and paths and not _is_power(equation, tags):
+            return _Origin(STATISTIC, paths)
         if STATISTIC in kinds and name in _OF_STATISTICS and not {None, NORMALIZED} & {*kinds}:
             return _Origin(STATISTIC, paths)
-        if squares(equation):
+        if _is_power(equation, tags):
             return _Origin(NORMALIZED, paths | {path})
         if name in _LINEAR and (STATISTIC in kinds or kinds.count(None) == 0):
             return _Origin(NORMALIZED, paths | (_KEPT_ONES if KEPT in kinds else frozenset()))
@@ -170,6 +189,20 @@ class _Norms(Weakness):
         if kind in (STATISTIC, NORMALIZED) and kind == _kind(second):
             return _Origin(kind, first.paths | second.paths)
         return super().join(first, second)
+
+
+def _sums(equation: jex.JaxprEqn, tags: Sequence[Any]) -> bool:
+    """Returns whether an equation sums data: an inner product does, and one with ones."""
+    if equation.primitive.name == "dot_general":
+        return inner(equation) or any(isinstance(tag, float) for tag in tags)
+    return equation.primitive.name in _SUMS
+
+
+def _is_power(equation: jex.JaxprEqn, tags: Sequence[Any]) -> bool:
+    """Returns whether an equation squares a value, or takes a higher power that is known."""
+    if equation.primitive.name == "pow":
+        return isinstance(tags[1], float) and tags[1] > 1
+    return squares(equation)
 
 
 def _kind(tag: Any) -> Any:
@@ -254,6 +287,16 @@ class NormDecisions(Decisions):
         """Returns the rule inside an equation: that of the user's marks behind kept parameters."""
         return super().region(equation, values, rule) if self.kept else (rule, values)
 
+    def derivative(self, run: Run, jaxpr: jex.Jaxpr, path: Path) -> Run:
+        """Returns the evaluation inside a user's derivative rule, whose norms are found there."""
+        if run.rule is not self.rule:
+            return run
+        found = _facts(jaxpr, [None] * len(jaxpr.invars))
+        facts = {(*path, *inside): fact for inside, fact in found.items()}
+        rules = NormDecisions(self.ops, self.half, facts, self.kept, self.plain.why, self.record)
+        alike = run.alike and functools.partial(facts_below, facts, list(facts))
+        return dataclasses.replace(run, rule=rules.rule, alike=alike, derivative=rules.derivative)
+
     def _in_norm(self, equation: jex.JaxprEqn, fact: NormFact) -> Decision | None:
         name = equation.primitive.name
         pairs = zip(equation.invars, fact.tags, strict=False)
@@ -266,8 +309,8 @@ class NormDecisions(Decisions):
             return Decision("dropped", "statistic of a norm")
         if name in KEEPS_TAG:
             return Decision("as given", "match")
-        if name in self.ops.half:
-            return Decision(FLOAT32, "kept parameter") if KEPT in tags else None
+        if name in self.ops.half and KEPT not in tags:
+            return None
         if _stays(name, tags):
             return Decision(FLOAT32, "kept parameter" if KEPT in tags else "inside a norm")
         return None
@@ -276,6 +319,8 @@ class NormDecisions(Decisions):
 def _stays(name: str, tags: set[Tag]) -> bool:
     """Returns whether a norm goes on in an operation; data that meets its result ends it."""
     if KEPT in tags or (STATISTIC in tags and name in _OF_STATISTICS):
+        return True
+    if NORMALIZED in tags and name in _ROOTS:
         return True
     return NORMALIZED in tags and name in _LINEAR and not {None, WIDENED} & tags
 
