@@ -14,6 +14,7 @@ from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import FLOAT16, FLOAT32
 from jinit.amp.products import asks_for_precision, contracts, inner
 from jinit.amp.promotion import INDICATOR, PARAMETER, Tag, promote, votes_of
+from jinit.amp.ranges import within_range
 from jinit.amp.regions import casts_disabled, region_of
 from jinit.tracing import (
     EquationView,
@@ -41,11 +42,13 @@ class Decision:
             program, ``as given`` whatever they come in, ``dropped`` a cast that changes nothing.
         why: The reason, in words.
         weak: The operands that are parameters, cast without a vote of their own.
+        lost: Those that are constants which the half dtype does not hold.
     """
 
     target: np.dtype | Literal["declared", "as given", "dropped"]
     why: str
     weak: frozenset[int] = frozenset()
+    lost: frozenset[int] = frozenset()
 
 
 _STEEP = frozenset("div integer_pow pow rsqrt".split())
@@ -84,8 +87,9 @@ class CastRule:
             case "as given":
                 return view.bind(values)
             case dtype:
+                guarded = decision.lost | (decision.weak if dtype == FLOAT16 else frozenset())
                 operands = _cast_managed(
-                    view.equation, values, self.half, dtype, view.memo, decision.weak
+                    view.equation, values, self.half, dtype, view.memo, guarded
                 )
                 return view.bind(operands, **_accumulation(view.equation, self.half, dtype))
 
@@ -190,7 +194,7 @@ class Decisions:
             return self._promoted(equation, values, votes_of(equation, tags), "contracts nothing")
         if inner(equation) and "reduce_sum" in self.ops.float32:
             return Decision(FLOAT32, "float32 list (an inner product sums)")
-        if INDICATOR in tags or any(isinstance(tag, float) for tag in tags):
+        if INDICATOR in tags:
             votes = votes_of(equation, tags, indicators=False)
             return self._promoted(equation, values, votes, "selects or counts")
         return Decision(self.half, "half list")
@@ -221,16 +225,16 @@ def _cast_managed(
     half: np.dtype,
     dtype: Any,
     memo: dict[Any, Any] | None = None,
-    weak: Collection[int] = (),
+    guarded: Collection[int] = (),
 ) -> list[Any]:
     """Casts the operands that are cast; one that goes up again takes the last such cast.
 
     A cast down is made anew at every use: the gradients of the uses then meet in float32.
     """
 
-    def cast(value: Any, is_weak: bool) -> Any:
-        if is_weak and dtype == FLOAT16:
-            return cast_to(_within_range(value), dtype)
+    def cast(value: Any, is_guarded: bool) -> Any:
+        if is_guarded:
+            return cast_to(within_range(value, dtype), dtype)
         if memo is None or dtype != FLOAT32 or jnp.result_type(value) == FLOAT32:
             return cast_to(value, dtype)
         if id(value) not in memo:
@@ -238,26 +242,7 @@ def _cast_managed(
         return memo[id(value)][1]
 
     pairs = enumerate(zip(values, equation.invars, strict=True))
-    return [cast(v, n in weak) if is_managed(a, half) else v for n, (v, a) in pairs]
-
-
-def _within_range(parameter: Any) -> Any:
-    """Keeps a parameter from becoming infinite or zero in float16: a mask of -1e9, an eps of 1e-9.
-
-    Its value is not known where the program is made, as a literal's is; so its dtype cannot follow
-    from it, and it becomes the nearest number that does what it is there for.
-    """
-    if jnp.result_type(parameter) == FLOAT16:
-        return parameter
-    limits = jnp.finfo(FLOAT16)
-    largest, least = float(limits.max), float(limits.smallest_subnormal)
-    tiny = (parameter != 0) & (jnp.abs(parameter) < least)
-    beyond = jnp.isfinite(parameter) & (tiny | (jnp.abs(parameter) > largest))
-    nearest = jnp.copysign(jnp.where(tiny, least, largest), parameter)
-    # its gradient is that of the parameter: a bias of 1e-8, as after a first step, goes on learning
-    moved = jnp.where(beyond, parameter, 0)
-    moved = lax.stop_gradient(nearest) + (moved - lax.stop_gradient(moved))
-    return jnp.where(beyond, moved, parameter)
+    return [cast(v, n in guarded) if is_managed(a, half) else v for n, (v, a) in pairs]
 
 
 def _is_steep(equation: jex.JaxprEqn, half: np.dtype, target: Any) -> bool:

@@ -28,7 +28,8 @@ import numpy as np
 from jax.extend import core as jex
 
 from jinit.amp.autocast import Autocast
-from jinit.amp.casting import CastRule, Decision, Decisions, Record, is_managed, squares
+from jinit.amp.casting import CastRule, Decision, Decisions, Record, cast_to, is_managed, squares
+from jinit.amp.constants import has_lost_constants, is_lost, restore_constants
 from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import FLOAT32, Policy
 from jinit.amp.products import inner
@@ -41,7 +42,17 @@ from jinit.amp.promotion import (
     facts_below,
     parameter_tags,
 )
-from jinit.tracing import EquationView, Frame, Path, Rule, Run, aval_of, propagate
+from jinit.tracing import (
+    EquationView,
+    Frame,
+    Path,
+    Rule,
+    Run,
+    TracedFunction,
+    aval_of,
+    propagate,
+    trace,
+)
 
 __all__ = ["NormsInFloat32"]
 
@@ -260,7 +271,7 @@ class NormDecisions(Decisions):
         if first is not None:
             return first if first.target == "dropped" or self.kept else self.plain
         fact = self.facts.get(view.path, NormFact(()))
-        found = self._in_norm(equation, fact)
+        found = self._in_norm(equation, fact) or self._of_constants(equation, fact)
         if found is not None:
             return found
         return self._behind(view, values, fact) if self.kept else self.plain
@@ -296,6 +307,18 @@ class NormDecisions(Decisions):
         rules = NormDecisions(self.ops, self.half, facts, self.kept, self.plain.why, self.record)
         alike = run.alike and functools.partial(facts_below, facts, list(facts))
         return dataclasses.replace(run, rule=rules.rule, alike=alike, derivative=rules.derivative)
+
+    def _of_constants(self, equation: jex.JaxprEqn, fact: NormFact) -> Decision | None:
+        """Decides on a constant that the half dtype does not hold: it becomes the nearest."""
+        lost = frozenset(n for n, tag in enumerate(fact.tags) if is_lost(tag, self.half))
+        results = {getattr(aval_of(out), "dtype", None) for out in equation.outvars}
+        if not lost or (results == {FLOAT32} and equation.primitive.name not in KEEPS_TAG):
+            return None
+        if equation.primitive.name == "convert_element_type":
+            return Decision("dropped", "constant") if results <= {FLOAT32, self.half} else None
+        if equation.primitive.name in KEEPS_TAG:
+            return Decision("as given", "constant")
+        return Decision(self.half, self.plain.why, lost=lost)
 
     def _in_norm(self, equation: jex.JaxprEqn, fact: NormFact) -> Decision | None:
         name = equation.primitive.name
@@ -344,6 +367,24 @@ class NormsInFloat32(Autocast):
         super().__init__(fn, policy.half_dtype, (0,), ops)
         self.kept = kept
         self.why = f"{policy.opt_level} casts the function's inputs"
+
+    def traced(self, fn: Callable[[list[Any]], Any], values: list[Any]) -> TracedFunction:
+        """Traces the function, with the constants that the half dtype does not hold."""
+        traced = trace(fn, values)
+        if not has_lost_constants(traced.jaxpr, self.half_dtype):
+            return traced
+
+        def of_wide(values: list[Any]) -> Any:
+            halves = [jnp.result_type(value) == self.half_dtype for value in values]
+            pairs = zip(values, halves, strict=True)
+            return fn([cast_to(value, FLOAT32) if half else value for value, half in pairs])
+
+        try:
+            wide = trace(of_wide, values)
+        except Exception:  # a function of half arrays only; its own error, if any, was raised above
+            return traced
+        jaxpr = restore_constants(traced.jaxpr, wide.jaxpr, self.half_dtype)
+        return dataclasses.replace(traced, jaxpr=jaxpr)
 
     def decisions(
         self, jaxpr: jex.Jaxpr, args: Sequence[Any], record: Record | None
