@@ -10,6 +10,7 @@ A norm is found by what it computes, whoever wrote it and whatever it is called:
 the sums, the squares that they sum and what is made of them are ``statistic``; ``y`` is
 ``normalized``: data meets statistics. Both are float32; what anything else reads of them is half
 again, as the input of ``relu``. The sum of a softmax is no statistic: nothing takes its root.
+A sum of squares is one even so, and an inner product or one with ones is a sum.
 
 Parameters that stay float32 by themselves are ``kept``, and where one meets data the result is
 ``normalized`` as well. What the program widens to float32, since it is declared to meet such a

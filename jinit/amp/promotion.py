@@ -92,8 +92,8 @@ def parameter_tags(
 
 
 def facts_below(
-    facts: Mapping[Path, tuple[Tag, ...]], paths: Sequence[Path], path: Path
-) -> tuple[tuple[Path, tuple[Tag, ...]], ...]:
+    facts: Mapping[Path, Any], paths: Sequence[Path], path: Path
+) -> tuple[tuple[Path, Any], ...]:
     """Returns what was found below a path, with the paths from there on."""
     first, last = (bisect_left(paths, (*path[:-1], path[-1] + after)) for after in (0, 1))
     return tuple((inner[len(path) :], facts[inner]) for inner in paths[first:last])
