@@ -23,6 +23,7 @@ def is_lost(constant: Any, half: np.dtype) -> bool:
     """Returns whether a known number becomes zero or infinite in a half dtype.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> is_lost(1e-12, jnp.dtype("float16")), is_lost(1e-12, jnp.dtype("bfloat16"))
         (True, False)
     """
