@@ -17,7 +17,7 @@ from jinit.tracing._jax import (
 )
 from jinit.tracing.borders import in_context_mesh
 from jinit.tracing.dataflow import DataflowRules, Frame, propagate
-from jinit.tracing.evaluate import EquationView, Region, Rule, evaluate
+from jinit.tracing.evaluate import EquationView, Region, Rule, Run, evaluate
 from jinit.tracing.roll import Rolled, roll
 from jinit.tracing.static import ARRAYS, Static, partition
 from jinit.tracing.structure import PRODUCTS, Path, declares_dtypes, structure_of
@@ -33,6 +33,7 @@ __all__ = [
     "Region",
     "Rolled",
     "Rule",
+    "Run",
     "Static",
     "TracedFunction",
     "aval_of",
