@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from jinit.amp.arguments import check_model
 from jinit.amp.autocast import autocast
 from jinit.amp.between_modules import cast_between_modules, is_linen_apply
@@ -22,6 +24,7 @@ __all__ = ["MixedPrecisionApply", "find_apply_fn", "function_name"]
 
 
 Path = tuple[str, ...]
+_CACHE = "cache"  # the name of Flax's own modules for keys and values of earlier positions
 
 
 class MixedPrecisionApply:
@@ -61,14 +64,22 @@ class MixedPrecisionApply:
         """Calls a function on cast variables and inputs, and casts its outputs."""
         self.policy.check_params(variables)
         types = self._types(variables, inputs, kwargs)
-        variables = self.policy.cast_to_compute(variables, types)
+        given = variables
+        variables = self._with_cache(self.policy.cast_to_compute(variables, types))
         if self.policy.cast_model_type is not None:
             inputs, kwargs = cast_floating((inputs, kwargs), self.policy.cast_model_type)
         outputs = function(variables, *inputs, **kwargs)
         if kwargs.get("mutable", False) is False:
             return self.policy.cast_to_output(outputs)
         outputs, updated = outputs
-        return self.policy.cast_to_output(outputs), updated
+        return self.policy.cast_to_output(outputs), _as_given(updated, given)
+
+    def _with_cache(self, variables: Any) -> Any:
+        """Casts the collection ``cache``: what is written into it is data of the function."""
+        if not self.policy.computes_in_half or not _has_cache(variables):
+            return variables
+        cache = cast_floating(variables[_CACHE], self.policy.half_dtype)
+        return {**variables, _CACHE: cache}
 
     def module_types(self, variables: Any, *inputs: Any, **kwargs: Any) -> ModuleTypes:
         """Returns the type of the module at each path below the parameters.
@@ -143,6 +154,20 @@ class MixedPrecisionApply:
     def __repr__(self) -> str:
         name = function_name(self.apply_fn)
         return f"<{name} at {self.policy.opt_level} with {self.policy.half_dtype}>"
+
+
+def _has_cache(variables: Any) -> bool:
+    return isinstance(variables, Mapping) and "params" in variables and _CACHE in variables
+
+
+def _as_given(updated: Any, given: Any) -> Any:
+    """Returns updated variables with a cache of the dtypes that it had, if it had any."""
+    if not (_has_cache(given) and isinstance(updated, Mapping) and _CACHE in updated):
+        return updated
+    if jax.tree.structure(updated[_CACHE]) != jax.tree.structure(given[_CACHE]):
+        return updated
+    cache = jax.tree.map(lambda new, old: new.astype(old.dtype), updated[_CACHE], given[_CACHE])
+    return {**updated, _CACHE: cache}
 
 
 def function_name(fn: Callable[..., Any]) -> str:

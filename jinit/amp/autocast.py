@@ -15,7 +15,7 @@ from jinit.amp.levels import parse_ops, resolve_half_dtype
 from jinit.amp.op_lists import OPS, OpLists
 from jinit.amp.policy import BFLOAT16, FLOAT32, Policy
 from jinit.amp.promotion import facts_below, find_tags
-from jinit.tracing import Path, Static, evaluate, partition, trace
+from jinit.tracing import Path, Static, TracedFunction, evaluate, partition, trace
 
 __all__ = ["Autocast", "autocast"]
 
@@ -64,18 +64,28 @@ class Autocast:
             args, kwargs = static.fill(values)
             return self.fn(*args, **kwargs)
 
-        traced, half = trace(of_values, values), self.half_dtype
+        traced, half = self.traced(of_values, values), self.half_dtype
         args = static.fill(values)[0]
         _check_argnums(self.params_argnums, args)
         rules, facts = self.decisions(traced.jaxpr, args, record)
         alike = functools.partial(facts_below, facts, list(facts)) if record is None else None
         outputs, _ = evaluate(
-            traced.jaxpr, traced.consts, values, rules.rule, alike=alike, region=rules.region
+            traced.jaxpr,
+            traced.consts,
+            values,
+            rules.rule,
+            alike=alike,
+            region=rules.region,
+            derivative=rules.derivative,
         )
         pairs = zip(outputs, traced.out_avals, strict=True)
         return traced.unflatten(
             [cast_to(x, a.dtype) if a.dtype in (FLOAT32, half) else x for x, a in pairs]
         )
+
+    def traced(self, fn: Callable[[list[Any]], Any], values: list[Any]) -> TracedFunction:
+        """Traces the function at its values."""
+        return trace(fn, values)
 
     def decisions(
         self, jaxpr: jex.Jaxpr, args: Sequence[Any], record: Record | None

@@ -12,13 +12,15 @@ from jax.extend import core as jex
 
 from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import FLOAT16, FLOAT32
-from jinit.amp.products import asks_for_precision, contracts
+from jinit.amp.products import asks_for_precision, contracts, inner
 from jinit.amp.promotion import INDICATOR, PARAMETER, Tag, promote, votes_of
+from jinit.amp.ranges import within_range
 from jinit.amp.regions import casts_disabled, region_of
 from jinit.tracing import (
     EquationView,
     Path,
     Rule,
+    Run,
     aval_of,
     declares_dtypes,
     is_hidden,
@@ -40,13 +42,16 @@ class Decision:
             program, ``as given`` whatever they come in, ``dropped`` a cast that changes nothing.
         why: The reason, in words.
         weak: The operands that are parameters, cast without a vote of their own.
+        lost: Those that are constants which the half dtype does not hold.
     """
 
     target: np.dtype | Literal["declared", "as given", "dropped"]
     why: str
     weak: frozenset[int] = frozenset()
+    lost: frozenset[int] = frozenset()
 
 
+_STEEP = frozenset("div integer_pow pow rsqrt".split())
 _DISABLED = Decision("declared", "disable_casts")
 
 
@@ -72,6 +77,8 @@ class CastRule:
         decision = self.decide(view, values)
         if self.record is not None:
             self.record(view, values, decision)
+        if decision is not _DISABLED and _is_steep(view.equation, self.half, decision.target):
+            return _with_whole_slope(view, values)
         match decision.target:
             case "declared":
                 return None
@@ -80,8 +87,9 @@ class CastRule:
             case "as given":
                 return view.bind(values)
             case dtype:
+                guarded = decision.lost | (decision.weak if dtype == FLOAT16 else frozenset())
                 operands = _cast_managed(
-                    view.equation, values, self.half, dtype, view.memo, decision.weak
+                    view.equation, values, self.half, dtype, view.memo, guarded
                 )
                 return view.bind(operands, **_accumulation(view.equation, self.half, dtype))
 
@@ -120,6 +128,10 @@ class Decisions:
         dtype = self._dtype_of(found[0], equation, values)
         decision = Decision(dtype, " ".join(found))
         return self._uniform_rule(decision), _cast_managed(equation, values, self.half, dtype)
+
+    def derivative(self, run: Run, jaxpr: jex.Jaxpr, path: Path) -> Run:
+        """Returns the evaluation inside a user's derivative rule: the same, without tags."""
+        return run
 
     def _dtype_of(self, kind: str, equation: jex.JaxprEqn, values: Sequence[Any]) -> np.dtype:
         if kind == "half_function":
@@ -180,6 +192,8 @@ class Decisions:
             return Decision("declared", "precision asked for")
         if not contracts(equation):
             return self._promoted(equation, values, votes_of(equation, tags), "contracts nothing")
+        if inner(equation) and "reduce_sum" in self.ops.float32:
+            return Decision(FLOAT32, "float32 list (an inner product sums)")
         if INDICATOR in tags:
             votes = votes_of(equation, tags, indicators=False)
             return self._promoted(equation, values, votes, "selects or counts")
@@ -211,16 +225,16 @@ def _cast_managed(
     half: np.dtype,
     dtype: Any,
     memo: dict[Any, Any] | None = None,
-    weak: Collection[int] = (),
+    guarded: Collection[int] = (),
 ) -> list[Any]:
     """Casts the operands that are cast; one that goes up again takes the last such cast.
 
     A cast down is made anew at every use: the gradients of the uses then meet in float32.
     """
 
-    def cast(value: Any, is_weak: bool) -> Any:
-        if is_weak and dtype == FLOAT16:
-            return cast_to(_within_range(value), dtype)
+    def cast(value: Any, is_guarded: bool) -> Any:
+        if is_guarded:
+            return cast_to(within_range(value, dtype), dtype)
         if memo is None or dtype != FLOAT32 or jnp.result_type(value) == FLOAT32:
             return cast_to(value, dtype)
         if id(value) not in memo:
@@ -228,27 +242,37 @@ def _cast_managed(
         return memo[id(value)][1]
 
     pairs = enumerate(zip(values, equation.invars, strict=True))
-    return [cast(v, n in weak) if is_managed(a, half) else v for n, (v, a) in pairs]
+    return [cast(v, n in guarded) if is_managed(a, half) else v for n, (v, a) in pairs]
 
 
-def _within_range(parameter: Any) -> Any:
-    """Keeps a parameter from becoming infinite or zero in float16: a mask of -1e9, an eps of 1e-9.
+def _is_steep(equation: jex.JaxprEqn, half: np.dtype, target: Any) -> bool:
+    """Returns whether float16 holds an operation's result, and not its derivative.
 
-    Its value is not known where the program is made, as a literal's is; so its dtype cannot follow
-    from it, and it becomes the nearest number that does what it is there for.
+    That of ``x / y`` holds ``y ** -2``, which is 0 for a y of 6000, as a sum of weights is.
     """
-    if jnp.result_type(parameter) == FLOAT16:
-        return parameter
-    limits = jnp.finfo(FLOAT16)
-    largest, least = float(limits.max), float(limits.smallest_subnormal)
-    tiny = (parameter != 0) & (jnp.abs(parameter) < least)
-    raised = jnp.where(tiny, jnp.copysign(least, parameter), parameter)
-    return jnp.where(jnp.isfinite(raised), jnp.clip(raised, -largest, largest), raised)
+    name, atoms = equation.primitive.name, equation.invars
+    if half != FLOAT16 or name not in _STEEP or isinstance(atoms[-1], jex.Literal):
+        return False
+    declared = target == "declared" and aval_of(equation.outvars[0]).dtype == FLOAT16
+    return (declared or target == FLOAT16) and equation.params.get("y", -1) < 0
+
+
+def _with_whole_slope(view: EquationView, values: Sequence[Any]) -> list[Any]:
+    """Runs an operation on float16 values in float32: the same result, with a whole derivative."""
+    pairs = zip(values, view.equation.invars, strict=True)
+    halves = [cast_to(v, FLOAT16) if is_managed(atom, FLOAT16) else v for v, atom in pairs]
+    wide = [cast_to(v, FLOAT32) if jnp.result_type(v) == FLOAT16 else v for v in halves]
+    return [cast_to(result, FLOAT16) for result in view.bind(wide)]
 
 
 def _accumulation(product: jex.JaxprEqn, half: np.dtype, dtype: np.dtype) -> dict[str, Any]:
-    """Asks a float32 product for a half result; one that the user made of halves stays."""
+    """Asks a float32 product for a half result; one that the user made of halves stays.
+
+    One of halves that runs in float32 is asked for a float32 result.
+    """
     wanted = product.params.get("preferred_element_type")
+    if dtype == FLOAT32 and wanted == half:
+        return {"preferred_element_type": FLOAT32}
     if dtype != half or wanted != FLOAT32:
         return {}
     whole = any(aval_of(atom).dtype == FLOAT32 for atom in product.invars)
@@ -267,12 +291,15 @@ def _warn_if_hidden(equation: jex.JaxprEqn) -> None:
 
 
 def squares(equation: jex.JaxprEqn) -> bool:
-    """Returns whether an equation squares a value, which in a norm overflows first."""
+    """Returns whether an equation squares a value, which in a norm overflows first.
+
+    A higher power does what a square does, and sooner.
+    """
     name, atoms = equation.primitive.name, equation.invars
     return (
         name == "square"
         or (name == "mul" and atoms[0] is atoms[1])
-        or (name == "integer_pow" and equation.params["y"] == 2)
+        or (name == "integer_pow" and equation.params["y"] >= 2)
     )
 
 

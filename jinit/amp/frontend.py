@@ -55,6 +55,9 @@ def initialize(
     At O2 and O3 norms compute in float32 all the same, whoever wrote them: the sums over data
     that a root is taken of, their squares, and what is made of them up to the norm's result,
     which is half again; and so do layers whose parameters are kept. ``explain`` shows where.
+    Constants and parameters that float16 does not hold, an eps of 1e-12 or a mask of -1e9, become
+    the nearest number that it holds, and inside a norm stay what they are. Flax's collection
+    ``cache`` enters the function in half, and comes back in the dtypes it had.
 
     The optimizer is wrapped in ``loss_scaling``. Parameters are stored by
     ``policy.cast_to_param(params)``. An explicit keyword wins over the level's property; None

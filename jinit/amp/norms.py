@@ -10,6 +10,7 @@ A norm is found by what it computes, whoever wrote it and whatever it is called:
 the sums, the squares that they sum and what is made of them are ``statistic``; ``y`` is
 ``normalized``: data meets statistics. Both are float32; what anything else reads of them is half
 again, as the input of ``relu``. The sum of a softmax is no statistic: nothing takes its root.
+A sum of squares is one even so, and an inner product or one with ones is a sum.
 
 Parameters that stay float32 by themselves are ``kept``, and where one meets data the result is
 ``normalized`` as well. What the program widens to float32, since it is declared to meet such a
@@ -17,6 +18,7 @@ result, is ``widened``: half again without loss.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +29,31 @@ import numpy as np
 from jax.extend import core as jex
 
 from jinit.amp.autocast import Autocast
-from jinit.amp.casting import CastRule, Decision, Decisions, Record, is_managed, squares
+from jinit.amp.casting import CastRule, Decision, Decisions, Record, cast_to, is_managed, squares
+from jinit.amp.constants import has_lost_constants, is_lost, restore_constants
 from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import FLOAT32, Policy
-from jinit.amp.promotion import ARRAY, KEEPS_TAG, PARAMETER, Tag, Weakness, parameter_tags
-from jinit.tracing import EquationView, Frame, Path, Rule, aval_of, propagate
+from jinit.amp.products import inner
+from jinit.amp.promotion import (
+    ARRAY,
+    KEEPS_TAG,
+    PARAMETER,
+    Tag,
+    Weakness,
+    facts_below,
+    parameter_tags,
+)
+from jinit.tracing import (
+    EquationView,
+    Frame,
+    Path,
+    Rule,
+    Run,
+    TracedFunction,
+    aval_of,
+    propagate,
+    trace,
+)
 
 __all__ = ["NormsInFloat32"]
 
@@ -93,6 +115,10 @@ def find_norms(
         KEPT if kept and tag in (ARRAY, PARAMETER) and aval_of(var).dtype == FLOAT32 else tag
         for var, tag in zip(jaxpr.invars, parameter_tags(jaxpr, args, params_argnums), strict=True)
     ]
+    return _facts(jaxpr, tags)
+
+
+def _facts(jaxpr: jex.Jaxpr, tags: Sequence[Any]) -> dict[Path, NormFact]:
     rules = _Norms()
     _, facts = propagate(jaxpr, tags, rules)
     found = rules.norms()
@@ -113,6 +139,7 @@ class _Norms(Weakness):
 
     def __init__(self) -> None:
         self._rooted: frozenset[Path] = frozenset()
+        self._squares: set[Path] = set()
         self._together: list[frozenset[Path]] = []
 
     def norms(self) -> frozenset[Path]:
@@ -131,12 +158,14 @@ class _Norms(Weakness):
     ) -> tuple[list[Any], tuple[Any, ...]]:
         origins = [tag for tag in tags if isinstance(tag, _Origin)]
         name = equation.primitive.name
-        starts = name in _SUMS or squares(equation)
-        if not origins and not starts and KEPT not in tags:
+        sums, power = _sums(equation, tags), _is_power(equation, tags)
+        if not origins and not sums and not power and KEPT not in tags:
             results, fact = super().equation(equation, tags, frames, path)
             return ([WIDENED] if _widens(equation, tags) else results), fact
         paths = frozenset[Path]().union(*(origin.paths for origin in origins))
-        if name in _ROOTS and any(origin.kind == STATISTIC for origin in origins):
+        if power:
+            self._squares.add(path)
+        if (name in _ROOTS and not power) or (sums and not paths.isdisjoint(self._squares)):
             self._rooted |= paths
         if name in _LINEAR and len(origins) > 1:
             self._together.append(paths - _KEPT_ONES)
@@ -153,11 +182,13 @@ class _Norms(Weakness):
         kinds = [None if kind == WIDENED else kind for kind in kinds]
         if KEPT in kinds and not paths and None not in kinds:
             return KEPT
-        if name in _SUMS:
+        if _sums(equation, tags):
             return _Origin(STATISTIC, paths | {path})
+        if name in _ROOTS and paths and not _is_power(equation, tags):
+            return _Origin(STATISTIC, paths)
         if STATISTIC in kinds and name in _OF_STATISTICS and not {None, NORMALIZED} & {*kinds}:
             return _Origin(STATISTIC, paths)
-        if squares(equation):
+        if _is_power(equation, tags):
             return _Origin(NORMALIZED, paths | {path})
         if name in _LINEAR and (STATISTIC in kinds or kinds.count(None) == 0):
             return _Origin(NORMALIZED, paths | (_KEPT_ONES if KEPT in kinds else frozenset()))
@@ -170,6 +201,20 @@ class _Norms(Weakness):
         if kind in (STATISTIC, NORMALIZED) and kind == _kind(second):
             return _Origin(kind, first.paths | second.paths)
         return super().join(first, second)
+
+
+def _sums(equation: jex.JaxprEqn, tags: Sequence[Any]) -> bool:
+    """Returns whether an equation sums data: an inner product does, and one with ones."""
+    if equation.primitive.name == "dot_general":
+        return inner(equation) or any(isinstance(tag, float) for tag in tags)
+    return equation.primitive.name in _SUMS
+
+
+def _is_power(equation: jex.JaxprEqn, tags: Sequence[Any]) -> bool:
+    """Returns whether an equation squares a value, or takes a higher power that is known."""
+    if equation.primitive.name == "pow":
+        return isinstance(tags[1], float) and tags[1] > 1
+    return squares(equation)
 
 
 def _kind(tag: Any) -> Any:
@@ -227,7 +272,7 @@ class NormDecisions(Decisions):
         if first is not None:
             return first if first.target == "dropped" or self.kept else self.plain
         fact = self.facts.get(view.path, NormFact(()))
-        found = self._in_norm(equation, fact)
+        found = self._in_norm(equation, fact) or self._of_constants(equation, fact)
         if found is not None:
             return found
         return self._behind(view, values, fact) if self.kept else self.plain
@@ -254,6 +299,28 @@ class NormDecisions(Decisions):
         """Returns the rule inside an equation: that of the user's marks behind kept parameters."""
         return super().region(equation, values, rule) if self.kept else (rule, values)
 
+    def derivative(self, run: Run, jaxpr: jex.Jaxpr, path: Path) -> Run:
+        """Returns the evaluation inside a user's derivative rule, whose norms are found there."""
+        if run.rule is not self.rule:
+            return run
+        found = _facts(jaxpr, [None] * len(jaxpr.invars))
+        facts = {(*path, *inside): fact for inside, fact in found.items()}
+        rules = NormDecisions(self.ops, self.half, facts, self.kept, self.plain.why, self.record)
+        alike = run.alike and functools.partial(facts_below, facts, list(facts))
+        return dataclasses.replace(run, rule=rules.rule, alike=alike, derivative=rules.derivative)
+
+    def _of_constants(self, equation: jex.JaxprEqn, fact: NormFact) -> Decision | None:
+        """Decides on a constant that the half dtype does not hold: it becomes the nearest."""
+        lost = frozenset(n for n, tag in enumerate(fact.tags) if is_lost(tag, self.half))
+        results = {getattr(aval_of(out), "dtype", None) for out in equation.outvars}
+        if not lost or (results == {FLOAT32} and equation.primitive.name not in KEEPS_TAG):
+            return None
+        if equation.primitive.name == "convert_element_type":
+            return Decision("dropped", "constant") if results <= {FLOAT32, self.half} else None
+        if equation.primitive.name in KEEPS_TAG:
+            return Decision("as given", "constant")
+        return Decision(self.half, self.plain.why, lost=lost)
+
     def _in_norm(self, equation: jex.JaxprEqn, fact: NormFact) -> Decision | None:
         name = equation.primitive.name
         pairs = zip(equation.invars, fact.tags, strict=False)
@@ -266,8 +333,8 @@ class NormDecisions(Decisions):
             return Decision("dropped", "statistic of a norm")
         if name in KEEPS_TAG:
             return Decision("as given", "match")
-        if name in self.ops.half:
-            return Decision(FLOAT32, "kept parameter") if KEPT in tags else None
+        if name in self.ops.half and KEPT not in tags:
+            return None
         if _stays(name, tags):
             return Decision(FLOAT32, "kept parameter" if KEPT in tags else "inside a norm")
         return None
@@ -276,6 +343,8 @@ class NormDecisions(Decisions):
 def _stays(name: str, tags: set[Tag]) -> bool:
     """Returns whether a norm goes on in an operation; data that meets its result ends it."""
     if KEPT in tags or (STATISTIC in tags and name in _OF_STATISTICS):
+        return True
+    if NORMALIZED in tags and name in _ROOTS:
         return True
     return NORMALIZED in tags and name in _LINEAR and not {None, WIDENED} & tags
 
@@ -299,6 +368,24 @@ class NormsInFloat32(Autocast):
         super().__init__(fn, policy.half_dtype, (0,), ops)
         self.kept = kept
         self.why = f"{policy.opt_level} casts the function's inputs"
+
+    def traced(self, fn: Callable[[list[Any]], Any], values: list[Any]) -> TracedFunction:
+        """Traces the function, with the constants that the half dtype does not hold."""
+        traced = trace(fn, values)
+        if not has_lost_constants(traced.jaxpr, self.half_dtype):
+            return traced
+
+        def of_wide(values: list[Any]) -> Any:
+            halves = [jnp.result_type(value) == self.half_dtype for value in values]
+            pairs = zip(values, halves, strict=True)
+            return fn([cast_to(value, FLOAT32) if half else value for value, half in pairs])
+
+        try:
+            wide = trace(of_wide, values)
+        except Exception:  # a function of half arrays only; its own error, if any, was raised above
+            return traced
+        jaxpr = restore_constants(traced.jaxpr, wide.jaxpr, self.half_dtype)
+        return dataclasses.replace(traced, jaxpr=jaxpr)
 
     def decisions(
         self, jaxpr: jex.Jaxpr, args: Sequence[Any], record: Record | None

@@ -16,7 +16,9 @@ class OpLists:
     Attributes:
         half: Cast to the half dtype: products and convolutions. A product promotes like any other
             operation where it sums nothing (an outer product), or selects or counts (one factor
-            is made of booleans, integers or constants, as a one-hot code is); and one that asks for
+            is made of booleans, integers or constants, as a one-hot code is); an inner product,
+            ``jnp.dot`` of two vectors or a batch of them, is a sum, and float32 where
+            ``reduce_sum`` is; and one that asks for
             a precision of its own keeps the dtypes of the traced program. What it accumulates
             in cannot be asked for: ``jnp`` itself sets ``preferred_element_type``.
         float32: Cast to float32: what loses range or precision in half.

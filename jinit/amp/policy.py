@@ -12,6 +12,7 @@ import numpy as np
 from jinit._tables import format_table
 from jinit.amp.module_types import ModuleTypes, is_framework_type
 from jinit.amp.op_lists import OPS, OpLists
+from jinit.amp.ranges import within_range
 
 __all__ = ["Policy", "cast_floating", "opt_levels", "param_mask"]
 
@@ -207,7 +208,7 @@ class Policy:
         marked = zip(leaves, *masks, strict=True)
         return jax.tree.unflatten(
             structure,
-            [cast_floating(x, FLOAT32 if kept else dtype) if p else x for x, p, kept in marked],
+            [_cast_param(x, FLOAT32 if kept else dtype) if p else x for x, p, kept in marked],
         )
 
     def __str__(self) -> str:
@@ -258,6 +259,12 @@ def opt_levels(half_dtype: np.dtype) -> dict[str, Policy]:
         )
         for level, row in rows.items()
     }
+
+
+def _cast_param(leaf: Any, dtype: np.dtype) -> Any:
+    """Casts a parameter; one that float16 does not hold, as a mask of -1e9, to the nearest."""
+    guarded = dtype == FLOAT16 and getattr(leaf, "dtype", None) == FLOAT32
+    return cast_floating(within_range(leaf, dtype) if guarded else leaf, dtype)
 
 
 def cast_floating(tree: Any, dtype: np.dtype) -> Any:

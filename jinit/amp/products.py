@@ -9,7 +9,7 @@ from jax.extend import core as jex
 
 from jinit.tracing import PRODUCTS, aval_of
 
-__all__ = ["asks_for_precision", "contracts"]
+__all__ = ["asks_for_precision", "contracts", "inner"]
 
 _OPTION = "jax_default_matmul_precision"
 
@@ -33,6 +33,18 @@ def contracts(product: jex.JaxprEqn) -> bool:
         numbers = product.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
     (contracted, _), _ = numbers
     return math.prod(left[axis] for axis in contracted) > 1
+
+
+def inner(product: jex.JaxprEqn) -> bool:
+    """Returns whether a product has no axes but those that it sums and those of a batch.
+
+    ``jnp.dot(x, x)`` of vectors, or ``jnp.einsum("nd,nd->n", x, y)``: each number is read once, so
+    that nothing is gained in half, and a sum of squares overflows like any other.
+    """
+    if product.primitive.name != "dot_general":
+        return False
+    (contracted, _), (batch, _) = product.params["dimension_numbers"]
+    return all(len(aval_of(atom).shape) == len(contracted) + len(batch) for atom in product.invars)
 
 
 def asks_for_precision(product: jex.JaxprEqn) -> bool:

@@ -92,8 +92,8 @@ def parameter_tags(
 
 
 def facts_below(
-    facts: Mapping[Path, tuple[Tag, ...]], paths: Sequence[Path], path: Path
-) -> tuple[tuple[Path, tuple[Tag, ...]], ...]:
+    facts: Mapping[Path, Any], paths: Sequence[Path], path: Path
+) -> tuple[tuple[Path, Any], ...]:
     """Returns what was found below a path, with the paths from there on."""
     first, last = (bisect_left(paths, (*path[:-1], path[-1] + after)) for after in (0, 1))
     return tuple((inner[len(path) :], facts[inner]) for inner in paths[first:last])
@@ -218,9 +218,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _fold(equation: jex.JaxprEqn, constants: Sequence[Any]) -> Tag:
-    """Computes a scalar made of constants, such as the 1 / sqrt(d) of attention."""
+    """Computes one number made of constants: the 1 / sqrt(d) of attention, or ones over n."""
     avals = [aval_of(atom) for atom in (*equation.invars, *equation.outvars)]
-    if not all(aval.shape == () and aval.dtype == FLOAT32 for aval in avals):
+    if not all(jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals):
         return None
     exponent = [equation.params["y"]] if equation.primitive.name == "integer_pow" else []
     with np.errstate(all="ignore"):

@@ -17,7 +17,7 @@ from jinit.tracing._jax import (
 )
 from jinit.tracing.dataflow import DataflowRules, Frame, propagate
 from jinit.tracing.declared import in_context_mesh
-from jinit.tracing.evaluate import evaluate
+from jinit.tracing.evaluate import Run, evaluate
 from jinit.tracing.interpreter import EquationView, Region, Rule
 from jinit.tracing.rolling import Rolled, roll
 from jinit.tracing.static import ARRAYS, Static, partition
@@ -34,6 +34,7 @@ __all__ = [
     "Region",
     "Rolled",
     "Rule",
+    "Run",
     "Static",
     "TracedFunction",
     "aval_of",

@@ -109,4 +109,5 @@ class _Dtypes:
 def _evaluate(
     run: Interpreter, traced: jex.ClosedJaxpr, values: Sequence[Any], path: Path
 ) -> list[Any]:
-    return run.everywhere().body(Body(traced.jaxpr, tuple(traced.consts)), values, {}, path)[0]
+    inside = run.within_derivative(traced.jaxpr, path)
+    return inside.body(Body(traced.jaxpr, tuple(traced.consts)), values, {}, path)[0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from jax.extend import core as jex
 
@@ -15,7 +15,15 @@ from jinit.tracing.loops import evaluate_cond, evaluate_scan, evaluate_while
 from jinit.tracing.structure import Body, Kind, Path, structure_of
 from jinit.tracing.walk import walk
 
-__all__ = ["evaluate"]
+__all__ = ["Derivative", "Run", "evaluate"]
+
+
+class Derivative(Protocol):
+    """How a derivative rule of the user's is evaluated, whose program is known only there."""
+
+    def __call__(self, run: "Run", jaxpr: jex.Jaxpr, path: Path) -> "Run":
+        """Returns the evaluation inside, given the one outside, the rule's jaxpr and its path."""
+        ...
 
 
 def evaluate(
@@ -28,6 +36,7 @@ def evaluate(
     enter: Collection[Path] | None = None,
     alike: Callable[[Path], Hashable] | None = None,
     region: Region | None = None,
+    derivative: Derivative | None = None,
 ) -> tuple[list[Any], Reaped]:
     """Runs a jaxpr, handing every equation to a rule.
 
@@ -49,6 +58,7 @@ def evaluate(
             for which that is equal are evaluated once, and stay calls. Without it a jit is
             inlined, under its name, unless it pins shardings or layouts, or donates.
         region: Chooses the rule inside each equation that is gone into; None for one rule.
+        derivative: Chooses the evaluation inside the user's derivative rules; None for the same.
 
     Returns:
         The outputs, and what the rule reaped, by path; inside scans it is stacked, and in the
@@ -58,7 +68,7 @@ def evaluate(
         ValueError: If something is planted or reaped in a call although ``alike`` is given.
     """
     chosen = None if enter is None else frozenset(enter)
-    run = Run(rule, chosen, alike, region)
+    run = Run(rule, chosen, alike, region, derivative)
     return run.body(Body(jaxpr, tuple(consts)), list(args), planted or {}, ())
 
 
@@ -70,11 +80,13 @@ class Run:
     chosen: frozenset[Path] | None
     alike: Callable[[Path], Hashable] | None
     region: Region | None = None
+    derivative: Derivative | None = None
     calls: dict[Any, Call] = field(default_factory=dict)
 
-    def everywhere(self) -> "Run":
-        """Returns the same evaluation, which goes into everything."""
-        return replace(self, chosen=None)
+    def within_derivative(self, jaxpr: jex.Jaxpr, path: Path) -> "Run":
+        """Returns the evaluation of a derivative rule, which goes into everything."""
+        run = replace(self, chosen=None)
+        return run if self.derivative is None else self.derivative(run, jaxpr, path)
 
     def inside(self, equation: jex.JaxprEqn, values: list[Any]) -> tuple["Run", list[Any]]:
         """Returns the evaluation inside an equation, and the equation's operands there."""

@@ -112,8 +112,8 @@ class Interpreter(Protocol):
     @property
     def calls(self) -> dict[Any, Any]: ...  # noqa: D102
 
-    def everywhere(self) -> "Interpreter":
-        """Returns the same evaluation, which goes into everything."""
+    def within_derivative(self, jaxpr: jex.Jaxpr, path: Path) -> "Interpreter":
+        """Returns the evaluation of a derivative rule, which goes into everything."""
         ...
 
     def body(

@@ -222,3 +222,25 @@ def test_a_model_is_traced_for_its_types_once(count_compilations):
 def test_errors(keywords, text):
     with pytest.raises(ValueError, match=text):
         amp.initialize(lambda params, x: x, verbosity=0, **keywords)
+
+
+@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
+@pytest.mark.parametrize("half", HALVES)
+def test_decoding_step_by_step_keeps_a_float32_cache(half, level):
+    """Flax writes keys into the cache, and wants them of its dtype."""
+    attention = nn.MultiHeadDotProductAttention(2, decode=True)
+    x = jax.random.normal(jax.random.key(2), (1, 3, 8))
+    variables = attention.init(jax.random.key(3), x)
+    model = initialize(attention.apply, level, half)
+    step, cache = jax.jit(model, static_argnames="mutable"), variables["cache"]
+    stored = model.policy.cast_to_param({"params": variables["params"]})
+    wanted = variables["cache"]
+    for n in range(3):
+        token = x[:, n : n + 1]
+        found, state = step({**stored, "cache": cache}, token, mutable=("cache",))
+        exact, updated = attention.apply(
+            {"params": variables["params"], "cache": wanted}, token, mutable=["cache"]
+        )
+        cache, wanted = state["cache"], updated["cache"]
+        assert jax.tree.map(jnp.result_type, cache) == jax.tree.map(jnp.result_type, wanted)
+        np.testing.assert_allclose(found, exact, atol=0.05)

@@ -189,13 +189,85 @@ def power(params, x):
     return (x - x.mean(0)) * jnp.power(x.var(0) + EPS, -0.5) * params["scale"]
 
 
+def inner_product(params, x):
+    return x * jax.lax.rsqrt(jnp.einsum("...d,...d->...", x, x) / 8 + EPS)[..., None]
+
+
+def dot(params, x):
+    return jax.vmap(lambda row: row / jnp.sqrt(jnp.dot(row, row)))(x) * params["scale"]
+
+
+def averaging_matrix(params, x):
+    ones = jnp.ones((8, 8), x.dtype) / 8
+    mean = x @ ones
+    return (x - mean) / jnp.sqrt((x * x) @ ones - mean * mean + EPS) * params["scale"]
+
+
+def constant_power(params, x):
+    return x / jnp.sqrt(jnp.mean(jnp.power(x, 2.0), -1, keepdims=True)) * params["scale"]
+
+
+def fourth_power(params, x):
+    return x / jnp.sum(x**4, -1, keepdims=True) ** 0.25 * params["scale"]
+
+
+def length(params, x):
+    return x / jnp.sqrt(x[..., :1] ** 2 + x[..., 1:2] ** 2 + EPS) * params["scale"]
+
+
+@jax.custom_jvp
+def by_jvp(x):
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + EPS)
+
+
+@by_jvp.defjvp
+def _(primals, directions):
+    (x,), (dx,) = primals, directions
+    inverse = jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + EPS)
+    y = x * inverse
+    return y, inverse * (dx - y * jnp.mean(y * dx, -1, keepdims=True))
+
+
+@jax.custom_vjp
+def by_vjp(x):
+    return by_jvp(x)
+
+
+def by_vjp_forward(x):
+    inverse = jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + EPS)
+    return x * inverse, (x, inverse)
+
+
+def by_vjp_backward(saved, cotangent):
+    x, inverse = saved
+    y = x * inverse
+    return (inverse * (cotangent - y * jnp.mean(y * cotangent, -1, keepdims=True)),)
+
+
+by_vjp.defvjp(by_vjp_forward, by_vjp_backward)
+
+
+def custom_jvp(params, x):
+    return by_jvp(x) * params["scale"]
+
+
+def custom_vjp(params, x):
+    return by_vjp(x) * params["scale"]
+
+
 def standardized_weights(params, x):
     w = params["w"]
     return x @ ((w - w.mean(0)) * jax.lax.rsqrt(w.var(0) + EPS))
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.checkpoint, jax.vmap])
-@pytest.mark.parametrize("norm", [l2, rms, group, power])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        l2, rms, group, power, inner_product, dot, averaging_matrix, constant_power, fourth_power,
+        length, custom_jvp, custom_vjp,
+    ],
+)  # fmt: skip
 def test_norms_of_every_kind_in_float16(norm, transform):
     """Values of 300 to 1000 overflow in a sum of squares, whichever norm it is of."""
     batched = transform is jax.vmap
@@ -208,6 +280,29 @@ def test_norms_of_every_kind_in_float16(norm, transform):
         wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), (params, x))
         expected = np.asarray(plain(*wide))
     np.testing.assert_allclose(model(params, x), expected, atol=2e-3 * np.abs(expected).max())
+
+
+GRADED = [inner_product, dot, constant_power, length, custom_jvp, custom_vjp]
+
+
+@pytest.mark.parametrize("level", ["O1", "O2"])
+@pytest.mark.parametrize("norm", GRADED)
+def test_gradients_of_norms_of_every_kind_in_float16(norm, level):
+    x = 600 + 60 * jax.random.normal(jax.random.key(3), (16, 8))
+    x = x.astype(jnp.float16).astype(jnp.float32)
+    slope = 256 * jax.random.normal(jax.random.key(4), x.shape)
+    params = {"scale": jnp.full(8, 0.5)}
+    model = initialize(norm, level, half_dtype="float16")
+    found = jax.grad(lambda x: jnp.sum(model(params, x) * slope))(x)
+    expected = jax.grad(lambda x: jnp.sum(norm(params, x) * slope))(x)
+    np.testing.assert_allclose(found, expected, atol=4e-3 * np.abs(expected).max())
+
+
+def test_a_variance_that_no_root_is_taken_of_is_float32():
+    """As a state of its own, or a loss, is: sums of squares cancel."""
+    x = data("bfloat16", 10.0, 1.0)
+    found = initialize(lambda params, x: moments(x)[1], half_dtype="bfloat16")({}, x)
+    np.testing.assert_allclose(found, np.asarray(x, np.float64).var(0), rtol=0.01)
 
 
 def test_weights_are_standardized_in_float32():

@@ -107,6 +107,14 @@ def test_a_product_with_a_table_of_constants_keeps_the_digits_of_float32_data():
     np.testing.assert_allclose(autocast(transform)({}, x), exact, atol=1e-4 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize(
+    "fn", [lambda x: jnp.einsum("...d,...d->...", x, x), lambda x: jax.vmap(jnp.vdot)(x, x)]
+)
+def test_an_inner_product_is_a_sum_and_does_not_overflow(fn):
+    x = 300 + jnp.arange(64.0).reshape(4, 16)
+    np.testing.assert_allclose(autocast(fn, half_dtype="float16")(x), fn(x), rtol=1e-5)
+
+
 def products(precision):
     def fn(w, x):
         y = jnp.matmul(x, w, precision=precision)
