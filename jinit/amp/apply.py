@@ -8,7 +8,7 @@ import jax
 
 from jinit.amp.arguments import check_model
 from jinit.amp.autocast import autocast
-from jinit.amp.between_modules import cast_between_modules, is_linen_apply
+from jinit.amp.linen_casts import cast_between_modules, is_linen_apply
 from jinit.amp.module_types import (
     ModuleTypes,
     find_graphdef,

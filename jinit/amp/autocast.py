@@ -10,11 +10,11 @@ from jax.extend import core as jex
 
 from jinit._known import known_arguments
 from jinit.amp.arguments import check_function, shown
-from jinit.amp.casting import Decisions, Record, cast_to
+from jinit.amp.autocast_rule import Decisions, Record, cast_to
 from jinit.amp.levels import parse_ops, resolve_half_dtype
 from jinit.amp.op_lists import OPS, OpLists
 from jinit.amp.policy import BFLOAT16, FLOAT32, Policy
-from jinit.amp.promotion import facts_below, find_tags
+from jinit.amp.weak_operands import facts_below, find_tags
 from jinit.tracing import Path, Static, TracedFunction, evaluate, partition, trace
 
 __all__ = ["Autocast", "autocast"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import BFLOAT16, FLOAT16, FLOAT32, Policy, opt_levels
-from jinit.amp.schedule import parse_bool, parse_loss_scale, parse_positive
+from jinit.amp.scale_schedule import parse_bool, parse_loss_scale, parse_positive
 
 __all__ = ["parse_ops", "resolve_half_dtype", "resolve_policy"]
 

@@ -29,12 +29,20 @@ import numpy as np
 from jax.extend import core as jex
 
 from jinit.amp.autocast import Autocast
-from jinit.amp.casting import CastRule, Decision, Decisions, Record, cast_to, is_managed, squares
+from jinit.amp.autocast_rule import (
+    CastRule,
+    Decision,
+    Decisions,
+    Record,
+    cast_to,
+    is_managed,
+    squares,
+)
 from jinit.amp.constants import has_lost_constants, is_lost, restore_constants
 from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import FLOAT32, Policy
 from jinit.amp.products import inner
-from jinit.amp.promotion import (
+from jinit.amp.weak_operands import (
     ARRAY,
     KEEPS_TAG,
     PARAMETER,

@@ -1,8 +1,8 @@
 """Defaults of other systems for Flax's layers, as tables that can be read, printed and extended."""
 
 from jinit.defaults.functions import global_keras_initializers, keras_defaults, torch_defaults
-from jinit.defaults.lasting import LostAtApplyWarning
 from jinit.defaults.layer_defaults import LayerDefaults
+from jinit.defaults.lost_at_apply import LostAtApplyWarning
 from jinit.defaults.systems import register
 from jinit.defaults.table import Derived, LayerTable, Row
 from jinit.defaults.undo import Undo

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jinit.defaults.lasting import Watch
+from jinit.defaults.lost_at_apply import Watch
 from jinit.defaults.table import LayerTable
 from jinit.tracing import is_tracing
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import flax.linen as nn
 
-from jinit.defaults import lasting
+from jinit.defaults import lost_at_apply
 from jinit.defaults.active import active_table, innermost
-from jinit.defaults.observed import tell
+from jinit.defaults.observer import tell
 from jinit.defaults.table import Derived, LayerTable, Row
 
 __all__ = ["METHODS", "intercepted", "is_left_alone", "replaced"]
@@ -61,7 +61,7 @@ def _intercept(next_fun: Callable, args: tuple, kwargs: dict, context: Context) 
         return next_fun(*args, **kwargs)
     rows = _rows_left_alone(table, context)
     entry = innermost()
-    lasting.look(context.module, rows, table, entry and entry.watch)
+    lost_at_apply.look(context.module, rows, table, entry and entry.watch)
     if not rows:
         return next_fun(*args, **kwargs)
     values = {row.field: _value(row, context.module, args, kwargs) for row in rows}

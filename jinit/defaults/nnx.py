@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from jinit.defaults.active import active_table
-from jinit.defaults.observed import tell, tell_built
+from jinit.defaults.observer import tell, tell_built
 from jinit.defaults.patches import Make, Target
 from jinit.defaults.table import Derived, LayerTable
 

@@ -4,14 +4,14 @@ from jinit.empirical.calibrate import calibrate, empirical_init
 from jinit.empirical.calibration import Calibration
 from jinit.empirical.explicit import NormedApply
 from jinit.empirical.report import LayerRow, Report
-from jinit.empirical.targets import Site
+from jinit.empirical.targets import LayerInfo
 
 __all__ = [
     "Calibration",
+    "LayerInfo",
     "LayerRow",
     "NormedApply",
     "Report",
-    "Site",
     "calibrate",
     "empirical_init",
 ]

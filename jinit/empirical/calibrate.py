@@ -66,9 +66,9 @@ def empirical_init(
         key: A PRNG key, typed or legacy; ``jax.random.key(0)`` where it is None.
         samples: The number of keys.
         batch_size: What is given to a ``dummy_input`` that asks for it.
-        target: The RMS that every output is brought to, or a function of a ``Site``, which has
+        target: The RMS that every output is brought to, or a function of a ``LayerInfo``, which has
             ``path``, ``kind``, ``fan_in``, ``fan_out``, ``index``, ``number`` and ``count``:
-            ``lambda site: (site.fan_in / site.fan_out) ** 0.5`` scales by fan-out.
+            ``lambda layer: (layer.fan_in / layer.fan_out) ** 0.5`` scales by fan-out.
         include: Patterns of the leaves' paths, such as ``*/kernel``: others stay as they are.
         exclude: Patterns of the leaves that stay as they are.
         collection: The top-level entry of ``params`` that holds the parameters, where it is not

@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jinit._arithmetic import apply_scale, is_float, multiply
 from jinit.empirical.inputs import collection_of, describe_call, leaf_paths, trainable_leaves
 from jinit.empirical.meshes import in_its_mesh
 from jinit.empirical.names import Naming
-from jinit.empirical.numbers import apply_scale, is_float, multiply
-from jinit.empirical.placing import gathered
-from jinit.empirical.sites import Layer, survey
+from jinit.layers import Layer, gathered, survey
 from jinit.tracing import EquationView, Path, Static, evaluate, partition, trace
 
 __all__ = [

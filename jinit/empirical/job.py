@@ -32,7 +32,7 @@ class Job:
         step: Whether a unit step is one of every layer alone, or of the whole network.
         samples: The number of keys that are averaged over.
         batch_size: What a ``dummy_input`` that asks for a batch size is given.
-        target: The RMS of every output, or a function of its site.
+        target: The RMS of every output, or a function of the layer.
         rngs: The names of the random keys that the model is given by keyword.
         has_aux: Whether the model returns a pair whose first part is the output.
         detailed: Whether the means of outputs are measured, and the gradients of leaves reported.

@@ -15,10 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jinit.empirical.degrees import Degree
-from jinit.empirical.numbers import namespace
-from jinit.empirical.placing import placed
-from jinit.empirical.sites import Layer
+from jinit._arithmetic import namespace
+from jinit.layers import Degree, Layer, placed
 from jinit.tracing import Path
 
 __all__ = ["Layout", "Uses"]

@@ -16,11 +16,11 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
+from jinit._arithmetic import inverse_rms, is_float, merge, multiply, rms
 from jinit.empirical.layout import Layout
 from jinit.empirical.meshes import in_its_mesh
-from jinit.empirical.numbers import inverse_rms, is_float, merge, multiply, rms
 from jinit.empirical.probes import bind_probed
-from jinit.empirical.sites import Layer, Survey
+from jinit.layers import Layer, Survey
 from jinit.tracing import EquationView, Path, TracedFunction, evaluate, in_context_mesh
 
 __all__ = ["Backward", "Meter"]

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jinit.empirical.degrees import Degree
 from jinit.empirical.layout import Layout
-from jinit.empirical.placing import placed
-from jinit.empirical.sites import Layer
-from jinit.empirical.targets import Site
+from jinit.empirical.targets import LayerInfo
+from jinit.layers import Degree, Layer, placed
 from jinit.tracing import Path
 
 __all__ = ["Named", "Naming"]
@@ -161,13 +159,13 @@ class Naming:
         path = self.layer_path(layer, iteration)
         return Named(layer, statistic, path, shown, iteration)
 
-    def sites(self, tuned: np.ndarray) -> Iterator[tuple[Site, int]]:
+    def infos(self, tuned: np.ndarray) -> Iterator[tuple[LayerInfo, int]]:
         """Describes every layer that is tuned, with the place of its statistic."""
         chosen = [named for named in self.ordered if tuned[named.statistic]]
         for number, named in enumerate(chosen):
             layer = named.layer
             yield (
-                Site(
+                LayerInfo(
                     named.path, layer.kind, layer.shape.fan_in, layer.shape.fan_out, named.index,
                     number, len(chosen),
                 ),

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jinit._arithmetic import is_float
 from jinit._kinds import kind_of
 from jinit.empirical.explicit import COLLECTION, NAMES, scale_gradient, wrapped_modules
-from jinit.empirical.numbers import is_float
 
 __all__ = ["Normed", "WrappedModel", "get_wrapped_submodules", "wrap_all_leaf_modules"]
 

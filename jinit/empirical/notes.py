@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from jinit.empirical.layers import Layer
+from jinit._arithmetic import is_float
 from jinit.empirical.names import Named
-from jinit.empirical.numbers import is_float
 from jinit.empirical.plan import Plan
+from jinit.layers import Layer
 
 __all__ = ["not_tuned", "note_on"]
 

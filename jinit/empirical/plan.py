@@ -19,9 +19,9 @@ from jinit.empirical.measure import Meter
 from jinit.empirical.names import Naming
 from jinit.empirical.rounding import rounding_unit
 from jinit.empirical.scales import Solver
-from jinit.empirical.sites import Survey, survey
 from jinit.empirical.steps import first_moves_of, first_step
 from jinit.empirical.targets import target_of
+from jinit.layers import Survey, survey
 from jinit.tracing import Rolled, TracedFunction, roll, trace, trace_context
 
 __all__ = ["Plan", "plan_of"]
@@ -63,8 +63,8 @@ class Plan:
     def targets(self) -> np.ndarray:
         """The RMS of every output; one a statistic."""
         targets = np.ones(self.layout.size, np.float32)
-        for site, statistic in self.naming.sites(self.solver.tuned):
-            targets[statistic] = target_of(self.job.target, site)
+        for layer, statistic in self.naming.infos(self.solver.tuned):
+            targets[statistic] = target_of(self.job.target, layer)
         return targets
 
     @functools.cached_property

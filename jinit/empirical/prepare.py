@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jinit._arithmetic import is_float, on_cpu
 from jinit._kinds import kind_of
 from jinit._patterns import check_patterns, fits
 from jinit.empirical.arguments import check_arguments, check_arrays, check_key
@@ -20,7 +21,6 @@ from jinit.empirical.inputs import (
     trainable_leaves,
 )
 from jinit.empirical.job import Job, Mode, Step
-from jinit.empirical.numbers import is_float, on_cpu
 from jinit.empirical.optimizers import check_optimizer
 from jinit.empirical.targets import check_target
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jinit._arithmetic import inverse_rms, is_float, multiply, rms
 from jinit.empirical.meshes import sharded_as
-from jinit.empirical.numbers import inverse_rms, is_float, multiply, rms
 from jinit.tracing import EquationView
 
 __all__ = ["bind_probed"]

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jinit._arithmetic import apply_scale, is_float, on_cpu, rms
 from jinit.empirical.inputs import call_loss
-from jinit.empirical.numbers import apply_scale, is_float, on_cpu, rms
-from jinit.empirical.placing import gathered, leading, placed
 from jinit.empirical.plan import Plan
 from jinit.empirical.rounding import nudged, sketch
+from jinit.layers import gathered, leading, placed
 
 __all__ = ["Measured", "Programs", "Stage", "Statistics", "programs", "rescale", "stack"]
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
-from jinit.empirical.numbers import is_float, multiply, namespace, wider
+from jinit._arithmetic import is_float, multiply, namespace, wider
 from jinit.tracing import aval_of, sub_jaxprs
 
 __all__ = ["is_rounding", "nudged", "rounding_unit", "sketch"]

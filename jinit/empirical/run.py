@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jinit._arithmetic import namespace
 from jinit.empirical.job import Job
-from jinit.empirical.numbers import namespace
 from jinit.empirical.plan import Plan, plan_of
 from jinit.empirical.programs import Measured, Stage, Statistics, programs, rescale, stack
 from jinit.empirical.progress import Progress

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from jinit._arithmetic import namespace, segment_sum
 from jinit.empirical.layout import Layout, Uses
-from jinit.empirical.numbers import namespace, segment_sum
 
 __all__ = ["Solver", "log_mean"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jinit.empirical.numbers import namespace
+from jinit._arithmetic import namespace
 from jinit.empirical.scales import Solver, log_mean
 
 __all__ = ["find_backward", "find_scales"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jinit.empirical.numbers import is_float, merge
+from jinit._arithmetic import is_float, merge
 from jinit.empirical.optimizers import applied, first_moves, like
 from jinit.tracing import Rolled
 

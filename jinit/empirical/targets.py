@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Site", "check_target", "target_of"]
+__all__ = ["LayerInfo", "check_target", "target_of"]
 
 
 @dataclass(frozen=True)
-class Site:
-    """A layer, as a ``target`` function sees it.
+class LayerInfo:
+    """A layer, as a function given as ``target`` sees it.
 
     Attributes:
         path: The path of the leaf that carries its scale, such as ``params/Dense_0/kernel``.
@@ -48,6 +48,6 @@ def check_target(value: Any, where: str = "") -> float:
     return size
 
 
-def target_of(target: float | Callable[[Site], float], site: Site) -> float:
+def target_of(target: float | Callable[[LayerInfo], float], layer: LayerInfo) -> float:
     """Returns the RMS that a layer is to have."""
-    return check_target(target(site), f" for {site.path}") if callable(target) else target
+    return check_target(target(layer), f" for {layer.path}") if callable(target) else target

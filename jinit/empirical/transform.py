@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from jinit.empirical.numbers import apply_scale
+from jinit._arithmetic import apply_scale
 
 if TYPE_CHECKING:
     import optax

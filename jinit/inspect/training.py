@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jinit._arithmetic import is_float, merge, rms
 from jinit.empirical.arguments import explaining_pairs
 from jinit.empirical.inputs import (
     call_loss,
@@ -19,9 +20,8 @@ from jinit.empirical.inputs import (
     leaf_paths,
     trainable_leaves,
 )
-from jinit.empirical.numbers import is_float, merge, rms
 from jinit.empirical.optimizers import applied, like
-from jinit.empirical.sites import Layer, survey
+from jinit.layers import Layer, survey
 from jinit.tracing import EquationView, Path, TracedFunction, evaluate, trace
 
 if TYPE_CHECKING:

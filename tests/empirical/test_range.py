@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jinit
-from jinit.empirical.numbers import rms
+from jinit._arithmetic import rms
 
 
 def normal(seed, *shape):

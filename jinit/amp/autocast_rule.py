@@ -13,9 +13,9 @@ from jax.extend import core as jex
 from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import FLOAT16, FLOAT32
 from jinit.amp.products import asks_for_precision, contracts, inner
-from jinit.amp.promotion import INDICATOR, PARAMETER, Tag, promote, votes_of
 from jinit.amp.ranges import within_range
 from jinit.amp.regions import casts_disabled, region_of
+from jinit.amp.weak_operands import INDICATOR, PARAMETER, Tag, promote, votes_of
 from jinit.tracing import (
     EquationView,
     Path,

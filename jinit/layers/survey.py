@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from jinit.empirical.degrees import (
+from jinit.layers.degrees import (
     SAME,
     SMALL,
     Degree,
@@ -19,8 +19,8 @@ from jinit.empirical.degrees import (
     hands_on,
     joined,
 )
-from jinit.empirical.layers import Layer, Meeting, SiteKind, layers_of
-from jinit.empirical.shapes import shape_of_product
+from jinit.layers.fans import shape_of_product
+from jinit.layers.layer import Layer, LayerKind, Meeting, layers_of
 from jinit.tracing import PRODUCTS, Frame, Path, TracedFunction, aval_of, propagate, sub_jaxprs
 
 __all__ = ["Layer", "Survey", "survey"]
@@ -41,7 +41,7 @@ class _Tag:
         degrees: Its degrees in the parameters, for a value free of data.
         reached: The leaves it depends on, as bits.
         fill: The number that fills it, where that is known and small.
-        pending: The linear site whose result it is, at most reshaped or multiplied by a
+        pending: The linear meeting whose result it is, at most reshaped or multiplied by a
             constant and not yet used elsewhere: a bias added to it belongs to that layer.
     """
 
@@ -70,7 +70,7 @@ class Survey:
 
 
 class _Rules:
-    """Dataflow rules that find the sites."""
+    """Dataflow rules that find the meetings."""
 
     def literal(self, value: Any) -> _Tag:
         return _Tag(fill=_small(value))
@@ -128,9 +128,9 @@ class _Rules:
         if not any(tag.degrees for tag in tags):
             pending = _passed_on(equation, tags)
             return [_Tag(data=True, reached=reached, pending=pending)] * count, None
-        site = _site(equation, tags, frames, path)
-        pending = path if site.kind == "linear" else None
-        return [_Tag(data=True, reached=reached, pending=pending)] * count, site
+        meeting = _meeting(equation, tags, frames, path)
+        pending = path if meeting.kind == "linear" else None
+        return [_Tag(data=True, reached=reached, pending=pending)] * count, meeting
 
 
 def _input_if_zero(tag: _Tag) -> _Tag:
@@ -171,7 +171,7 @@ def _is_float(atom: Any) -> bool:
     return jnp.issubdtype(aval_of(atom).dtype, jnp.inexact)
 
 
-def _site(
+def _meeting(
     equation: jex.JaxprEqn, tags: Sequence[_Tag], frames: tuple[Frame, ...], path: Path
 ) -> Meeting:
     operands = tuple(index for index, tag in enumerate(tags) if tag.degrees)
@@ -190,7 +190,7 @@ def _site(
 
 def _kind(
     equation: jex.JaxprEqn, operands: tuple[int, ...], count: int, frames: tuple[Frame, ...]
-) -> SiteKind:
+) -> LayerKind:
     name = equation.primitive.name
     if sub_jaxprs(equation) or any(f.kind not in _ENTERED for f in frames):
         return "opaque"
@@ -228,11 +228,11 @@ def survey(
         for leaf, (aval, flag) in enumerate(zip(traced.in_avals, trainable, strict=False))
     ]
     data = [_Tag(data=True)] * (len(traced.in_avals) - len(trainable))
-    outputs, sites = propagate(traced.jaxpr, [*parameters, *data], _Rules())
-    run = {path: site for path, site in sites.items() if 0 not in site.lengths}
+    outputs, meetings = propagate(traced.jaxpr, [*parameters, *data], _Rules())
+    run = {path: meeting for path, meeting in meetings.items() if 0 not in meeting.lengths}
     layers = layers_of(run, frozenset(zeros))
     reached = _reached(outputs)
     unused = [i for i, tag in enumerate(parameters) if tag.reached and not reached >> i & 1]
-    entered = [path for path, site in sites.items() if site.kind != "opaque"]
+    entered = [path for path, meeting in meetings.items() if meeting.kind != "opaque"]
     prefixes = frozenset(path[:n] for path in entered for n in range(1, len(path)))
     return Survey(tuple(layers), prefixes, tuple(unused), bool(reached))

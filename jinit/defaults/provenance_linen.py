@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 
 from jinit.defaults.fans import flat_shape
-from jinit.defaults.lasting import nothing_is_lost
 from jinit.defaults.linen import Context
-from jinit.defaults.observed import observing
-from jinit.defaults.reading import RETRACE, Path, Reading
+from jinit.defaults.lost_at_apply import nothing_is_lost
+from jinit.defaults.observer import observing
+from jinit.defaults.provenance import RETRACE, Path, Reading
 from jinit.defaults.untold import untold
 
 __all__ = ["read_linen"]

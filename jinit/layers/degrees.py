@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from jinit.empirical.rows import ELEMENTWISE, keeps_rows
+from jinit.layers.rows import ELEMENTWISE, keeps_rows
 from jinit.tracing import aval_of
 
 __all__ = ["SAME", "SMALL", "Degree", "Degrees", "combine", "degrees_of", "hands_on", "joined"]

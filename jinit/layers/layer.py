@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from jinit.empirical.degrees import Degree, Degrees
-from jinit.empirical.numbers import is_float
-from jinit.empirical.shapes import ProductShape
+from jinit._arithmetic import is_float
+from jinit.layers.degrees import Degree, Degrees
+from jinit.layers.fans import ProductShape
 from jinit.tracing import Frame, Path
 
-__all__ = ["Layer", "Meeting", "SiteKind", "layers_of"]
+__all__ = ["Layer", "LayerKind", "Meeting", "layers_of"]
 
-SiteKind = Literal["linear", "embedding", "bias", "gain", "other", "opaque"]
+LayerKind = Literal["linear", "embedding", "bias", "gain", "other", "opaque"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Meeting:
     """An equation that mixes data and parameters."""
 
     path: Path
-    kind: SiteKind
+    kind: LayerKind
     leaves: Degrees
     operands: tuple[int, ...]
     differentiable: bool
@@ -36,7 +36,7 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Layer:
-    """One row of the report: a site, or a linear site with the bias added to it.
+    """One row of the report: a meeting, or a linear one with the bias added to it.
 
     Attributes:
         head: Where the parameters meet the input.
@@ -61,7 +61,7 @@ class Layer:
 
     head: Path
     tail: Path
-    kind: SiteKind
+    kind: LayerKind
     leaves: tuple[tuple[int, Degree], ...]
     operands: tuple[int, ...]
     differentiable: bool
@@ -92,7 +92,7 @@ class Layer:
         return self.kind != "opaque"
 
 
-_REASONS: Mapping[SiteKind, str] = {
+_REASONS: Mapping[LayerKind, str] = {
     "bias": "a bias on its own",
     "gain": "a gain",
     "other": "not linear in the parameter",
@@ -101,33 +101,33 @@ _REASONS: Mapping[SiteKind, str] = {
 
 
 def layers_of(
-    sites: Mapping[Path, Meeting],
+    meetings: Mapping[Path, Meeting],
     zeros: frozenset[int] = frozenset(),
     alone: frozenset[int] = frozenset(),
 ) -> list[Layer]:
-    """Joins to every linear site the bias that is added to its result, and finds the scales.
+    """Joins to every linear meeting the bias that is added to its result, and finds the scales.
 
     Args:
-        sites: Where parameters meet data.
+        meetings: Where parameters meet data.
         zeros: The leaves that are known to hold nothing but zeros.
         alone: The biases that belong to no layer.
     """
-    sites = _agreeing(sites)
-    layers = _with_carriers(_grouped(sites, _biases(sites, alone)))
+    meetings = _agreeing(meetings)
+    layers = _with_carriers(_grouped(meetings, _biases(meetings, alone)))
     stuck = _stuck(layers)
-    return layers_of(sites, zeros, alone | stuck) if stuck else _Ties(layers, zeros).tied()
+    return layers_of(meetings, zeros, alone | stuck) if stuck else _Ties(layers, zeros).tied()
 
 
-def _agreeing(sites: Mapping[Path, Meeting]) -> dict[Path, Meeting]:
+def _agreeing(meetings: Mapping[Path, Meeting]) -> dict[Path, Meeting]:
     """Leaves scans out that slice a leaf along other axes than other scans do."""
     places: dict[int, list[tuple[int, ...]]] = {}
-    for site in sites.values():
-        for leaf, d in site.leaves.items():
+    for meeting in meetings.values():
+        for leaf, d in meeting.leaves.items():
             places.setdefault(leaf, []).append(d.places)
     depths = {leaf: _agreed(several) for leaf, several in places.items()}
     return {
-        path: replace(site, leaves={x: d.within(depths[x]) for x, d in site.leaves.items()})
-        for path, site in sites.items()
+        path: replace(meeting, leaves={x: d.within(depths[x]) for x, d in meeting.leaves.items()})
+        for path, meeting in meetings.items()
     }
 
 
@@ -140,41 +140,48 @@ def _agreed(several: Sequence[tuple[int, ...]]) -> int:
     )
 
 
-def _biases(sites: Mapping[Path, Meeting], alone: frozenset[int]) -> dict[Path, Meeting]:
-    """Finds by linear site the bias that belongs to it: one that serves nothing but such sites."""
+def _biases(meetings: Mapping[Path, Meeting], alone: frozenset[int]) -> dict[Path, Meeting]:
+    """Finds by linear meeting the bias that belongs to it: one that serves such alone."""
     found = {
-        path: site for path, site in sites.items() if _may_belong(site, sites) and not
-        alone & site.leaves.keys()
-    }  # fmt: skip
+        path: meeting
+        for path, meeting in meetings.items()
+        if _may_belong(meeting, meetings) and not alone & meeting.leaves.keys()
+    }
     while True:
-        others = {leaf for path, s in sites.items() if path not in found for leaf in s.leaves}
-        kept = {path: site for path, site in found.items() if not others & site.leaves.keys()}
+        others = {leaf for path, s in meetings.items() if path not in found for leaf in s.leaves}
+        kept = {
+            path: meeting for path, meeting in found.items() if not others & meeting.leaves.keys()
+        }
         if len(kept) == len(found):
-            return {site.adds_to: site for site in found.values() if site.adds_to is not None}
+            return {
+                meeting.adds_to: meeting
+                for meeting in found.values()
+                if meeting.adds_to is not None
+            }
         found = kept
 
 
-def _may_belong(bias: Meeting, sites: Mapping[Path, Meeting]) -> bool:
+def _may_belong(bias: Meeting, meetings: Mapping[Path, Meeting]) -> bool:
     """A bias can be its layer's own if it scales."""
     scales = all(d.degree not in (None, 0.0) for d in bias.leaves.values())
-    return bias.adds_to is not None and bias.adds_to in sites and scales
+    return bias.adds_to is not None and bias.adds_to in meetings and scales
 
 
-def _grouped(sites: Mapping[Path, Meeting], biases: Mapping[Path, Meeting]) -> list[Layer]:
+def _grouped(meetings: Mapping[Path, Meeting], biases: Mapping[Path, Meeting]) -> list[Layer]:
     taken = {bias.path for bias in biases.values()}
-    return [_layer(s, biases.get(s.path)) for s in sites.values() if s.path not in taken]
+    return [_layer(s, biases.get(s.path)) for s in meetings.values() if s.path not in taken]
 
 
-def _layer(site: Meeting, bias: Meeting | None) -> Layer:
+def _layer(meeting: Meeting, bias: Meeting | None) -> Layer:
     return Layer(
-        head=site.path,
-        tail=site.path if bias is None else bias.path,
-        kind=site.kind,
-        leaves=tuple(site.leaves.items()),
-        operands=site.operands,
-        differentiable=site.differentiable,
-        lengths=site.lengths,
-        shape=site.shape,
+        head=meeting.path,
+        tail=meeting.path if bias is None else bias.path,
+        kind=meeting.kind,
+        leaves=tuple(meeting.leaves.items()),
+        operands=meeting.operands,
+        differentiable=meeting.differentiable,
+        lengths=meeting.lengths,
+        shape=meeting.shape,
         bias=() if bias is None else tuple(bias.leaves.items()),
     )
 
