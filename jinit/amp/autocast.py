@@ -139,7 +139,7 @@ def autocast(
         >>> "bf16[2,2] = dot_general" in program, "f32[2,2] = exp" in program
         (True, True)
 
-    Reference:
+    Source:
         The lists follow NVIDIA apex's O1. There a function is patched, here it is traced; a cast
         that ``fn`` makes to a dtype it already has is therefore not seen.
     """

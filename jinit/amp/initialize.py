@@ -127,7 +127,7 @@ def initialize(
         Array([[0.6],
                [0.6]], dtype=float32)
 
-    Reference:
+    Source:
         NVIDIA apex's ``amp.initialize``. Nothing is patched here: the function is wrapped,
         float32 parameters are the master weights, and the half type may be bfloat16.
     """

@@ -145,7 +145,7 @@ def loss_scaling(
         >>> jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
         {'mean': Array([0., 0.], dtype=float32)}
 
-    Reference:
+    Source:
         NVIDIA apex's ``LossScaler`` and ``update_scale_hysteresis``. It differs in the bounds
         that float32 sets to the scale, and in that a scale moves once in an update where apex
         moves it once in a backward pass.

@@ -65,7 +65,7 @@ def master_weights(
         >>> [round(x, 4) for x in state.master_params.tolist()], params.tolist()
         ([0.995, 1.995], [0.99609375, 1.9921875])
 
-    Reference:
+    Source:
         The master weights of NVIDIA apex's O2, and of Micikevicius et al., "Mixed Precision
         Training" (2018), https://arxiv.org/abs/1710.03740.
     """

@@ -69,7 +69,7 @@ class Policy:
           ops                   OPS          OPS
           keep_fp32             None         None
 
-    Reference:
+    Source:
         The properties of NVIDIA apex's amp levels; ``cast_to_param``, ``cast_to_compute`` and
         ``cast_to_output`` are the terms of jmp. In apex ``half_dtype`` is always float16.
     """

@@ -56,7 +56,7 @@ def half_function(fn: Callable[..., Any]) -> Callable[..., Any]:
         >>> "bf16[2] = exp" in program
         True
 
-    Reference:
+    Source:
         NVIDIA apex's ``amp.half_function``. There the functions that ``fn`` calls may still be
         cast one by one; here the decoration holds for all of its body.
     """
@@ -83,7 +83,7 @@ def float_function(fn: Callable[..., Any]) -> Callable[..., Any]:
         >>> "f32[2,2] = dot_general" in program
         True
 
-    Reference:
+    Source:
         NVIDIA apex's ``amp.float_function``.
     """
     return _region("float_function", fn)
@@ -111,7 +111,7 @@ def promote_function(fn: Callable[..., Any]) -> Callable[..., Any]:
         >>> "bf16[2,2] = exp" in program
         True
 
-    Reference:
+    Source:
         NVIDIA apex's ``amp.promote_function``.
     """
     return _region("promote_function", fn)
@@ -138,7 +138,7 @@ def disable_casts() -> Iterator[None]:
         >>> "bf16" in program
         False
 
-    Reference:
+    Source:
         NVIDIA apex's ``amp.disable_casts``.
     """
     with jax.named_scope(_DISABLED):

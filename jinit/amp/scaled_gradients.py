@@ -116,7 +116,7 @@ def scale_loss(
         >>> scale_loss(jnp.float32(0.5), state)
         Array(64., dtype=float32)
 
-    Reference:
+    Source:
         NVIDIA apex's ``amp.scale_loss``, a context manager there.
     """
     check_loss(loss)

@@ -41,7 +41,7 @@ def state_dict(opt_state: optax.OptState) -> dict[str, dict[str, float | int]]:
         >>> state_dict(amp.loss_scaling(optax.sgd(0.1)).init(jnp.ones(2)))
         {'loss_scaler0': {'loss_scale': 65536.0, 'unskipped': 0}}
 
-    Reference:
+    Source:
         NVIDIA apex's ``amp.state_dict``.
     """
     scales = np.ravel(find_scale(opt_state)).tolist()
@@ -77,7 +77,7 @@ def load_state_dict(
         >>> state_dict(load_state_dict(opt_state, saved)) == saved
         True
 
-    Reference:
+    Source:
         NVIDIA apex's ``amp.load_state_dict``, which warns where this raises.
     """
     if isinstance(opt_state, Mapping) and not isinstance(state, Mapping):

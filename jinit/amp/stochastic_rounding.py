@@ -61,7 +61,7 @@ def stochastic_rounding(
         >>> round(float(params.astype("float32").mean()), 2)
         0.9
 
-    Reference:
+    Source:
         Gupta et al., "Deep Learning with Limited Numerical Precision" (2015),
         https://arxiv.org/abs/1502.02551.
     """

@@ -97,7 +97,7 @@ def empirical_init(
         >>> print(f"{jnp.sqrt(jnp.mean(model(params, x) ** 2)):.3f}")
         1.000
 
-    Reference:
+    Source:
         The system empirical-init, which reaches the same by hundreds of passes.
     """
     job, inputs, key = prepare(
@@ -137,9 +137,9 @@ def calibrate(
     - Activations: as ``empirical_init`` sets them.
     - Updates: with u the first step of the optimizer that is not zero, at a learning rate of 1
       and under one gradient (one that accumulates gradients is given as many as it waits for; of
-      a schedule it is the first rate above 0 that counts), a layer's
-      multiplier is ``1 / rms(dy)``, where dy is the first-order change in its output along u,
-      its input held. A layer's weight and bias share it.
+      a schedule it is the first rate above 0 that counts), a layer's multiplier is ``1 / rms(dy)``,
+      where dy is the first-order change in its output along u, its input held. A layer's weight
+      and bias share it.
       With ``step="network"`` multipliers are also divided by the growth, the geometric mean
       over layers of ``rms(dy) / rms(y)`` where dy is the change along the step of all layers at
       once. Deeper networks then take smaller steps, and one learning rate serves more sizes.
@@ -154,21 +154,24 @@ def calibrate(
     no longer a gradient.
 
     Each of the ``samples`` keys costs a forward and backward pass and a forward pass with
-    derivatives, at any depth. The report is measured apart: a quarter as many passes for the
-    parameters as given, and for the result half as many but one, on fresh keys; in that one the
-    first key is repeated, every parameter changed by a rounding error: where a leaf's gradient
-    comes out altogether different, it is rounding, and its step counts for nothing. A leaf that
-    serves
-    several uses takes six forward passes a key more; in explicit mode, one in a loop that hands
-    the same leaf to every iteration six measurements. Equal layers are traced and compiled once.
+    derivatives, at any depth. The report is measured apart, on fresh keys: the parameters as given
+    on a quarter as many but one, the result on half as many. One pass more repeats the first key
+    with every parameter changed by a rounding error: where a leaf's gradient comes out altogether
+    different, it is rounding, and its step counts for nothing. A leaf that serves several uses
+    takes six forward passes a key more; in explicit mode, one in a loop that hands the same leaf
+    to every iteration six measurements. Equal layers are traced and compiled once.
     Gradients pass weights of nothing but zeros (a head, a gate) as if they were random.
 
     Args:
-        params: As in ``empirical_init``.
-        apply_fn: As in ``empirical_init``.
-        dummy_input: As in ``empirical_init``; use the batch size of the training.
-        dummy_loss: As in ``empirical_init``. Under "sgd" the multipliers depend on its size.
-        key: As in ``empirical_init``.
+        params: Any pytree of arrays, or Flax variables, of which the ``params`` are rescaled.
+        apply_fn: The model, ``apply_fn(params, *inputs)``: a function that JAX can trace, compiled
+            once for equal functions and shapes.
+        dummy_input: Example inputs (a tuple is splatted), or a function of ``(key)``,
+            ``(key, batch_size)`` or ``(batch_size)`` that returns them. Use the batch size of the
+            training.
+        dummy_loss: A function of ``(output)`` or ``(output, key)`` that returns a real scalar.
+            Under "sgd" the multipliers depend on its size.
+        key: A PRNG key, typed or legacy; ``jax.random.key(0)`` where it is None.
         optimizer: "adam", whose first step is the gradient's sign; "sgd", whose step is the
             gradient; or any optax transformation, without its learning rate. Explicit mode takes
             those whose first step is as large as the gradient, or does not depend on its size.
@@ -178,14 +181,18 @@ def calibrate(
         step: What a learning rate of 1 stands for: with "layer" each layer's output changes by 1
             along its own step; with "network" all multipliers are divided by the growth, so that
             along the step of the whole network the outputs change by as much as they are.
-        samples: As in ``empirical_init``.
-        batch_size: As in ``empirical_init``.
-        target: As in ``empirical_init``.
-        include: As in ``empirical_init``; the multipliers of other leaves are 1.
-        exclude: As in ``empirical_init``; likewise.
-        collection: As in ``empirical_init``.
-        rngs: As in ``empirical_init``.
-        has_aux: As in ``empirical_init``.
+        samples: The number of keys.
+        batch_size: What is given to a ``dummy_input`` that asks for it.
+        target: The RMS that every output is brought to, or a function of a ``LayerInfo``, which
+            has ``path``, ``kind``, ``fan_in``, ``fan_out``, ``index``, ``number`` and ``count``.
+        include: Patterns of the leaves' paths, such as ``*/kernel``: others stay as they are, and
+            their multipliers are 1.
+        exclude: Patterns of the leaves that stay as they are, likewise.
+        collection: The top-level entry of ``params`` that holds the parameters, where it is not
+            Flax's ``params``; the others (batch statistics) are carried along.
+        rngs: The names of the random keys that ``apply_fn`` is given as ``rngs={name: key}``.
+        has_aux: Whether ``apply_fn`` returns ``(output, anything)``, as Flax does with
+            ``mutable``; the loss sees the output.
         verbose: Whether to show the progress, to measure the means of outputs and the gradients
             of parameters as well, and to print the report.
 
@@ -193,10 +200,14 @@ def calibrate(
         The rescaled tree, the multipliers or scales, and the report.
 
     Raises:
-        ValueError: As ``empirical_init``; or a gradient or an update is not finite, a scale is
-            beyond the range of float32, the optimizer changes nothing in 1000 steps, or explicit
-            mode cannot follow it.
-        TypeError: As ``empirical_init``; or the optimizer is not one.
+        ValueError: An argument is not what it should be; ``params`` has no floating-point leaf,
+            two of one path, or one that is not finite; the loss is not a real scalar; the output
+            depends on no parameter or on no input; a layer's output, a gradient or an update is
+            not finite; a scale is beyond the range of float32; the optimizer changes nothing in
+            1000 steps, or explicit mode cannot follow it.
+        TypeError: An argument is not of the kind of its place, such as a model for its ``apply``;
+            ``params`` has leaves that are not arrays, which are listed; or the optimizer is not
+            one.
 
     Example:
         >>> import jax, jax.numpy as jnp, jinit
@@ -212,7 +223,7 @@ def calibrate(
         >>> [f"{row.activation_after:.1f} {row.update_after:.1f}" for row in result.report.rows]
         ['1.0 1.0', '1.0 1.0']
 
-    Reference:
+    Source:
         The system empirical-init for the three quantities; the multipliers under Adam repeat the
         widths' rule of Yang et al., "Tensor Programs V" (2022).
     """

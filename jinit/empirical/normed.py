@@ -45,7 +45,7 @@ class Normed(nn.Module):
         >>> print(f"{jnp.sqrt(jnp.mean(y**2)):.2f}")
         1.00
 
-    Reference:
+    Source:
         ``Normed`` of the system empirical-init.
     """
 
@@ -127,7 +127,7 @@ def wrap_all_leaf_modules(model: nn.Module) -> WrappedModel:
         >>> sorted(jinit.get_wrapped_submodules(variables))
         ['layers_0', 'layers_2']
 
-    Reference:
+    Source:
         ``wrap_all_leaf_modules`` of the system empirical-init, a decorator of a module's
         constructor there.
     """
@@ -150,7 +150,7 @@ def get_wrapped_submodules(model: Any, *inputs: Any) -> dict[str, dict[str, Any]
     Returns:
         By path the scales ``a``, ``gx`` and ``gy``; of a model their shapes.
 
-    Reference:
+    Source:
         ``get_wrapped_submodules`` of the system empirical-init.
     """
     variables = model

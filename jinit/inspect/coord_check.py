@@ -60,8 +60,11 @@ def coord_check(
             with an optimizer of its own, such as one that holds ``result.transform()``. A seed's
             key is the same at every width.
         widths: At least two, increasing.
-        dummy_input: As in ``calibrate``; drawn once a seed, the same at every width.
-        dummy_loss: As in ``calibrate``; its key is the same at every step.
+        dummy_input: Example inputs (a tuple is splatted), or a function of ``(key)``,
+            ``(key, batch_size)`` or ``(batch_size)`` that returns them; drawn once a seed, the
+            same at every width.
+        dummy_loss: A function of ``(output)`` or ``(output, key)`` that returns a real scalar; its
+            key is the same at every step.
         optimizer: An optax transformation with its learning rate, or a function of width that
             returns one; ``optax.adam(1e-4)`` where it is None.
         steps: The number of training steps.
@@ -96,7 +99,7 @@ def coord_check(
         >>> [f"{fit.path}: {fit.verdict}" for fit in check.fits]
         ['first: steady', 'hidden: update grows']
 
-    Reference:
+    Source:
         Yang et al., "Tensor Programs V: Tuning Large Neural Networks via Zero-Shot
         Hyperparameter Transfer" (2022), appendix D.1.
     """
