@@ -6,6 +6,7 @@ chooses the precision they are trained in. Every public name is listed here; apa
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING
 
 from jinit import _known
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from jinit import amp, defaults, empirical, initializers, inspect, reproducibility
     from jinit.defaults import global_keras_initializers, keras_defaults, torch_defaults
     from jinit.empirical import Calibration, calibrate, empirical_init
-    from jinit.empirical.normed import Normed, get_wrapped_submodules, wrap_all_leaf_modules
     from jinit.inspect import CoordCheck, coord_check, describe
     from jinit.reproducibility import (
         MAX_SEED,
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         get_random_seed,
         get_rng_state,
         load_rng_state,
-        register_key,
         seed_all,
         seed_context,
         seed_workers,
@@ -38,7 +37,6 @@ __all__ = [
     "MAX_SEED",
     "Calibration",
     "CoordCheck",
-    "Normed",
     "__version__",
     "amp",
     "calibrate",
@@ -51,13 +49,11 @@ __all__ = [
     "fold_in_process",
     "get_random_seed",
     "get_rng_state",
-    "get_wrapped_submodules",
     "global_keras_initializers",
     "initializers",
     "inspect",
     "keras_defaults",
     "load_rng_state",
-    "register_key",
     "reproducibility",
     "seed_all",
     "seed_context",
@@ -65,21 +61,25 @@ __all__ = [
     "startup",
     "startup_report",
     "torch_defaults",
-    "wrap_all_leaf_modules",
 ]
 
 _NAMES = {
     "jinit.defaults": ("global_keras_initializers", "keras_defaults", "torch_defaults"),
     "jinit.empirical": ("Calibration", "calibrate", "empirical_init"),
-    "jinit.empirical.normed": ("Normed", "get_wrapped_submodules", "wrap_all_leaf_modules"),
     "jinit.inspect": ("CoordCheck", "coord_check", "describe"),
     "jinit.reproducibility": (
         *("MAX_SEED", "fold_in_process", "get_random_seed", "get_rng_state", "load_rng_state"),
-        *("register_key", "seed_all", "seed_context", "seed_workers"),
+        *("seed_all", "seed_context", "seed_workers"),
     ),
     "jinit.settings.determinism": ("configure_deterministic_mode",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
+_MOVED = {
+    **dict.fromkeys(("Normed", "get_wrapped_submodules", "wrap_all_leaf_modules"), "empirical"),
+    "register_key": "reproducibility",
+}
+"""Names that live in a submodule, and still answer here."""
+
 _SUBMODULES = {"amp", "defaults", "empirical", "initializers", "inspect", "reproducibility"}
 
 
@@ -90,6 +90,10 @@ def __getattr__(name: str) -> object:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value
+    if name in _MOVED:
+        home = f"jinit.{_MOVED[name]}"
+        warnings.warn(f"jinit.{name} is {home}.{name} now", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(home), name)
     return _known.known_names("jinit", __all__)(name)
 
 

@@ -43,6 +43,21 @@ def test_every_name_that_jinit_lists_exists():
         _ = jinit.empirical_innit
 
 
+@pytest.mark.parametrize(
+    ("name", "home"),
+    [
+        ("Normed", "empirical"),
+        ("get_wrapped_submodules", "empirical"),
+        ("wrap_all_leaf_modules", "empirical"),
+        ("register_key", "reproducibility"),
+    ],
+)
+def test_names_that_have_moved_still_answer_and_say_where_they_are(name, home):
+    with pytest.warns(DeprecationWarning, match=rf"jinit.{name} is jinit.{home}.{name} now"):
+        assert getattr(jinit, name) is getattr(getattr(jinit, home), name)
+    assert name not in jinit.__all__
+
+
 def test_the_startup_variables_in_the_readme_are_all_there_are():
     from jinit.settings.table import SETTINGS, STRICT
 

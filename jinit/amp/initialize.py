@@ -40,7 +40,8 @@ def initialize(
     skip_nonfinite: bool = False,
     ops: OpLists | None = None,
     keep_fp32: KeepFp32 | None = None,
-    verbosity: int = 1,
+    verbose: bool = False,
+    verbosity: int | None = None,
     enabled: bool = True,
 ) -> Any:
     """Gives models and optimizers the precision of a level.
@@ -97,7 +98,8 @@ def initialize(
             The type of its module is known for linen and NNX, and None elsewhere. What goes into
             a kept layer is cast to float32, and its result back to half; at O2 and O3 only.
         ops: Which operations O1 runs in which dtype, by default ``amp.OPS``.
-        verbosity: 1 prints the properties in effect beside the level's, 0 prints nothing.
+        verbose: Whether to print the properties in effect beside the level's.
+        verbosity: apex's name of ``verbose``: 1 prints, 0 does not.
         enabled: False returns the functions untouched (of a module its ``apply``), and the
             optimizers with a constant scale of 1, so that the same training step runs without
             mixed precision.
@@ -116,7 +118,7 @@ def initialize(
         >>> import jax, jax.numpy as jnp, optax
         >>> from jinit import amp
         >>> apply_fn, tx = amp.initialize(lambda params, x: x @ params, optax.sgd(0.1), "O2",
-        ...                               half_dtype="bfloat16", verbosity=0)
+        ...                               half_dtype="bfloat16")
         >>> params = apply_fn.policy.cast_to_param(jnp.ones((2, 1)))
         >>> opt_state = tx.init(params)
         >>> def loss_fn(params, x):
@@ -149,7 +151,8 @@ def initialize(
     skips = parse_bool("skip_nonfinite", skip_nonfinite, among="True or False")
     parse_count("num_losses", num_losses)
     parse_count("hysteresis", hysteresis)
-    if not isinstance(verbosity, int | np.integer):
+    verbose = parse_bool("verbose", verbose, among="True or False")
+    if not isinstance(verbosity, int | np.integer | None):
         raise ValueError(f"verbosity must be 0 or 1, not {verbosity!r}")
     if enabled and opt_level != "O0":
         check_backend(policy.half_dtype)
@@ -174,7 +177,7 @@ def initialize(
     wrapped = _each(wrap_model, models)
     if optimizers is not None:
         wrapped = wrapped, _each(wrap_optimizer, optimizers)
-    if verbosity and enabled:
+    if (verbose if verbosity is None else verbosity) and enabled:
         print(policy)
     return wrapped
 

@@ -51,7 +51,7 @@ class Policy:
     Example:
         >>> from jinit import amp
         >>> policy = amp.initialize(lambda params, x: x @ params, opt_level="O3",
-        ...                         half_dtype="bfloat16", verbosity=0).policy
+        ...                         half_dtype="bfloat16").policy
         >>> policy.cast_to_param({"params": {"kernel": jnp.ones(2), "steps": jnp.arange(2)}})
         {'params': {'kernel': Array([1, 1], dtype=bfloat16), 'steps': Array([0, 1], dtype=int32)}}
         >>> print(policy)

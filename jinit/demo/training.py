@@ -77,7 +77,7 @@ class Run:
 def _precision(
     recipe: Recipe, model: PlainCNN, tx: optax.GradientTransformation
 ) -> tuple[Any, optax.GradientTransformation]:
-    options: dict[str, Any] = {"half_dtype": recipe.half_dtype, "verbosity": 0}
+    options: dict[str, Any] = {"half_dtype": recipe.half_dtype}
     if recipe.init_scale is None:
         return jinit.amp.initialize(model.apply, tx, recipe.opt_level, **options)
     apply_fn = jinit.amp.initialize(model.apply, None, recipe.opt_level, **options)

@@ -37,7 +37,8 @@ class Normed(nn.Module):
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, jinit
-        >>> model = nn.Sequential([jinit.Normed(nn.Dense(8)), nn.relu, jinit.Normed(nn.Dense(2))])
+        >>> from jinit.empirical import Normed
+        >>> model = nn.Sequential([Normed(nn.Dense(8)), nn.relu, Normed(nn.Dense(2))])
         >>> x = jax.random.normal(jax.random.key(0), (64, 4))
         >>> variables = model.init(jax.random.key(1), x)
         >>> result = jinit.calibrate(variables, model.apply, x, jnp.sum, mode="explicit")
@@ -122,9 +123,10 @@ def wrap_all_leaf_modules(model: nn.Module) -> WrappedModel:
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, jinit
-        >>> model = jinit.wrap_all_leaf_modules(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
+        >>> model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)])
+        >>> model = jinit.empirical.wrap_all_leaf_modules(model)
         >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
-        >>> sorted(jinit.get_wrapped_submodules(variables))
+        >>> sorted(jinit.empirical.get_wrapped_submodules(variables))
         ['layers_0', 'layers_2']
 
     Source:

@@ -246,10 +246,15 @@ def test_the_wrapped_function_reads_like_the_function():
     assert inspect.signature(apply_fn) == inspect.signature(mlp)
 
 
-def test_verbosity_prints_the_policy(capsys):
-    apply_fn = amp.initialize(mlp, opt_level="O3")
+@pytest.mark.parametrize("talking", [{"verbose": True}, {"verbosity": 1}])
+def test_the_policy_is_printed_where_that_is_asked_for(talking, capsys):
+    apply_fn = amp.initialize(mlp, opt_level="O3", **talking)
     assert capsys.readouterr().out == f"{apply_fn.policy}\n"
-    amp.initialize(mlp, opt_level="O3", verbosity=0)
+
+
+@pytest.mark.parametrize("silent", [{}, {"verbosity": 0}, {"verbosity": 0, "verbose": True}])
+def test_nothing_is_printed_unasked(silent, capsys):
+    amp.initialize(mlp, opt_level="O3", **silent)
     assert capsys.readouterr().out == ""
 
 

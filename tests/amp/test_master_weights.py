@@ -151,7 +151,7 @@ def test_o3_in_float16_stays_finite_with_adam_which_alone_does_not():
 
 
 def test_the_table_names_the_masters(capsys):
-    amp.initialize(mlp, None, "O2", half_dtype="bfloat16", master_weights="optimizer")
+    amp.initialize(mlp, None, "O2", half_dtype="bfloat16", master_weights="optimizer", verbose=True)
     assert "master_weights True optimizer" in " ".join(capsys.readouterr().out.split())
 
 

@@ -207,7 +207,7 @@ def _policy(ops):
 
 def test_initialize_takes_the_op_table(capsys):
     ops = amp.OPS.extend(half=["exp"])
-    model = amp.initialize(body, None, "O1", half_dtype="float16", ops=ops)
+    model = amp.initialize(body, None, "O1", half_dtype="float16", ops=ops, verbose=True)
     assert operand_dtypes(model, X, W)["exp"] == {"float16": 1}
     assert "ops OPS extended" in " ".join(capsys.readouterr().out.split())
 

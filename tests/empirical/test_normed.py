@@ -15,9 +15,9 @@ X = jax.random.normal(jax.random.key(0), (64, 16))
 class Wrapped(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(jinit.Normed(nn.Dense(32))(x))
+        x = nn.relu(jinit.empirical.Normed(nn.Dense(32))(x))
         x = nn.LayerNorm()(x)
-        return jinit.Normed(nn.Dense(4, use_bias=False))(x)
+        return jinit.empirical.Normed(nn.Dense(4, use_bias=False))(x)
 
 
 def tuned(model, optimizer="adam"):
@@ -29,7 +29,7 @@ def tuned(model, optimizer="adam"):
 
 def test_its_arithmetic_is_the_original_s():
     """y = GS_gy(a f(GS_gx(x))): forward by a; back by gy, then a, then gx."""
-    module = jinit.Normed(nn.Dense(3))
+    module = jinit.empirical.Normed(nn.Dense(3))
     variables = module.init(jax.random.key(1), X)
     inner = variables["params"]["wrapped"]
     scales = {"a": jnp.float32(0.5), "gx": jnp.float32(3.0), "gy": jnp.float32(7.0)}
@@ -77,11 +77,11 @@ def test_what_was_tuned_before_is_tuned_anew():
 
 def test_it_agrees_with_explicit_mode_of_the_plain_model():
     model = MLP(4)
-    wrapped = jinit.wrap_all_leaf_modules(model)
+    wrapped = jinit.empirical.wrap_all_leaf_modules(model)
     variables, result = tuned(wrapped, "sgd")
     plain = {"params": variables["params"]}
     other = jinit.calibrate(plain, model.apply, X, random_loss, mode="explicit", optimizer="sgd")
-    for name, scales in jinit.get_wrapped_submodules(result.params).items():
+    for name, scales in jinit.empirical.get_wrapped_submodules(result.params).items():
         expected = other.scales[name]["kernel"]
         np.testing.assert_allclose(
             [scales[k] for k in ("a", "gx", "gy")], [expected[k] for k in ("a", "gx", "gy")],
@@ -102,7 +102,7 @@ def test_it_agrees_with_explicit_mode_of_the_plain_model():
 
 def test_wrapping_keeps_the_tree_of_parameters():
     model = MLP(3)
-    wrapped = jinit.wrap_all_leaf_modules(model).init(jax.random.key(1), X)
+    wrapped = jinit.empirical.wrap_all_leaf_modules(model).init(jax.random.key(1), X)
     plain = model.init(jax.random.key(1), X)
     jax.tree.map(np.testing.assert_array_equal, wrapped["params"], plain["params"])
     assert sorted(wrapped["normed"]) == ["Dense_0", "Dense_1", "Dense_2"]
@@ -136,9 +136,9 @@ def test_the_original_s_own_net(optimizer):
         labels = jax.random.randint(key, (len(output), 1), 0, 2)
         return -jnp.log(jnp.take_along_axis(output, labels, -1)).mean()
 
-    model = jinit.wrap_all_leaf_modules(TestNet())
+    model = jinit.empirical.wrap_all_leaf_modules(TestNet())
     variables = model.init(jax.random.key(0), draw(1))
-    assert len(jinit.get_wrapped_submodules(model, draw(1))) == 8
+    assert len(jinit.empirical.get_wrapped_submodules(model, draw(1))) == 8
     result = jinit.calibrate(
         variables, model.apply, draw, loss, mode="explicit", optimizer=optimizer
     )
@@ -160,7 +160,7 @@ def test_a_module_of_several_layers_is_refused():
     class Outer(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return jinit.Normed(Two())(x)
+            return jinit.empirical.Normed(Two())(x)
 
     variables = Outer().init(jax.random.key(0), X)
     message = (
@@ -173,11 +173,11 @@ def test_a_module_of_several_layers_is_refused():
 
 def test_only_linen_can_be_wrapped():
     with pytest.raises(TypeError, match="wrap_all_leaf_modules takes a linen module, not function"):
-        jinit.wrap_all_leaf_modules(lambda x: x)
+        jinit.empirical.wrap_all_leaf_modules(lambda x: x)
 
 
 def test_the_wrapped_modules_of_a_model_are_listed():
-    found = jinit.get_wrapped_submodules(Wrapped(), X)
+    found = jinit.empirical.get_wrapped_submodules(Wrapped(), X)
     assert set(found) == {"Normed_0", "Normed_1"}
     assert all(set(scales) == {"a", "gx", "gy"} for scales in found.values())
-    assert jinit.get_wrapped_submodules(MLP(2).init(jax.random.key(0), X)) == {}
+    assert jinit.empirical.get_wrapped_submodules(MLP(2).init(jax.random.key(0), X)) == {}

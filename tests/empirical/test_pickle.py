@@ -30,7 +30,7 @@ class Net(nn.Module):
 def calibrations():
     net = Net()
     variables = net.init(jax.random.key(0), X)
-    wrapped = jinit.wrap_all_leaf_modules(net)
+    wrapped = jinit.empirical.wrap_all_leaf_modules(net)
     return [
         (model, PARAMS, "fold"),
         (model, PARAMS, "explicit"),

@@ -241,7 +241,7 @@ def test_coord_check_names_its_key_and_its_input():
 )
 def test_normed_names_what_it_cannot_wrap(module, found):
     with pytest.raises(TypeError, match=f"^Normed wraps a linen module, not {found}"):
-        jinit.Normed(module).init(jax.random.key(0), X)
+        jinit.empirical.Normed(module).init(jax.random.key(0), X)
 
 
 def test_an_error_in_a_dummy_input_says_how_it_was_called():
