@@ -253,7 +253,7 @@ def _folded(params: Any, findings: Findings) -> Calibration:
         params=_rescaled(params, scales),
         multipliers=jax.tree.unflatten(tree, multipliers),
         scales=jax.tree.unflatten(tree, scales),
-        findings=findings,
+        _findings=findings,
     )
 
 
@@ -274,7 +274,7 @@ def _explicit(params: Any, findings: Findings) -> Calibration:
         params=kept,
         multipliers=jax.tree.unflatten(jax.tree.structure(params), ones),
         scales=scales,
-        findings=findings,
+        _findings=findings,
     )
 
 

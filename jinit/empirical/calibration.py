@@ -2,12 +2,14 @@
 
 import copy
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
 
+from jinit.empirical.files import read, write
 from jinit.empirical.mapped import report_of
 from jinit.empirical.report import Report
 from jinit.empirical.run import Findings
@@ -19,17 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibration"]
 
+_PARTS = ("params", "multipliers", "scales")
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "multipliers", "scales", "findings"],
+    data_fields=["params", "multipliers", "scales", "_findings"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
 class Calibration:
     """What ``calibrate`` measured; a pytree, so that it may be returned from a jitted function.
 
-    It can be pickled: the arrays, the report, and ``apply_fn`` where pickle takes the function.
+    It can be pickled: the arrays, the report, and ``apply_fn`` where pickle takes the function; and
+    saved to a file that holds arrays and JSON, without the function.
 
     Attributes:
         params: The tree with the structure, dtypes and shardings of the one given: rescaled, or
@@ -44,13 +49,12 @@ class Calibration:
             ``a`` (what it is multiplied by) and ``gy`` (what its gradient is multiplied by
             as well), and of every layer, at the leaf that carries it, ``gx`` (the gradient that
             leaves the layer through its input is multiplied by ``gx * gy``).
-        findings: The statistics behind the report; once pickled, the report itself.
     """
 
     params: Any
     multipliers: Any
     scales: Any
-    findings: Findings | Saved
+    _findings: Findings | Saved
 
     @functools.cached_property
     def apply_fn(self) -> Callable[..., Any]:
@@ -58,12 +62,12 @@ class Calibration:
 
         It takes the arguments of the one given; ``params`` of this result belong to it.
         """
-        return applied_with(self.findings, self.scales)
+        return applied_with(self._findings, self.scales)
 
     @property
     def growth(self) -> jax.Array:
         """What ``step="network"`` divided the multipliers by, of shape (); else 1."""
-        return self.findings.growth
+        return self._findings.growth
 
     @functools.cached_property
     def report(self) -> Report:
@@ -71,9 +75,9 @@ class Calibration:
 
         Of a calibration that was mapped, as by ``jax.vmap``, it is one of all members.
         """
-        if isinstance(self.findings, Saved):
-            return self.findings.facts.report
-        return report_of(self.findings)
+        if isinstance(self._findings, Saved):
+            return self._findings.facts.report
+        return report_of(self._findings)
 
     def transform(self) -> "optax.GradientTransformation":
         """Returns the optax transformation that multiplies every update by its multiplier.
@@ -94,11 +98,55 @@ class Calibration:
         """
         return scale_by_multipliers(self.multipliers)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the arrays and the report to a file, as an npz archive with JSON in it.
+
+        The function is not in it: hand it to ``load``.
+
+        Args:
+            path: The file; what it held is lost.
+
+        Raises:
+            TypeError: The trees hold something else than dicts by string, lists, tuples and
+                arrays; nothing is written then.
+
+        Example:
+            >>> import jax.numpy as jnp, jinit, os, tempfile
+            >>> model = lambda p, x: x @ p["w"]
+            >>> result = jinit.calibrate({"w": jnp.eye(4)}, model, jnp.ones((2, 4)), jnp.sum)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = os.path.join(folder, "calibration.npz")
+            ...     result.save(path)
+            ...     loaded = jinit.Calibration.load(path, model)
+            >>> loaded.report == result.report
+            True
+        """
+        write(path, {name: getattr(self, name) for name in _PARTS}, saved(self._findings))
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], apply_fn: Callable[..., Any] | None = None
+    ) -> "Calibration":
+        """Reads what ``save`` wrote.
+
+        Args:
+            path: The file.
+            apply_fn: The function that was calibrated; only ``apply_fn`` of the result needs it.
+
+        Returns:
+            The calibration, its arrays on the default device.
+
+        Raises:
+            ValueError: The file is not one of a calibration, or of another format.
+        """
+        parts, findings = read(path, apply_fn)
+        return cls(**parts, _findings=findings)
+
     def __repr__(self) -> str:
         return f"Calibration of {len(jax.tree.leaves(self.multipliers))} leaves\n{self.report}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Calibration, (self.params, self.multipliers, self.scales, saved(self.findings))
+        return Calibration, (self.params, self.multipliers, self.scales, saved(self._findings))
 
     def __copy__(self) -> "Calibration":
         return replace(self)
@@ -107,4 +155,4 @@ class Calibration:
         params, multipliers, scales = copy.deepcopy(
             (self.params, self.multipliers, self.scales), memo
         )
-        return Calibration(params, multipliers, scales, self.findings)
+        return Calibration(params, multipliers, scales, self._findings)

@@ -17,11 +17,11 @@ from jinit.empirical.mapped import report_of
 from jinit.empirical.report import Report
 from jinit.empirical.run import Findings
 
-__all__ = ["Saved", "applied_with", "saved"]
+__all__ = ["Facts", "Saved", "applied_with", "saved"]
 
 
 @dataclass(frozen=True, eq=False)
-class _Facts:
+class Facts:
     """What is not an array; compared by identity, as a traced model is.
 
     Attributes:
@@ -30,6 +30,7 @@ class _Facts:
         function: It, pickled; None if it could not be.
         wrapped: Whether explicit mode applies the scales around it.
         inside: Whether the variables hold these scales.
+        given: The function, where the user gave it again.
     """
 
     report: Report
@@ -37,12 +38,13 @@ class _Facts:
     function: bytes | None
     wrapped: bool
     inside: bool
+    given: Callable[..., Any] | None = None
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["growth"], meta_fields=["facts"])
 @dataclass(frozen=True)
 class Saved:
-    """Stands in for ``Findings`` once a calibration has been pickled.
+    """Stands in for ``Findings`` once a calibration has been pickled, or read from a file.
 
     Attributes:
         growth: What the multipliers were divided by.
@@ -50,7 +52,7 @@ class Saved:
     """
 
     growth: Any
-    facts: _Facts
+    facts: Facts
 
 
 def saved(findings: Findings | Saved) -> Saved:
@@ -62,7 +64,7 @@ def saved(findings: Findings | Saved) -> Saved:
     if isinstance(findings, Saved):
         return findings
     job = findings.plan.job
-    facts = _Facts(
+    facts = Facts(
         report_of(findings), describe_call(job.apply_fn), _pickled(job.apply_fn.fn),
         _wraps(job), job.collection == "params",
     )  # fmt: skip
@@ -86,20 +88,23 @@ def applied_with(findings: Findings | Saved, scales: Any) -> Callable[..., Any]:
     """Returns the function to train.
 
     Raises:
-        ValueError: It did not survive pickling.
+        ValueError: It is neither there nor survived pickling.
     """
     if not isinstance(findings, Saved):
         job = findings.plan.job
         return _wrapped(job.apply_fn.fn, _wraps(job), job.collection == "params", scales)
     facts = findings.facts
+    if facts.given is not None:
+        return _wrapped(facts.given, facts.wrapped, facts.inside, scales)
     if facts.function is None:
         around = (
             ", wrapped by jinit.empirical.NormedApply(apply_fn, scales)" if facts.wrapped else ""
         )
         raise ValueError(
-            f"{facts.name} could not be pickled with this calibration, as no lambda can and no "
-            f"function inside another one; use the function that was calibrated{around}, or "
-            "import cloudpickle before the calibration is pickled"
+            f"{facts.name} is not in this calibration: a file holds no function, and pickle takes "
+            "no lambda and no function inside another one; use the function that was calibrated"
+            f"{around}, hand it to Calibration.load, or import cloudpickle before the calibration "
+            "is pickled"
         )
     return _wrapped(pickle.loads(facts.function), facts.wrapped, facts.inside, scales)
 

@@ -344,7 +344,7 @@ def test_every_layer_that_shares_a_leaf_has_a_backward_factor_of_its_own():
     own = [jax.random.normal(key, (64, 64)) for key in keys]
     params = {"own": own[1:], "shared": own[0]}
     result = explicit(params, model, vectors(keys[0]), lambda y: jnp.sum(jnp.sin(y)))
-    assert result.findings.plan.rolled.loops
+    assert result._findings.plan.rolled.loops
     assert len([name for name in result.scales["shared"] if name.startswith("gx")]) == 12
     for row in result.report.rows:
         assert row.gradient_after == pytest.approx(1, rel=1e-2)

@@ -1,0 +1,115 @@
+"""A calibration in a file: its arrays as NumPy keeps them, and all else as JSON among them.
+
+The JSON holds trees as ``{"dict": ...}``, ``{"list": ...}``, ``{"tuple": ...}``, null, and
+``{"array": number, "dtype": name}``; array n is the entry ``array_n`` of the npz archive, with the
+bits of a dtype that NumPy lacks as unsigned integers.
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jinit.empirical.report import LayerRow, Report
+from jinit.empirical.saved import Facts, Saved
+
+__all__ = ["read", "write"]
+
+_FORMAT = 1
+_NOT_ONE = "holds no calibration; pass what Calibration.save has written"
+
+
+def write(path: str | os.PathLike[str], parts: Mapping[str, Any], findings: Saved) -> None:
+    """Writes trees of arrays and the report.
+
+    Raises:
+        TypeError: A tree holds something that JSON and npz have no place for; nothing is written.
+    """
+    arrays: list[np.ndarray] = []
+    facts = findings.facts
+    head = {
+        "format": _FORMAT,
+        "name": facts.name,
+        "wrapped": facts.wrapped,
+        "inside": facts.inside,
+        "report": facts.report.to_dict(),
+        "growth": _encoded(findings.growth, "growth", arrays),
+        "parts": {name: _encoded(tree, name, arrays) for name, tree in parts.items()},
+    }
+    entries: dict[str, Any] = {f"array_{number}": array for number, array in enumerate(arrays)}
+    whole = Path(path)
+    part = whole.with_name(f"{whole.name}.part")  # so that a full disk leaves what was there
+    with part.open("wb") as file:
+        np.savez(file, json=np.array(json.dumps(head)), **entries)
+    part.replace(whole)
+
+
+def read(
+    path: str | os.PathLike[str], apply_fn: Callable[..., Any] | None
+) -> tuple[dict[str, Any], Saved]:
+    """Reads what ``write`` wrote; ``apply_fn`` is the function that was calibrated, if given.
+
+    Raises:
+        ValueError: The file is not one of a calibration, or of a later format.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} {_NOT_ONE}")
+    with np.load(path, allow_pickle=False) as archive:
+        if "json" not in archive:
+            raise ValueError(f"{path} {_NOT_ONE}")
+        head = json.loads(str(archive["json"]))
+        if head.get("format") != _FORMAT:
+            raise ValueError(
+                f"{path} has format {head.get('format')!r}, and this version of jinit reads "
+                f"{_FORMAT}; read it with the version that wrote it"
+            )
+        parts = {name: _decoded(tree, archive) for name, tree in head["parts"].items()}
+        growth = _decoded(head["growth"], archive)
+    report = _report(head["report"])
+    facts = Facts(report, head["name"], None, head["wrapped"], head["inside"], apply_fn)
+    return parts, Saved(growth, facts)
+
+
+def _encoded(tree: Any, path: str, arrays: list[np.ndarray]) -> Any:
+    if tree is None:
+        return None
+    if isinstance(tree, dict) and all(isinstance(key, str) for key in tree):
+        return {"dict": {k: _encoded(v, f"{path}[{k!r}]", arrays) for k, v in tree.items()}}
+    if type(tree) in (list, tuple):
+        parts = [_encoded(value, f"{path}[{number}]", arrays) for number, value in enumerate(tree)]
+        return {type(tree).__name__: parts}
+    if not isinstance(tree, jax.Array | np.ndarray | np.generic | float | int):
+        raise TypeError(
+            f"a file holds dicts by string, lists, tuples and arrays, but {path} is of type "
+            f"{type(tree).__name__}; pickle the calibration, or save such a tree with orbax"
+        )
+    array = np.asarray(tree)
+    arrays.append(array if array.dtype.isbuiltin == 1 else array.view(f"u{array.itemsize}"))
+    return {"array": len(arrays) - 1, "dtype": array.dtype.name}
+
+
+def _decoded(tree: Any, archive: Mapping[str, np.ndarray]) -> Any:
+    if tree is None:
+        return None
+    if "array" in tree:
+        array, dtype = archive[f"array_{tree['array']}"], jnp.dtype(tree["dtype"])
+        return jnp.asarray(array if array.dtype == dtype else array.view(dtype))
+    ((kind, parts),) = tree.items()
+    if kind == "dict":
+        return {key: _decoded(value, archive) for key, value in parts.items()}
+    values = [_decoded(value, archive) for value in parts]
+    return tuple(values) if kind == "tuple" else values
+
+
+def _report(data: dict[str, Any]) -> Report:
+    rows = tuple(LayerRow(**{**row, "joined": tuple(row["joined"])}) for row in data["rows"])
+    members = tuple(map(_report, data["members"]))
+    missing = {path: tuple(what) for path, what in data["missing"].items()}
+    tuples = {name: tuple(data[name]) for name in ("unused", "null", "zero")}
+    return Report(**{**data, **tuples, "rows": rows, "members": members, "missing": missing})
