@@ -28,13 +28,25 @@ def make_key(request):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what takes minutes unless ``-m`` asks for it."""
-    if config.option.markexpr:
+    """Leaves out what is slow or thorough, and further cases, where they are not asked for."""
+    if config.option.markexpr or any("::" in argument for argument in config.args):
         return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    if slow:
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    left = _left_out(items)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        chosen = {*items} - {*left}
+        items[:] = [item for item in items if item in chosen]
+
+
+def _left_out(items):
+    begun, left = set(), []
+    for item in items:
+        function, _, case = item.nodeid.partition("[")
+        further = case and item.get_closest_marker("cases") and function in begun
+        if further or any(map(item.get_closest_marker, ("slow", "thorough"))):
+            left.append(item)
+        begun.add(function)
+    return left
 
 
 @pytest.fixture

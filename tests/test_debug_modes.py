@@ -14,6 +14,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(("call", "mode"), CELLS)
 def test_a_call_computes_the_same_in_a_mode(call, mode):
     check(call, mode)

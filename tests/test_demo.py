@@ -29,6 +29,7 @@ def run_demo(folder, *options):
     return done.stdout, json.loads((folder / "demo.json").read_text())
 
 
+@pytest.mark.thorough
 def test_the_demo_reaches_the_accuracy_it_promises(tmp_path):
     """At least 97% at O0 and O2, O2 within a point of O0; a median over three seeds."""
     text, runs = run_demo(tmp_path)
@@ -124,6 +125,7 @@ def short_runs():
     return [Trainer(recipe, data).run(jax.random.key(seed)) for seed in range(2)]
 
 
+@pytest.mark.thorough
 def test_a_run_starts_from_its_key(short_runs):
     first, second = short_runs
     again = Trainer(first.recipe, load_digits()).run(jax.random.key(0))
@@ -142,6 +144,7 @@ def test_the_tables_say_what_happened(short_runs):
     assert "best" in rates_table([outcome])
 
 
+@pytest.mark.thorough
 def test_he_initialization_has_he_s_variance():
     draw = load_digits().train_images[:64]
     _, variables, calibration = initialize("he", 6, lambda key: draw, jax.random.key(0))

@@ -103,6 +103,7 @@ def written(monkeypatch, encoding, prints):
         return output.buffer.getvalue().decode(encoding)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_report_prints_on_every_output(encoding, printers, monkeypatch):
     texts = {name: written(monkeypatch, encoding, each) for name, each in printers.items()}
@@ -138,6 +139,7 @@ def test_what_has_no_encoding_takes_everything(monkeypatch):
         assert shown == ("→ é", "a\\udce9")
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_the_command_line_prints_on_every_output(encoding):
     done = python("-m", "jinit", "env", PYTHONIOENCODING=encoding, JAX_NAME="→漢")

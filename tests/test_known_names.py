@@ -86,6 +86,7 @@ def test_a_known_name_works_or_says_what_to_write(module, name):
         assert getattr(home, name) is getattr(home, name)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "name", [n for n, e in NAMES["jinit.initializers"].items() if e[0] in initializers.__all__]
 )
@@ -322,6 +323,7 @@ def test_an_unknown_argument_names_the_nearest():
         initializers.eye(zzz=1)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [

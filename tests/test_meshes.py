@@ -56,6 +56,7 @@ def without_mesh(mode):
     return found, found.apply_fn(found.params, X)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("rows", "entered"), [(None, False), ("d", True)], ids=["free", "set_mesh"]
 )
@@ -108,6 +109,7 @@ def train(params, x, level):
     return params, value
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("entered", [False, True], ids=["free", "set_mesh"])
 @pytest.mark.parametrize("level", ["O0", "O1", "O2", "O3"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,6 +129,7 @@ def test_training_at_every_level(kind, level, entered):
         )
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("kind", KINDS)
 def test_reinit_and_coord_check_on_a_mesh(kind):
     mesh = make_mesh(kind)
@@ -183,6 +186,7 @@ print(json.dumps([float(value), *leaves]))
 """
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes(kind):
     first, second = run_two(

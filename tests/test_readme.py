@@ -14,6 +14,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.thorough
 def test_the_quickstart_is_ten_lines_that_run_in_a_fresh_process(tmp_path):
     assert len([line for line in BLOCKS[0].splitlines() if line]) == 10
     program = tmp_path / "quickstart.py"

@@ -86,6 +86,7 @@ def save_and_load(folder, state, like):
         return checkpointer.restore(folder / "checkpoint", like)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize(
     ("level", "options"),

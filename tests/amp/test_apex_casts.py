@@ -95,6 +95,7 @@ BASIC = {
 }  # fmt: skip
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("given", INPUTS)
 @pytest.mark.parametrize("name", BASIC)
@@ -110,6 +111,7 @@ PROMOTION = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("wide", [(), (0,), (1,), (0, 1)])
 @pytest.mark.parametrize("name", PROMOTION)
@@ -142,6 +144,7 @@ def promote(params, x):
 MODULES = {"whitelist": whitelist, "blacklist": blacklist, "promote": promote}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("stored", INPUTS)
 @pytest.mark.parametrize("name", MODULES)
@@ -181,6 +184,7 @@ def products_and_others(fn, *args):
     return set(counts["dot_general"]), floats
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("name", CELLS)
 def test_rnn_cell_is_half(name, half):
@@ -202,6 +206,7 @@ def test_rnn_cell_is_half(name, half):
             np.testing.assert_allclose(ours, exact, atol=0.03)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("name", CELLS)
 def test_rnn_layer_is_half(name, half):
@@ -219,6 +224,7 @@ def test_rnn_layer_is_half(name, half):
         np.testing.assert_allclose(ours, theirs, rtol=0.1, atol=0.05 * float(jnp.abs(theirs).max()))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("level", ["O0", "O1", "O2", "O3"])
 @pytest.mark.parametrize("half", HALVES)
 def test_larc(level, half):

@@ -178,6 +178,7 @@ def name_of(case):
     return f"{suite}-{level}-{len(scales)}scalers-inf{iteration}-{'-'.join(map(str, rest))}"
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("case", list(cases()), ids=name_of)
 def test_multiple_models_optimizers_losses(case):
     suite, level, scales, iteration, backward, which, place = case
@@ -237,6 +238,7 @@ def conv_training(level, tx, num_losses):
     return variables, tx.init(variables["params"]), step
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("num_losses", [1, 2])
 def test_restoring(level, num_losses):
@@ -262,6 +264,7 @@ def test_restoring(level, num_losses):
                 assert dtypes(checkpoint["model"]) == {"float32"}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("level", ["O1", "O2"])  # the others' scale is constant
 def test_loss_scale_decrease(level):
     variables, state, step = conv_training(level, optax.sgd(1e-3), 3)
@@ -278,6 +281,7 @@ def test_loss_scale_decrease(level):
         assert saved[f"loss_scaler{index}"] == entry
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("level", ["O0", "O1", "O2"])  # O3 stores half parameters, as in apex
 def test_state_dict(level):
     variables, state, step = conv_training(level, optax.adam(1e-3), 1)
@@ -292,6 +296,7 @@ def test_state_dict(level):
     assert (np.diff(losses) < 0).all()
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("accumulations", [1, 2])
 def test_add_param_group(level, accumulations):
@@ -345,6 +350,7 @@ def at_scale(scale):
 unscale = jax.jit(amp.unscale)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("repeat", [1, 7])
 @pytest.mark.parametrize("sizes", [*SIZES, (7777 * 77, 555 * 555)], ids=str)
@@ -380,6 +386,7 @@ def test_multi_tensor_axpby_fuzz(sizes, x_type, y_type):
     assert [float(total.overflow[i]) for i in (0, 1)] == [1.0, 0.0]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("scale", [1.0, 2.0], ids=["l2norm", "unscale_l2norm"])
 @pytest.mark.parametrize("repeat", [1, 7])
@@ -390,6 +397,7 @@ def test_multi_tensor_l2norm_fuzz(repeat, scale, dtype):
         np.testing.assert_allclose(norm, expected, rtol=1e-5)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("growth_factor", [2.0, 4.0])
 @pytest.mark.parametrize("backoff_factor", [0.5, 0.25])
 @pytest.mark.parametrize("growth_interval", [10, 100])

@@ -139,6 +139,7 @@ def cosine(first, second):
     return first @ second / np.linalg.norm(first) / np.linalg.norm(second)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("fn", [*CONSTRUCTS, while_loop])
 def test_values_agree_with_float32_and_products_are_half(fn, half):
@@ -155,6 +156,7 @@ def test_values_agree_with_float32_and_products_are_half(fn, half):
     assert dtypes(cast, W, X)["dot_general"] == {str(jnp.dtype(half))}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("fn", CONSTRUCTS)
 def test_gradients_agree_with_float32(fn, half):
@@ -273,6 +275,7 @@ def test_a_custom_vjp_keeps_its_rule():
     np.testing.assert_allclose(twice, 2 * once, atol=0.05)
 
 
+@pytest.mark.thorough
 def test_what_is_not_float_is_untouched():
     def fn(w, tokens, key):
         noise = jax.random.normal(key, (4, 16))
@@ -302,6 +305,7 @@ class Block(nn.Module):
         return x + nn.Dense(16)(nn.gelu(nn.Dense(64)(nn.LayerNorm()(x))))
 
 
+@pytest.mark.thorough
 def test_a_flax_transformer_block():
     x = jax.random.normal(jax.random.key(2), (2, 6, 16))
     variables = Block().init(jax.random.key(0), x)
@@ -314,6 +318,7 @@ def test_a_flax_transformer_block():
     assert bool(jnp.isfinite(noisy).all())
 
 
+@pytest.mark.thorough
 def test_a_haiku_net():
     net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([32, 4])(x)))
     params = net.init(jax.random.key(0), X)
@@ -420,6 +425,7 @@ def over_devices(axis_type):
     return jax.make_mesh((8,), ("d",), axis_types=(axis_type,))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "fn",
     [
@@ -473,6 +479,7 @@ def test_a_norm_does_not_overflow_in_float16():
         assert float(value) == pytest.approx(float(norm(W, large)), rel=1e-2)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "fn",
     [
@@ -495,6 +502,7 @@ def test_a_product_that_the_user_made_of_halves_keeps_its_result():
     assert dtypes(autocast(fn), W, X)["dot_general"] == {"float32"}
 
 
+@pytest.mark.thorough
 def test_an_equinox_model():
     model = eqx.nn.MLP(16, 4, 32, 2, key=jax.random.key(0))
     params, static = eqx.partition(model, eqx.is_array)
@@ -546,6 +554,7 @@ def test_a_value_goes_up_to_float32_once_for_all_its_uses():
     assert cosine(slope, exact) > 0.999
 
 
+@pytest.mark.thorough
 def test_the_program_grows_linearly_and_converts_no_more_than_by_hand():
     def sizes(depth):
         tokens = jnp.zeros((2, 9), int)

@@ -52,6 +52,7 @@ INNER = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(("name", "jit"), [("adam", False), *((name, True) for name in INNER)])
 def test_a_run_with_overflows_is_the_run_without_those_steps(name, jit):
     tx = amp.loss_scaling(INNER[name](), init_scale=8.0)
@@ -72,6 +73,7 @@ OUTER = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", OUTER)
 def test_it_works_inside_other_transformations(name):
     def scaled():
@@ -132,6 +134,7 @@ def replicas(array):
     return {np.asarray(shard.data).tobytes() for shard in array.addressable_shards}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("bad", [None, 0, 9, 15])
 def test_eight_devices_agree_on_a_sharded_overflow(axis_type, bad):

@@ -56,6 +56,7 @@ def scanned(eps):
     return fn
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.checkpoint])
 @pytest.mark.parametrize("eps", [1e-9, 1e-12])
 @pytest.mark.parametrize(
@@ -76,6 +77,7 @@ def test_the_logarithm_of_a_guarded_zero_is_finite():
     assert np.isfinite(fn({}, jnp.zeros(3))).all()
 
 
+@pytest.mark.cases
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
@@ -128,6 +130,7 @@ def test_the_stream_stays_half():
     assert counts["sin"] == {"float16": 1}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("level", ["O1", "O2", "O3"])
 def test_parameters_out_of_range_do_what_they_are_there_for(level):
     def fn(params, x):

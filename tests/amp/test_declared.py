@@ -109,6 +109,7 @@ def operand_dtypes(name, fn, *args):
     ]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 def test_what_is_called_gets_the_dtypes_that_it_declares(call, half):
@@ -122,6 +123,7 @@ def test_what_is_called_gets_the_dtypes_that_it_declares(call, half):
     assert half in str(jax.make_jaxpr(cast)(W, X)) or "bf16" in str(jax.make_jaxpr(cast)(W, X))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("call", DIFFERENTIABLE, ids=lambda call: call.__name__)
 def test_its_gradient_is_that_of_float32(call, half):

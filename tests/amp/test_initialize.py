@@ -28,6 +28,7 @@ def initialize(level, half="bfloat16", model=mlp, **keywords):
     return amp.initialize(model, None, level, half_dtype=half, verbosity=0, **keywords)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
     ("level", "stored", "computed"),
@@ -47,6 +48,7 @@ def test_the_jaxpr_tells_the_levels_apart(half, level, stored, computed):
     assert dtypes(jax.eval_shape(apply_fn, params, X)) == {"float32"}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 @pytest.mark.parametrize("level", ["O2", "O3"])
 def test_half_levels_equal_a_function_cast_by_hand(half, level):
@@ -82,6 +84,7 @@ def test_cast_model_outputs(given):
     assert dtypes(jax.eval_shape(apply_fn, PARAMS, X)) == {jnp.dtype(given).name}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 def test_o1_runs_products_in_half_and_exp_in_float32(half):
     apply_fn = initialize("O1", half)
@@ -98,6 +101,7 @@ def test_o1_runs_products_in_half_and_exp_in_float32(half):
     assert dtypes(initialize("O1", half, cast_model_outputs=half)(PARAMS, X)) == {half}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 def test_o2_keeps_batch_norm_float32_and_every_product_half(half):
     model = Net()
@@ -148,6 +152,7 @@ class Net(nn.Module):
         return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train)(x))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("outputs", [None, "bfloat16"])
 def test_a_linen_module_is_its_apply_and_its_statistics_stay_float32(outputs):
     model = Net()

@@ -42,6 +42,7 @@ def computed(model, variables, *inputs):
     return {name: dtypes(leaves) for name, leaves in cast["params"].items()}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("form", [lambda m: m, lambda m: m.apply])
 def test_batch_norm_is_found_by_type_in_linen(half, form):
@@ -54,6 +55,7 @@ def test_batch_norm_is_found_by_type_in_linen(half, form):
     assert model.module_types(VARIABLES, X)[("bn",)] is nn.LayerNorm
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 def test_after_a_kept_norm_the_stream_is_half_again(half):
     model = initialize(Net(), half=half, keep_fp32=lambda path, kind: kind is nn.LayerNorm)
@@ -164,6 +166,7 @@ def test_only_the_parameters_of_an_nnx_state_are_cast():
     assert dtypes(nnx.filter_state(stored, nnx.BatchStat)) == {"float32"}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("level", ["O2", "O3"])
 def test_statistics_of_an_nnx_module_may_be_an_input_of_their_own(level):
     """They stay float32, and what the module writes into them does not reach the caller's."""
@@ -224,6 +227,7 @@ def test_errors(keywords, text):
         amp.initialize(lambda params, x: x, verbosity=0, **keywords)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("level", ["O1", "O2", "O3"])
 @pytest.mark.parametrize("half", HALVES)
 def test_decoding_step_by_step_keeps_a_float32_cache(half, level):

@@ -60,6 +60,7 @@ def _checking_leaks(capsys):
         yield
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("fn", PROGRAMS, ids=named)
 def test_autocast_leaks_nothing(fn):
     cast = amp.autocast(fn)
@@ -67,6 +68,7 @@ def test_autocast_leaks_nothing(fn):
     jax.eval_shape(jax.vmap(cast, (0, None)), W[None], X)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("fn", DIFFERENTIABLE, ids=named)
 def test_its_gradients_leak_nothing(fn):
     cast = amp.autocast(fn)
@@ -75,6 +77,7 @@ def test_its_gradients_leak_nothing(fn):
     jax.eval_shape(amp.autocast(jax.grad(total(fn))), W, X)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("fn", PROGRAMS, ids=named)
 def test_explain_leaks_nothing(fn):
     amp.explain(fn, W, X)
@@ -88,6 +91,7 @@ def blocks(ws, x):
     return x
 
 
+@pytest.mark.thorough
 def test_a_rolled_program_leaks_nothing():
     ws = [W * i for i in range(6)]
     rolled = roll(trace(blocks, ws, X), [True] * 6, least_saved=1)
@@ -120,6 +124,7 @@ SIGNATURES = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("fn", "args", "named"), SIGNATURES.values(), ids=SIGNATURES.keys())
 def test_any_signature_is_cast(fn, args, named, half):
@@ -131,6 +136,7 @@ def test_any_signature_is_cast(fn, args, named, half):
     assert "dot_general" in str(found)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("region", [amp.half_function, amp.float_function, amp.promote_function])
 @pytest.mark.parametrize(("fn", "args", "named"), SIGNATURES.values(), ids=SIGNATURES.keys())
 def test_any_signature_is_decorated(fn, args, named, region):

@@ -31,6 +31,7 @@ def with_scales(state, *scales):
     return amp.load_state_dict(state, {f"loss_scaler{i}": e for i, e in enumerate(entries)})
 
 
+@pytest.mark.thorough
 def test_losses_at_scales_of_their_own_give_the_sum_of_their_gradients():
     tx = scaled()
     state = with_scales(tx.init(PARAMS), 4.0, 1024.0)
@@ -51,6 +52,7 @@ def infinite(params):
     return linear(params) * jnp.inf
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("losses", "scales", "counts", "finite"),
     [
@@ -154,6 +156,7 @@ def test_gradients_of_half_parameters_are_unscaled_in_float32(dtype):
     assert grads.grads.tolist() == [2.0**-30] * 2
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("bad", [None, 0, 2])
 @pytest.mark.parametrize("combine", ["sum", "mean", "scan"])
 def test_accumulated_gradients_keep_their_marks(combine, bad):

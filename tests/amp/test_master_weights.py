@@ -33,6 +33,7 @@ def grads_at(step, half):
     return halved(grads, half)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("jit", [False, True])
 def test_parameters_equal_their_masters_cast_down_after_every_step(half, jit):
@@ -58,6 +59,7 @@ def test_parameters_equal_their_masters_cast_down_after_every_step(half, jit):
         assert ((bits(params), bits(masters)) == before) == skipped
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 def test_masters_take_the_steps_of_float32_training(half):
     """Adam over masters against Adam over float32 parameters with the same gradients."""
@@ -113,6 +115,7 @@ def test_without_parameters_they_say_so():
             tx.update(PARAMS, tx.init(PARAMS))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 def test_o2_with_masters_in_the_optimizer_trains_as_with_float32_parameters(half):
     losses = {}
@@ -167,6 +170,7 @@ def rounded(value, seed=0):
     return np.asarray(optax.apply_updates(params, updates), np.float64)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("value", [1.003, 0.9977, 1.5, -0.3])
 def test_stochastic_rounding_is_unbiased_with_the_variance_of_a_coin(value):
     """Mean x and variance (x - a)(b - x), within 5 standard errors: wrong once in 10**6."""

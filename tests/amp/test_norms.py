@@ -117,6 +117,7 @@ def keeps(path, module_type):
     return path.endswith(("scale", "bias", "offset"))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("keep", [None, keeps], ids=["found", "kept"])
 @pytest.mark.parametrize(("half", "mean", "deviation"), CASES)
 @pytest.mark.parametrize("written", WRITTEN)
@@ -260,6 +261,7 @@ def standardized_weights(params, x):
     return x @ ((w - w.mean(0)) * jax.lax.rsqrt(w.var(0) + EPS))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.checkpoint, jax.vmap])
 @pytest.mark.parametrize(
     "norm",
@@ -285,6 +287,7 @@ def test_norms_of_every_kind_in_float16(norm, transform):
 GRADED = [inner_product, dot, constant_power, length, custom_jvp, custom_vjp]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("level", ["O1", "O2"])
 @pytest.mark.parametrize("norm", GRADED)
 def test_gradients_of_norms_of_every_kind_in_float16(norm, level):
@@ -349,6 +352,7 @@ def test_it_is_explained(capsys):
     assert rows["rsqrt", "float32"] == rows["add", "float32"] == "inside a norm"
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("keep", [None, lambda path, _: path == "b"], ids=["plain", "kept"])
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 def test_operations_without_operands_and_of_every_kind_pass_through(half, keep):

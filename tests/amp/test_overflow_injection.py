@@ -84,6 +84,7 @@ CASES += [
 ]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(("name", "half", "loss_scale"), CASES)
 def test_an_inf_or_nan_in_any_leaf_changes_the_scaler_only(name, half, loss_scale):
     keywords = {"init_scale": 64.0, "growth_interval": INTERVAL, "skip_nonfinite": True}

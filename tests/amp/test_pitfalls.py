@@ -239,6 +239,7 @@ KEPT = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", KEPT)
 def test_13_what_reinterprets_draws_solves_or_calls_out_keeps_its_dtypes(name):
     fn = KEPT[name]

@@ -14,6 +14,7 @@ def leaf_dtypes(tree):
     return jax.tree.map(lambda leaf: str(leaf.dtype), tree)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize(
     ("level", "keywords", "stored", "computed"),

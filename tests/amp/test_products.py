@@ -32,6 +32,7 @@ OUTER = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 @pytest.mark.parametrize("fn", OUTER.values(), ids=OUTER)
 def test_a_product_that_sums_nothing_keeps_its_digits(fn, half):
@@ -86,6 +87,7 @@ def coordinates(params, x):
     return jax.scipy.ndimage.map_coordinates(image, [image % 4, image % 3], 1)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("fn", [resize, interpolate, coordinates])
 def test_interpolation_is_float32(fn):
     """As in apex; the product in front of it is half."""

@@ -81,6 +81,7 @@ def assert_barriers_stay(fn, least, *args):
     assert barriers(jax.grad(autocast(loss)), *args) == expected
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("remat", REMATS)
 @pytest.mark.parametrize(
     "build", [chain, scan, nested, custom_vjp, custom_jvp, cond, inner_jit, vmap],

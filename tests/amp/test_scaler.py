@@ -59,6 +59,7 @@ def apex_of(keywords):
     return scaler
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("index", range(len(CONFIGURATIONS)))
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(rate=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
@@ -116,6 +117,7 @@ ADAM = amp.loss_scaling(optax.adam(0.1), init_scale=4.0)
 ADAM_UPDATE = jax.jit(ADAM.update)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", PLACES, ids=str)
@@ -133,6 +135,7 @@ def test_one_bad_number_anywhere_changes_the_scaler_only(dtype, value, place):
     assert int(optax.tree.get(after, "count")) == 2
 
 
+@pytest.mark.thorough
 def test_several_bad_numbers_are_one_overflow():
     tx = amp.loss_scaling(optax.sgd(0.1), init_scale=4.0)
     bad = poison(GRADS, [(PLACES[0], np.nan), (PLACES[1], np.inf), (PLACES[2], -np.inf)])
@@ -175,6 +178,7 @@ def test_hysteresis_skips_every_overflow_and_backs_off_from_its_number_on():
     assert params[:, 0].tolist() == [1, 1, 0, 0, 0, 0, 0, -1, -1]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -201,6 +205,7 @@ def test_a_power_of_two_changes_no_bit_of_float32_training(one, other):
     assert train(first) == train(second)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_parameters_have_float32_state_and_updates(dtype):
     params = {"w": jnp.ones(3, dtype), "z": jnp.ones(2, jnp.complex64)}

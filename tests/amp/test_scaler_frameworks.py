@@ -55,6 +55,7 @@ class TestTrainState:
 
         return state.apply_gradients(grads=half(0, 1.0) + half(1, factor))
 
+    @pytest.mark.cases
     @pytest.mark.parametrize(
         ("way", "num_losses"), [("scale_loss", 1), ("value_and_grad", 1), ("two_losses", 2)]
     )
@@ -92,6 +93,7 @@ class TestNnxOptimizer:
         grads = half(0, 1.0) + half(1, factor)
         optimizer.update(model, grads.grads, overflow=grads.overflow)
 
+    @pytest.mark.cases
     @pytest.mark.parametrize(
         ("way", "num_losses"), [("scale_loss", 1), ("value_and_grad", 1), ("two_losses", 2)]
     )
@@ -138,6 +140,7 @@ OUTER = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("keyword", [False, True])
 @pytest.mark.parametrize("name", OUTER)
 def test_unscaled_gradients_pass_through_other_transformations(name, keyword):
@@ -195,6 +198,7 @@ def test_an_accumulator_inside_leaves_out_the_overflowed_part():
     assert float(state.loss_scale) == 4.0
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("bad", [None, 11])
 def test_two_losses_on_eight_devices(axis_type, bad):
@@ -228,6 +232,7 @@ def test_initialize_refuses_an_optimizer_that_went_through_it():
         twice.init(jnp.ones(2))
 
 
+@pytest.mark.thorough
 def test_what_is_given_to_initialize_reaches_the_scaler():
     keywords = {"loss_scale": "dynamic", "hysteresis": 2, "num_losses": 2, "verbosity": 0}
     apply_fn = lambda params, x: x * params  # noqa: E731

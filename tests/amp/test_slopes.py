@@ -32,6 +32,7 @@ def inverse_root(params, x):
     return jnp.sum(jax.lax.rsqrt(x @ params["w"] + 20000)[:4])
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.checkpoint])
 @pytest.mark.parametrize("level", ["O1", "O2"])
 @pytest.mark.parametrize("fn", [softmax_by_hand, ones_column, reciprocal, inverse_root])

@@ -56,6 +56,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("num_losses", [1, 2])
 @pytest.mark.parametrize("name", WRAPPED)
 def test_loading_sets_scales_and_counts_and_nothing_else(num_losses, name):
@@ -92,6 +93,7 @@ def test_loading_keeps_the_sharding_and_compiles_nothing():
     assert update._cache_size() == 1
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("num_losses", [1, 2])
 @pytest.mark.parametrize("what", ["opt_state", "state_dict"])
 @pytest.mark.parametrize("how", ["orbax", "flax"])

@@ -36,6 +36,7 @@ def test_a_scale_that_starts_too_high_halves_trains_and_grows_again():
     assert losses[-1] < 2 * reference_losses()[-1 - len(skips)]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 @pytest.mark.parametrize("level", ["O1", "O2", "O3"])
 def test_every_level_trains(level, half):
@@ -46,6 +47,7 @@ def test_every_level_trains(level, half):
     assert losses[-1] < (0.15 if level == "O3" else 0.03) * losses[0]
 
 
+@pytest.mark.thorough
 def test_o0_is_plain_float32_training_bit_for_bit():
     apply_fn, tx = amp.initialize(mlp, optax.adam(0.02), "O0", verbosity=0)
     loss_fn = lambda params: ((mlp(params, X) - Y) ** 2).mean()  # noqa: E731

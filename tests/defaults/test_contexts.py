@@ -110,6 +110,7 @@ def test_a_decorator_keeps_the_name_and_can_be_used_again():
     assert apply() == FLAX
 
 
+@pytest.mark.thorough
 def test_the_innermost_context_alone_is_in_force():
     key = jax.random.key(0)
     plain = nn.Dense(3).init(key, SMALL)["params"]["kernel"]
@@ -167,6 +168,7 @@ def test_fields_are_restored_after_a_call():
         assert norm.epsilon is default
 
 
+@pytest.mark.thorough
 def test_none_and_false_leave_alone():
     key, x = jax.random.key(0), jnp.ones((4, 3))
     norm = nn.BatchNorm(use_running_average=False)
@@ -176,6 +178,7 @@ def test_none_and_false_leave_alone():
     assert jax.tree.all(jax.tree.map(np.array_equal, plain, inside))
 
 
+@pytest.mark.thorough
 def test_the_momentum():
     x = jnp.array([[1.0], [3.0]])
     norm = nn.BatchNorm(use_running_average=False)

@@ -25,6 +25,7 @@ def nnx_epsilon():
     return nnx.LayerNorm(2, rngs=nnx.Rngs(0)).epsilon
 
 
+@pytest.mark.thorough
 def test_it_holds_in_every_thread_until_it_is_undone():
     plain, keras = kernel(), kernel(kernel_init=xavier_uniform())
     undo = jinit.global_keras_initializers()
@@ -112,6 +113,7 @@ def momentum():
     return nnx.BatchNorm(2, rngs=nnx.Rngs(0)).momentum
 
 
+@pytest.mark.thorough
 def test_the_momentum_is_torchs_and_none_leaves_alone():
     with jinit.global_keras_initializers():
         assert momentum() == 0.99

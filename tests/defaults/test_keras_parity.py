@@ -117,6 +117,7 @@ def biases(tree):
     return [v for p, v in jax.tree_util.tree_leaves_with_path(tree) if "bias" in str(p)]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_is_drawn_as_in_keras(name):
     layer, shape, keras_layer, keras_shape, limit = LAYERS[name]
@@ -139,6 +140,7 @@ ATTENTION = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_attention_is_drawn_as_in_keras(attention):
     with ATTENTION[attention]():
@@ -163,6 +165,7 @@ def share(n):
     return 1 - math.log(1e6) / n
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("layer", "shape", "limit"),
     [
@@ -208,6 +211,7 @@ NORMS = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", NORMS)
 def test_a_norm_computes_what_keras_computes(name):
     norm, keras_norm = NORMS[name]
@@ -226,6 +230,7 @@ def test_instance_norm_takes_the_epsilon():
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_batch_norm_trains_and_evaluates_as_in_keras():
     keras_norm = L.BatchNormalization()
     model = jinit.keras_defaults().wrap(nn.BatchNorm(use_running_average=None))

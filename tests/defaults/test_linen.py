@@ -37,6 +37,7 @@ def init(model, *inputs, **kwargs):
     return model.init(jax.random.key(3), *(inputs or (X,)), **kwargs)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", MODELS)
 def test_every_way_to_build_a_model(name):
     build = MODELS[name]
@@ -47,6 +48,7 @@ def test_every_way_to_build_a_model(name):
     assert same(init(jinit.keras_defaults().wrap(build({}))), inside)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "name",
     ["nested", "scan", "vmap", "nn.jit of a layer", "subclass with its own call", "attention"],
@@ -175,6 +177,7 @@ def test_spectral_norm_wraps_a_layer():
         assert same(init(Model({})), init(Model(KERAS)))
 
 
+@pytest.mark.thorough
 def test_attention_with_norms_and_explicit_kernels():
     given = {"kernel_init": nn.initializers.lecun_normal()}
     x = jnp.ones((1, 4, 8))

@@ -55,6 +55,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_is_drawn_as_if_keras_was_passed(name):
     build, given = LAYERS[name]
@@ -62,6 +63,7 @@ def test_a_layer_is_drawn_as_if_keras_was_passed(name):
     assert not same(inside(build), build(rngs=rngs()))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", LAYERS)
 def test_what_was_passed_explicitly_wins(name):
     build, given = LAYERS[name]
@@ -119,6 +121,7 @@ def test_lstm_with_explicit_parts():
     assert orthonormal(gates(cell, ("hi", "hf", "hg", "ho")))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("cell", "limit", "bias"),
     [

@@ -80,6 +80,7 @@ def biases(model):
     return [float(abs(leaf).max()) for path, leaf in leaves if path[-1].key == "bias"]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", MODELS)
 def test_zeros_init_is_explicit_and_nothing_is_not(name):
     with jinit.torch_defaults():
@@ -97,6 +98,7 @@ def test_by_position_and_the_bare_function():
     np.testing.assert_array_equal(kernel, nn.Dense(3).init(KEY, X)["params"]["kernel"])
 
 
+@pytest.mark.thorough
 def test_a_forget_gate():
     cells = nn.LSTMCell, nn.OptimizedLSTMCell
     with jinit.keras_defaults():
@@ -112,6 +114,7 @@ def test_a_module_that_hands_it_on():
     assert biases(jinit.torch_defaults().wrap(Handing(bias_init=zeros_init()))) == [0.0]
 
 
+@pytest.mark.thorough
 def test_flaxs_own_layers_hand_on_what_was_left_alone():
     plain = nn.MultiHeadDotProductAttention(2).init(KEY, X)["params"]["query"]["kernel"]
     with jinit.keras_defaults():
@@ -234,6 +237,7 @@ class Setting(nn.Dense):
         super().__post_init__()
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("zero", [True, False])
 def test_what_a_post_init_sets_is_explicit(zero):
     with jinit.torch_defaults():

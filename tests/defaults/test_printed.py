@@ -76,6 +76,7 @@ FACTORIES = [
 ]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("init", FACTORIES, ids=lambda init: explain(init, (8, 4))[0])
 def test_a_factorys_text(init):
     text, _ = explain(init, (8, 4))
@@ -142,6 +143,7 @@ def agrees(text, shape, array):
         assert abs(array.std() - many.std()) <= error
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_linen_layers_table(name, system):
@@ -175,6 +177,7 @@ NNX = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("name", NNX)
 def test_an_nnx_layers_table(name, system):

@@ -55,6 +55,7 @@ def orthonormal(matrix, tolerance=1e-6):
     return np.abs(matrix @ matrix.T - np.eye(len(matrix))).max() < tolerance
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", CELLS)
 def test_a_cell_is_drawn_as_in_keras(name):
     cell, gates, keras_layer = CELLS[name]
@@ -76,6 +77,7 @@ def test_a_cell_is_drawn_as_in_keras(name):
         assert np.std(kernel) == pytest.approx(width**-0.5, rel=1e-3)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("name", "limit"),
     [("LSTMCell", 0.18464), ("GRUCell", 0.20412), ("SimpleCell", 0.27386)],
@@ -89,6 +91,7 @@ def test_the_golden_limits(name, limit):
     assert orthonormal(joined(params, "h", gates))
 
 
+@pytest.mark.thorough
 def test_the_biases_are_those_of_keras():
     # Keras's gates are i, f, c, o in this order too.
     bias = in_keras(L.LSTM, (1, 2, IN), UNITS)["bias"]
@@ -110,6 +113,7 @@ def test_mgu_has_no_counterpart_and_keeps_its_biases():
     assert not params["in"]["bias"].any()
 
 
+@pytest.mark.thorough
 def test_a_convolutional_lstm_is_drawn_as_in_keras():
     cell, x = nn.ConvLSTMCell(60, (3, 3)), jnp.ones((1, 4, 4, 55))
     carry = cell.initialize_carry(KEY, x.shape)
@@ -137,6 +141,7 @@ def test_the_golden_limit_of_a_convolutional_lstm():
     assert 0.98 * 0.13608 < abs(kernel).max() < 0.13608
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("cell", [nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell])
 def test_however_a_cell_is_run_it_is_drawn_alike(cell):
     cell, x = nn.RNN(cell(UNITS)), jnp.ones((1, 2, IN))
@@ -174,6 +179,7 @@ class Stacked(nn.Module):
         return cell(carry, x)[1]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("model", [Unrolled(), Stacked(nn.remat, {}), Stacked(nn.jit, {})])
 def test_loops_and_transformed_cells(model):
     x = jnp.ones((1, IN))
@@ -254,6 +260,7 @@ def test_half_precision_is_cast_last():
     chex.assert_trees_all_equal(half, jax.tree.map(lambda p: p.astype(jnp.bfloat16), wide))
 
 
+@pytest.mark.thorough
 def test_flax_alone_draws_other_matrices():
     assert not orthonormal(joined(init(nn.LSTMCell(UNITS)), "h", "ifgo"), 0.5)
 

@@ -34,6 +34,7 @@ def scale(defaults):
         return float(Scale().init(KEY, X)["params"]["scale"][0, 0])
 
 
+@pytest.mark.thorough
 def test_a_linen_class_until_it_is_undone():
     undo = register(Scale, {"scale_init": constant(0.5)})
     assert scale(jinit.keras_defaults()) == 0.5

@@ -147,6 +147,7 @@ def bound():
     return nn.Dense(2).bind(nn.Dense(2).init(jax.random.key(0), jnp.ones((1, 3))))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [

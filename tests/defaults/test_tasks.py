@@ -45,6 +45,7 @@ async def turns(number=1):
         await asyncio.sleep(0)
 
 
+@pytest.mark.thorough
 def test_two_tasks_in_two_contexts_and_one_in_none():
     jitted = jax.jit(lambda x: apply(x=x))
 
@@ -75,6 +76,7 @@ def test_two_tasks_in_two_contexts_and_one_in_none():
     assert after == look(jitted) == IN_FLAX
 
 
+@pytest.mark.thorough
 def test_each_task_draws_its_own_kernels():
     def kernels():
         return (
@@ -101,6 +103,7 @@ def test_each_task_draws_its_own_kernels():
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.thorough
 def test_a_task_inherits_the_context_that_it_begins_in_and_keeps_it():
     method, constructor = nn.Module._call_wrapped_method, nnx.LayerNorm.__init__
 

@@ -49,6 +49,7 @@ def initialized(layer, *inputs):
         return jax.jit(layer.init)(KEY, *inputs)["params"]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_is_drawn_as_documented(name):
     layer, shape, kernel_limit, bias_limit = LAYERS[name]
@@ -67,6 +68,7 @@ def test_an_embedding_is_normal(embed):
     assert follows(embedding, normal_cdf(0, 1))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "cell", [nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell, nn.SimpleCell, nn.MGUCell]
 )
@@ -130,6 +132,7 @@ NNX_LAYERS = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", NNX_LAYERS)
 def test_an_nnx_layer_is_drawn_as_documented(name):
     build, fan = NNX_LAYERS[name]

@@ -21,6 +21,7 @@ class Classifier(nn.Module):
         return nn.Dense(2)(nn.LayerNorm()(nn.Dense(4)(x)))
 
 
+@pytest.mark.thorough
 def test_a_wrapped_model_is_the_same_model():
     model = Classifier(name="classifier")
     wrapped = jinit.keras_defaults().wrap(model)
@@ -59,6 +60,7 @@ def test_a_model_is_wrapped_in_setup():
     assert "child" in Parent().init(jax.random.key(0), SMALL)["params"]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "build",
     [Norm, lambda: nn.Sequential([Norm()]), nn.remat(Norm), nn.jit(Norm), nn.jit(nn.remat(Norm))],
@@ -128,6 +130,7 @@ class Encoder(nn.Module):
         return self.encode(x)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "method", ["encode", Encoder.encode, lambda module, x: module.norm(module.dense(x))]
 )

@@ -30,6 +30,7 @@ def calibrate(depth=4, **options):
     return jinit.calibrate(tanh_params(depth), tanh_net, vectors, random_loss, **options)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", optax.lion(1.0), optax.rmsprop(1.0)])
 def test_the_three_pillars_of_a_tanh_net(optimizer):
     rows = calibrate(6, optimizer=optimizer).report.rows
@@ -63,6 +64,7 @@ def numpy_gradients(params, inputs, outputs, slope):
     return gradients[::-1], at_inputs[::-1]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_every_number_against_float64_with_fixed_input(optimizer):
     params = tanh_params(3)
@@ -103,6 +105,7 @@ def test_weight_and_bias_share_their_layers_multiplier():
         assert float(layer["w"]) == float(layer["b"]) > 0
 
 
+@pytest.mark.thorough
 def test_the_widths_rule_of_adam_emerges():
     """mu-P: hidden multipliers fall as 1 / width; at depth 3, widths 32 to 256."""
     rates = {}
@@ -117,6 +120,7 @@ def test_the_widths_rule_of_adam_emerges():
     assert 0.7 < float(first) < 1.4
 
 
+@pytest.mark.thorough
 def test_transform_multiplies_updates_and_lives_in_the_state():
     result = calibrate()
     tx = optax.chain(optax.scale_by_adam(), result.transform(), optax.scale(-0.5))
@@ -134,6 +138,7 @@ def test_transform_multiplies_updates_and_lives_in_the_state():
     jax.tree.map(np.testing.assert_array_equal, kept, result.multipliers)
 
 
+@pytest.mark.thorough
 def test_transform_takes_the_variables_or_their_params():
     module = MLP(2)
     variables = module.init(jax.random.key(0), jnp.ones((1, 64)))
@@ -145,6 +150,7 @@ def test_transform_takes_the_variables_or_their_params():
         result.transform().init({"other": jnp.ones(3)})
 
 
+@pytest.mark.thorough
 def test_scanned_layers_have_their_own_multipliers():
     keys = jax.random.split(jax.random.key(0), 2)
     params = {"w": jax.random.normal(keys[0], (5, 16, 16)), "b": jnp.zeros((5, 16))}
@@ -180,6 +186,7 @@ class Odd(nn.Module):
         return nn.Dense(4, kernel_init=nn.initializers.zeros)(x)
 
 
+@pytest.mark.thorough
 def test_what_is_not_tuned_unused_or_null_is_listed_and_finite():
     x = jax.random.normal(jax.random.key(0), (32, 8))
     variables = Odd().init(jax.random.key(1), x)
@@ -196,6 +203,7 @@ def test_what_is_not_tuned_unused_or_null_is_listed_and_finite():
     assert "unused parameters: params/forgotten" in str(report)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_behind_a_head_of_zeros_it_is_as_behind_a_random_one(mode, optimizer):
@@ -301,6 +309,7 @@ def test_the_plot_draws_what_the_report_says():
 # -- transformed code -----------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_calibration_is_a_pytree_and_passes_through_jit():
     def run(params):
         return jinit.calibrate(params, tanh_net, vectors, random_loss)
@@ -319,6 +328,7 @@ def test_the_report_of_a_traced_calibration_is_refused():
         jax.jit(run)(tanh_params(2))
 
 
+@pytest.mark.thorough
 def test_an_unhashable_apply_function_is_accepted():
     class Model(nn.Module):
         sizes: list

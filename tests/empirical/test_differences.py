@@ -97,6 +97,7 @@ def rms(x):
     return float(np.sqrt(np.mean(np.square(np.float64(x)))))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize(("mode", "optimizer"), [("fold", "sgd"), *SETTINGS])
 def test_every_number_of_the_report(net, mode, optimizer):

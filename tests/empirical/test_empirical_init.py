@@ -44,16 +44,19 @@ def check_flax(module, draw, scale):
     assert all(0.9 < rms(output) < 1.1 for output in outputs), [rms(o) for o in outputs]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("depth", [4, 16, 64])
 @pytest.mark.parametrize("activation", [nn.relu, jnp.tanh, nn.gelu])
 def test_mlp(depth, activation):
     check_flax(MLP(depth, activation=activation), vectors, 0.7)
 
 
+@pytest.mark.thorough
 def test_cnn_with_strides_transposed_and_depthwise_convolutions():
     check_flax(CNN(), images, 3.0)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("depth", [2, 8, 32])
 def test_plain_function_with_tanh_and_biases(depth):
     params = tanh_params(depth)
@@ -102,6 +105,7 @@ def scan_net(params, x):
     return jax.lax.scan(jax.checkpoint(body), x, params)
 
 
+@pytest.mark.thorough
 def test_scanned_layers_are_scaled_one_by_one_as_if_unrolled():
     params, x = stacked(6), jax.random.normal(jax.random.key(2), (64, 32))
     tuned = jinit.empirical_init(params, scan_net, x, lambda out: out[0].sum())
@@ -134,6 +138,7 @@ def lstm_free_recurrence(params, x):
     return jax.lax.scan(step, jnp.zeros((x.shape[0], 16)), jnp.swapaxes(x, 0, 1))[1]
 
 
+@pytest.mark.thorough
 def test_a_recurrent_net_stays_finite_and_its_input_map_is_at_one():
     keys = jax.random.split(jax.random.key(0), 2)
     params = {
@@ -150,6 +155,7 @@ def test_a_recurrent_net_stays_finite_and_its_input_map_is_at_one():
     assert np.exp(np.mean(np.log(sizes))) == pytest.approx(1, rel=0.02)
 
 
+@pytest.mark.thorough
 def test_an_embedding_and_what_follows_it():
     class Model(nn.Module):
         @nn.compact
@@ -179,6 +185,7 @@ def test_branches_are_scaled_where_they_are_taken():
 # -- whatever framework wrote it ------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_equinox():
     model = eqx.nn.MLP(16, 4, 32, 3, key=jax.random.key(0))
     params, static = eqx.partition(model, eqx.is_array)
@@ -221,6 +228,7 @@ def test_nnx():
     assert rms(nnx.merge(graph, tuned).a(x)) == pytest.approx(1, rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_batch_statistics_are_carried_and_not_scaled():
     class Model(nn.Module):
         @nn.compact
@@ -247,6 +255,7 @@ def preactivations_of_first(params, x):
 # -- what may be passed ---------------------------------------------------------------------
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "dummy_input",
     [
@@ -276,6 +285,7 @@ def test_several_inputs():
     np.testing.assert_allclose(tuned["v"], jnp.eye(4) / 5, rtol=1e-6)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_dtypes_stay(dtype):
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), tanh_params(4))
@@ -307,6 +317,7 @@ def test_keys_of_both_kinds_are_reproducible(make_key):
     jax.tree.map(np.testing.assert_array_equal, first, again)
 
 
+@pytest.mark.thorough
 def test_it_works_under_jit_eval_shape_and_vmap():
     def tune(params):
         return jinit.empirical_init(params, tanh_net, vectors, random_loss)
@@ -325,6 +336,7 @@ def test_it_works_under_jit_eval_shape_and_vmap():
         )
 
 
+@pytest.mark.thorough
 def test_the_result_does_not_depend_on_the_parameters_size_to_first_order():
     def size(factor):
         params = jax.tree.map(lambda leaf: factor * leaf, tanh_params(3))
@@ -334,6 +346,7 @@ def test_the_result_does_not_depend_on_the_parameters_size_to_first_order():
     assert abs(float(jax.grad(size)(1.0))) < 1e-2 * float(size(1.0))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("devices", [2, 8])
 def test_shardings_stay_and_values_do_not_depend_on_the_mesh(devices):
     mesh = Mesh(np.array(jax.devices()[:devices]), ("d",))

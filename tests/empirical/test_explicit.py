@@ -34,6 +34,7 @@ def test_a_gradient_is_scaled_and_its_value_is_not():
     np.testing.assert_array_equal(pull(jnp.ones(3))[0], 0.5 * np.ones(3))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_every_gradient_is_the_product_of_the_scales_on_its_way(optimizer):
     """Against the chain rule written out in float64, with the scales that were returned."""
@@ -81,6 +82,7 @@ def test_the_scales_are_the_closed_form_of_one_input():
     np.testing.assert_array_equal(result.params["w"], params["w"])
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", optax.trace(0.9), optax.scale_by_adam()])
 def test_all_three_pillars_stand_at_one(optimizer):
     result = explicit(tanh_params(8), tanh_net, optimizer=optimizer)
@@ -154,6 +156,7 @@ def calibrated_digits(optimizer, mode):
     return jinit.calibrate(params, relu_net, draw, loss, optimizer=optimizer, mode=mode)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_explicit_sgd_is_fold_with_multipliers_on_a_chain(momentum):
     with jax.enable_x64(True):
@@ -171,6 +174,7 @@ def test_explicit_sgd_is_fold_with_multipliers_on_a_chain(momentum):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_explicit_adam_is_fold_with_multipliers_on_a_chain():
     """Exact as Adam's epsilon vanishes: it is 1e-30 here."""
     with jax.enable_x64(True):
@@ -184,6 +188,7 @@ def test_explicit_adam_is_fold_with_multipliers_on_a_chain():
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_on_a_residual_net_what_comes_back_is_no_gradient():
     """The counterexample: paths of different products join, and the direction turns."""
 
@@ -233,6 +238,7 @@ def flax_model():
     return module, variables, explicit(variables, module.apply)
 
 
+@pytest.mark.thorough
 def test_flax_variables_hold_the_scales_in_a_collection():
     _, variables, result = flax_model()
     assert set(result.params) == {"params", "normed"}
@@ -247,6 +253,7 @@ def test_flax_variables_hold_the_scales_in_a_collection():
         result.apply_fn(variables, vectors(jax.random.key(5)))
 
 
+@pytest.mark.thorough
 def test_the_scales_go_through_a_checkpoint():
     _, _, result = flax_model()
     state = flax.serialization.to_bytes(result.params)
@@ -271,6 +278,7 @@ def test_it_is_a_function_like_any_other(count_compilations):
     assert compiled == []
 
 
+@pytest.mark.thorough
 def test_keyword_arguments_are_handed_on():
     class Net(nn.Module):
         @nn.compact
@@ -294,6 +302,7 @@ def test_keyword_arguments_are_handed_on():
     assert rms(result.apply_fn(result.params, x)) == pytest.approx(1, rel=0.1)
 
 
+@pytest.mark.thorough
 def test_a_scanned_layer_and_a_shared_one():
     params = {
         "stack": 0.1 * jax.random.normal(jax.random.key(0), (5, 64, 64)),
@@ -316,6 +325,7 @@ def test_a_scanned_layer_and_a_shared_one():
     ] == pytest.approx([1] * 5, rel=0.1)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_leaf_whose_slices_are_scanned_and_which_is_used_whole(optimizer):
     def model(p, x):
@@ -332,6 +342,7 @@ def test_a_leaf_whose_slices_are_scanned_and_which_is_used_whole(optimizer):
     )
 
 
+@pytest.mark.thorough
 def test_every_layer_that_shares_a_leaf_has_a_backward_factor_of_its_own():
     """Whether or not the layers are so many that they are traced as one loop."""
 
@@ -350,12 +361,14 @@ def test_every_layer_that_shares_a_leaf_has_a_backward_factor_of_its_own():
         assert row.gradient_after == pytest.approx(1, rel=1e-2)
 
 
+@pytest.mark.thorough
 def test_scales_of_another_model_are_refused():
     result = explicit(tanh_params(2), tanh_net)
     with pytest.raises(ValueError, match="the scales hold no 'a' for 2/b; calibrate this model"):
         result.apply_fn(tanh_params(3), vectors(jax.random.key(0)))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "optimizer",
     [optax.adamw(1.0, weight_decay=1.0), optax.lamb(1.0), optax.scale_by_trust_ratio(),

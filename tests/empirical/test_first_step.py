@@ -31,6 +31,7 @@ def schedule(count):
     return jnp.where(count < 3, 0.0, 1.0)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("optimizer", "plain", "ratio"),
     [
@@ -48,12 +49,14 @@ def test_the_first_step_that_is_not_zero_is_that_of_the_plain_optimizer(optimize
     np.testing.assert_allclose(multipliers(optimizer), ratio * multipliers(plain), rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_explicit_mode_follows_an_optimizer_that_accumulates():
     accumulating, plain = optax.MultiSteps(optax.adam(1.0), 2), optax.adam(1.0)
     found, expected = (multipliers(tx, "explicit") for tx in (accumulating, plain))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_each_leaf_takes_its_own_first_step():
     late = optax.chain(optax.sgd(1.0), optax.scale_by_schedule(schedule))
     parts = {"now": optax.adam(1.0), "late": late, "never": optax.set_to_zero()}
@@ -65,6 +68,7 @@ def test_each_leaf_takes_its_own_first_step():
     np.testing.assert_allclose(multipliers(frozen), [expected[0], 1], rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_under_jit_the_same_step_is_taken():
     def run(params):
         return jinit.calibrate(
@@ -101,6 +105,7 @@ def test_what_is_no_optimizer_is_refused_with_what_to_pass(optimizer, message):
         multipliers(optimizer)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", [
     optax.lbfgs(1.0, linesearch=None), optax.contrib.schedule_free(optax.sgd(1.0), 1.0),
     optax.adafactor(1.0), optax.contrib.muon(1.0),

@@ -85,6 +85,7 @@ def residual_in_numpy(weights, x):
     return found
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("depth", [1, 3, 12])
 @pytest.mark.parametrize(
     ("model", "layers"), [(net, chain_in_numpy), (residual, residual_in_numpy)]
@@ -100,11 +101,13 @@ def test_growth_is_what_a_step_of_the_network_does(model, layers, depth):
         np.testing.assert_array_equal(new, old)
 
 
+@pytest.mark.thorough
 def test_a_unit_step_of_the_network_then_changes_outputs_by_their_size():
     result = jinit.calibrate(chain(8), net, X, loss, step="network")
     assert expected_growth(chain_in_numpy, net, result) == pytest.approx(1, rel=1e-4)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_explicit_mode_makes_the_same_step(optimizer):
     """The effective weight is a V: its step under fold's rule and under explicit's are one."""
@@ -122,6 +125,7 @@ def test_explicit_mode_makes_the_same_step(optimizer):
         np.testing.assert_allclose(jnp.linalg.norm(other), jnp.linalg.norm(step), rtol=1e-3)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_the_report_tells_the_growth_and_the_smaller_updates(mode):
     result = jinit.calibrate(chain(6), net, X, loss, mode=mode, step="network", verbose=True)
@@ -134,6 +138,7 @@ def test_the_report_tells_the_growth_and_the_smaller_updates(mode):
     assert result.report.to_dict()["growth"] == growth
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_the_gradients_of_leaves_are_those_that_the_result_has(optimizer):
     """In explicit mode they shrink with the multipliers."""
@@ -146,6 +151,7 @@ def test_the_gradients_of_leaves_are_those_that_the_result_has(optimizer):
         assert result.report.leaf_gradients[str(i)] == pytest.approx(size, rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_growth_is_known_inside_jit_and_grows_with_depth():
     """A chain of layers that each move by as much as they are: every one adds its own step."""
 
@@ -160,12 +166,14 @@ def test_growth_is_known_inside_jit_and_grows_with_depth():
     assert 1 < growth(4) < growth(16)
 
 
+@pytest.mark.thorough
 def test_excluded_leaves_keep_their_multiplier():
     result = jinit.calibrate(chain(3), net, X, loss, step="network", exclude="1")
     assert float(result.multipliers[1]) == 1.0
     assert result.growth > 1
 
 
+@pytest.mark.thorough
 def test_gates_that_put_out_nothing_do_not_count():
     """A zero output has no relative change, and must not make the growth infinite."""
 

@@ -48,6 +48,7 @@ def factors(new, old):
     return {name: float(ratio.flat[0]) for name, ratio in ratios.items()}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(("join", "degree"), JOINS.values(), ids=JOINS)
 def test_joined_weights_take_one_factor(join, degree):
     params = used_by(join)
@@ -76,6 +77,7 @@ UNLIKE = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize(("join", "degrees"), UNLIKE.values(), ids=UNLIKE)
 def test_terms_of_unequal_degrees_scale_together(join, degrees, mode):
@@ -100,6 +102,7 @@ def test_terms_of_unequal_degrees_scale_together(join, degrees, mode):
     assert row.update_after == pytest.approx(1, rel=0.1)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("scanned", [False, True])
 def test_low_rank_adapters_that_start_at_zero(scanned):
     params = {"w": D, "down": B[:, :4], "up": jnp.zeros((4, WIDTH))}
@@ -132,6 +135,7 @@ def test_the_report_names_what_is_joined():
     assert float(result.multipliers["a"]) == float(result.multipliers["b"])
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_a_joined_bias_scales_with_its_weight(mode):
     params = {"a": A, "b": B, "p": jnp.ones(WIDTH), "q": 2 * jnp.ones(WIDTH)}
@@ -154,6 +158,7 @@ NOT_ALIKE = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("join", NOT_ALIKE.values(), ids=NOT_ALIKE)
 def test_weights_that_do_not_scale_together_are_left(join):
     params = used_by(join)
@@ -183,6 +188,7 @@ def test_excluding_one_leaves_all():
     assert result.report.not_tuned["a"] == "excluded"
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize("scanned", [False, True])
 def test_joined_weights_of_every_layer(scanned, mode):

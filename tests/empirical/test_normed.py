@@ -53,6 +53,7 @@ def test_the_scales_start_at_one_and_are_no_parameters():
     assert set(variables["params"]) == {"Normed_0", "Normed_1", "LayerNorm_0"}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_calibrate_tunes_the_wrapped_modules_and_no_others(optimizer):
     variables, result = tuned(Wrapped(), optimizer)
@@ -69,12 +70,14 @@ def test_calibrate_tunes_the_wrapped_modules_and_no_others(optimizer):
     assert rms(y) == pytest.approx(1, rel=0.01)
 
 
+@pytest.mark.thorough
 def test_what_was_tuned_before_is_tuned_anew():
     _, result = tuned(Wrapped())
     again = jinit.calibrate(result.params, Wrapped().apply, X, random_loss, mode="explicit")
     assert rms(Wrapped().apply(again.params, X)) == pytest.approx(1, rel=0.01)
 
 
+@pytest.mark.thorough
 def test_it_agrees_with_explicit_mode_of_the_plain_model():
     model = MLP(4)
     wrapped = jinit.empirical.wrap_all_leaf_modules(model)
@@ -125,6 +128,7 @@ class TestNet(nn.Module):
         return nn.softmax(nn.Dense(2, use_bias=False, name="lin5")(x))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_the_original_s_own_net(optimizer):
     """All three pillars, from the wrappers, where the original needs 102 passes."""

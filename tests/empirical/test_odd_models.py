@@ -20,6 +20,7 @@ def geometric_mean(values):
     return float(np.exp(np.mean(np.log([rms(value) for value in values]))))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh, lambda x: x])
 @pytest.mark.parametrize("uses", [2, 3, 4, 10, 40])
 def test_one_weight_used_along_a_chain(uses, activation):
@@ -36,6 +37,7 @@ def test_one_weight_used_along_a_chain(uses, activation):
     assert geometric_mean(model(tuned, X)) == pytest.approx(1, rel=0.02)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("steps", [5, 60])
 def test_a_relu_recurrence(steps):
     def model(p, x):
@@ -84,6 +86,7 @@ def test_what_a_scan_makes_of_slices_is_scaled_slice_by_slice():
     np.testing.assert_allclose(model(tuned, X)[1], 1, rtol=1e-5)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "weights",
     [
@@ -143,6 +146,7 @@ def test_a_sum_of_slices_that_a_scan_carries():
     assert result.report.shared["w"] > 1
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize("length", [0, 1])
 def test_loops_of_no_and_of_one_iteration(mode, length):
@@ -167,6 +171,7 @@ def test_an_empty_leaf_does_not_hide_a_null_gradient():
     assert rms(result.apply_fn(result.params, X)) == pytest.approx(1, rel=0.1)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", optax.sgd(1.0)])
 def test_the_step_of_a_complex_leaf_is_the_steepest(optimizer):
     x = X + 1j * jax.random.normal(jax.random.key(2), X.shape)
@@ -244,6 +249,7 @@ def test_a_gradient_that_is_not_finite_is_named():
     np.testing.assert_array_equal(params["w"], W)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", optax.scale_by_adam()])
 def test_leaves_that_are_not_floats_are_no_business_of_the_optimizer(optimizer):
     params = {"w": W, "key": jax.random.key(0), "mask": jnp.array(True), "n": jnp.arange(2)}
@@ -332,6 +338,7 @@ def test_a_partial_is_named_by_its_function():
         jinit.empirical_init(W, functools.partial(loses_its_parameters, 1), X, jnp.sum)
 
 
+@pytest.mark.thorough
 def test_a_mapped_calibration_has_the_report_of_every_member():
     def model(p, x):
         return jnp.tanh(x @ p["w"]) @ p["v"]
@@ -358,6 +365,7 @@ def test_a_mapped_calibration_has_the_report_of_every_member():
     assert mapped.report.to_dict()["members"][2] == mapped.report.members[2].to_dict()
 
 
+@pytest.mark.thorough
 def test_a_calibration_that_was_mapped_twice():
     def calibrated(w):
         return jinit.calibrate({"w": w}, lambda p, x: x @ p["w"], X, random_loss, samples=1)

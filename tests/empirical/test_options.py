@@ -30,6 +30,7 @@ def outputs(params, x):
 # -- target ---------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_target_for_all_layers():
     result = jinit.calibrate(tanh_params(4), tanh_net, vectors, random_loss, target=0.25)
     assert outputs(result.params, vectors(jax.random.key(9))) == pytest.approx([0.25] * 4, rel=0.05)
@@ -46,6 +47,7 @@ def test_a_target_that_depends_on_the_path():
     assert found == pytest.approx([1, 1, 1, 0.01], rel=0.05)
 
 
+@pytest.mark.thorough
 def test_scaling_by_fan_out():
     """With x of RMS 1, sqrt(fan_in / fan_out) is the RMS that a variance of 1 / fan_out gives."""
     seen = {}
@@ -67,6 +69,7 @@ def test_scaling_by_fan_out():
     assert std == pytest.approx(48**-0.5, rel=0.05)
 
 
+@pytest.mark.thorough
 def test_the_fans_of_other_layers():
     class Net(nn.Module):
         @nn.compact
@@ -123,6 +126,7 @@ def test_a_target_that_is_no_positive_number_is_refused(target):
 # -- include and exclude --------------------------------------------------------------------
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("depth", [3, 12])
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_what_is_excluded_stays_as_it_is(depth, mode):
@@ -181,6 +185,7 @@ class Dropped(nn.Module):
         return nn.Dense(4)(x)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_random_keys_and_mutable_collections_by_argument(mode):
     variables = Dropped().init(
@@ -220,6 +225,7 @@ def test_a_model_that_needs_random_keys_says_so():
 # -- progress -------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_verbose_shows_the_progress_and_prints_the_report(capsys):
     result = jinit.calibrate(tanh_params(3), tanh_net, vectors, random_loss, verbose=True)
     text, _ = capsys.readouterr()
@@ -239,6 +245,7 @@ def test_verbose_shows_the_progress_and_prints_the_report(capsys):
 # -- values that are not finite -----------------------------------------------------------------
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -254,6 +261,7 @@ def test_the_first_layer_that_is_not_finite_is_named(model, message):
         jinit.calibrate(params, model, vectors, random_loss)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("bad", [jnp.log, lambda y: 1 / jnp.maximum(y, 0)])
 def test_a_layer_that_is_not_finite_is_named_by_the_forward_pass_alone(bad):
     def model(p, x):

@@ -52,6 +52,7 @@ def flops(compiled):
     return compiled.cost_analysis()["flops"]
 
 
+@pytest.mark.thorough
 def test_compiled_operations_a_key_are_a_few_forward_passes_at_any_depth(monkeypatch):
     """Compiled without loops, whose operations XLA counts once: at most 8, constant within 10%."""
 
@@ -70,6 +71,7 @@ def test_compiled_operations_a_key_are_a_few_forward_passes_at_any_depth(monkeyp
     assert max(passes) / min(passes) < 1.1
 
 
+@pytest.mark.thorough
 def test_the_products_of_the_rolled_program_are_five_forward_passes():
     """Forward, backward (two), and forward with the derivative along the step (two)."""
     for depth in DEPTHS:
@@ -81,6 +83,7 @@ def test_the_products_of_the_rolled_program_are_five_forward_passes():
         )
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(("run", "limit"), [("empirical_init", 8), ("calibrate", 5 * (2 + 8 + 4))])
 def test_the_number_of_model_evaluations_of_a_whole_call(run, limit):
     """One forward pass a key; or of five on 1 key before, 8 and one repeated meanwhile, 4 after."""
@@ -103,6 +106,7 @@ def test_the_program_does_not_grow_with_depth():
     assert sizes[1] < 1.1 * sizes[0]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("options", [{}, {"mode": "explicit"}, {"optimizer": "sgd"}])
 def test_a_second_call_compiles_nothing_and_traces_nothing(count_compilations, options):
     traces = []

@@ -43,6 +43,7 @@ def dumped(result):
     return pickle.loads(pickle.dumps(result))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("copied", [dumped, copy.copy, copy.deepcopy, lambda r: dumped(dumped(r))])
 @pytest.mark.parametrize("number", range(4))
 def test_a_calibration_is_the_same_once_pickled_or_copied(number, copied):

@@ -31,6 +31,7 @@ def calibrate(size, x=None, **options):
 SIZES = [1e-33, 1e-22, 3e17, 1e33]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_weights_of_any_size_give_the_same_result(optimizer, size):
@@ -55,6 +56,7 @@ def test_empirical_init_scales_weights_of_any_size(size):
         y = np.maximum(y, 0)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("size", [1e-15, 1e15])
 def test_inputs_of_any_size_are_followed(size):
     found = calibrate(1.0, size * normal(8, 64, 16), optimizer="adam")
@@ -72,6 +74,7 @@ def reference(x, axes=None):
     return np.sqrt(np.mean(abs(wide) ** 2, axes))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("size", [1.2e-37, 1e-30, 8.5e-21, 1.0, 1e19, 1e30, 1.6e38])
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5)])
 def test_an_rms_is_that_of_float64(shape, size):
@@ -96,6 +99,7 @@ def test_an_rms_of_zeros_nothing_infinities_and_nan():
     assert np.isnan(float(rms(jnp.array([1.0, jnp.nan]))))
 
 
+@pytest.mark.thorough
 def test_an_rms_differentiates_and_maps_as_its_formula():
     x = normal(0, 4, 6)
     np.testing.assert_allclose(rms(x, (1,)), jax.vmap(rms)(x), rtol=1e-6)
@@ -104,6 +108,7 @@ def test_an_rms_differentiates_and_maps_as_its_formula():
     np.testing.assert_array_equal(jax.grad(rms)(0 * x), 0 * x)
 
 
+@pytest.mark.thorough
 def test_a_coordinate_check_measures_changes_of_any_size():
     def make(width):
         weights = [1e-25 * normal(0, 8, width), normal(1, width, 4)]

@@ -43,6 +43,7 @@ def chain_multipliers(params, x, slope):
     return found[::-1]
 
 
+@pytest.mark.thorough
 def test_a_deep_chain_has_in_every_layer_the_multiplier_of_float64():
     params = [normal(i, 16, 16) / 4 for i in range(48)]
     x, slope = normal(50, 32, 16), normal(51, 32, 16)
@@ -55,6 +56,7 @@ def test_a_deep_chain_has_in_every_layer_the_multiplier_of_float64():
     assert result.report.null == ()
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
 def test_multipliers_are_inverse_to_the_loss_at_any_scale_of_it(scale):
     params = [normal(i, 16, 16) / 4 for i in range(2)]
@@ -101,6 +103,7 @@ class Attention(nn.Module):
         return nn.MultiHeadDotProductAttention(2, dtype=self.dtype)(x, x)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("dtype", "scale"), [(jnp.float32, 1e-9), (jnp.bfloat16, 1.0), (jnp.float16, 1e2)]
 )
@@ -117,6 +120,7 @@ def test_the_bias_of_attention_keys_is_found_in_every_dtype_at_any_loss(dtype, s
     assert f"without output, gradient or update: {path} (no gradient)" in str(result.report)
 
 
+@pytest.mark.thorough
 def test_attention_over_one_token_moves_neither_queries_nor_keys():
     x, slope = normal(0, 64, 1, 16), normal(1, 64, 1, 16)
     variables = Attention().init(jax.random.key(2), x)
@@ -131,6 +135,7 @@ def test_attention_over_one_token_moves_neither_queries_nor_keys():
     assert float(inner["value"]["kernel"]) < 0.1
 
 
+@pytest.mark.thorough
 def test_a_bias_that_a_norm_takes_away_is_found_and_its_kernel_is_not():
     def model(p, x):
         y = x @ p["w"] + p["b"]
@@ -179,6 +184,7 @@ def test_the_report_says_which_quantity_is_missing():
     assert "behind (no output or gradient or update)" in str(report)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("size", [1e-35, 1.0, 1e35])
 @pytest.mark.parametrize("shape", [(), (5,), (3, 4, 5)])
 def test_a_sketch_knows_a_gradient_again_and_not_another(shape, size):
@@ -193,6 +199,7 @@ def test_a_sketch_knows_a_gradient_again_and_not_another(shape, size):
     assert not is_rounding(np.zeros((1, 8)), np.zeros((1, 8)), unit).any()
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
 def test_a_nudge_of_0_changes_nothing_and_another_one_all_by_as_much(dtype):
     leaf = (1 + jax.random.uniform(jax.random.key(0), (40, 3))).astype(dtype)

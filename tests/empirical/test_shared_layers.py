@@ -72,6 +72,7 @@ def typical(outputs):
     return np.exp(np.mean(np.log(sizes(outputs))))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize("bias", [B, C, 0 * B], ids=["large", "ordinary", "zero"])
 @pytest.mark.parametrize("name", USES)
@@ -117,6 +118,7 @@ def calibrated(params, model, inputs):
     return jax.tree.map(np.float64, result.params), result.report
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("steps", [2, 5])
 def test_an_unrolled_recurrence_from_zeros(steps):
     """The first use of the recurrent layer puts out its bias alone."""
@@ -162,6 +164,7 @@ def test_a_bias_of_zeros_ties_nothing():
     assert set(report.not_tuned) == {"b"}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("scanned", [False, True])
 def test_a_bias_of_every_weight_along_a_chain(scanned):
     """Equal blocks, in a loop of the model's own or one that they are rolled to."""

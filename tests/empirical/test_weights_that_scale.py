@@ -69,6 +69,7 @@ DOES_NOT = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("make", SCALES.values(), ids=SCALES)
 def test_what_scales_with_the_weight_is_scaled(make):
     size = rms(X @ make(W))
@@ -77,6 +78,7 @@ def test_what_scales_with_the_weight_is_scaled(make):
     np.testing.assert_allclose(result.params["w"], W / size, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("make", DOES_NOT.values(), ids=DOES_NOT)
 def test_what_does_not_is_left(make):
     result = jinit.calibrate({"w": W}, lambda p, x: x @ make(p["w"]), X, random_loss)
@@ -84,6 +86,7 @@ def test_what_does_not_is_left(make):
     np.testing.assert_array_equal(result.params["w"], W)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_a_weight_without_a_gradient_has_the_multiplier_one(mode, optimizer):
@@ -166,6 +169,7 @@ def through(ws, x):
     return jax.lax.scan(layer, x, ws)[1]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize("make", BY_SLICE.values(), ids=BY_SLICE)
 def test_stacked_weights_are_scaled_slice_by_slice(make, mode):
@@ -178,6 +182,7 @@ def test_stacked_weights_are_scaled_slice_by_slice(make, mode):
     assert result.multipliers["w"].shape == (4,)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("make", AT_ONCE.values(), ids=AT_ONCE)
 def test_stacked_weights_read_otherwise_have_one_scale_and_the_report_says_so(make):
     def model(p, x):
@@ -197,6 +202,7 @@ NESTED = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize(("put", "get"), NESTED.values(), ids=NESTED)
 def test_weights_stacked_along_another_axis(put, get, mode):
@@ -216,6 +222,7 @@ def test_weights_stacked_along_another_axis(put, get, mode):
         assert row.note == ""
 
 
+@pytest.mark.thorough
 def test_a_linen_scan_along_the_second_axis():
     class Block(nn.Module):
         @nn.compact
@@ -246,6 +253,7 @@ def test_a_linen_scan_along_the_second_axis():
     np.testing.assert_allclose(updates["Dense_0"]["kernel"], expected, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_two_loops_along_two_axes():
     """The outer one goes along the second axis of the leaf, the inner one along its first."""
     slices = SLICES[:, None] * 3.0 ** jnp.arange(3)[None, :, None, None]
@@ -287,6 +295,7 @@ CHOICES = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES)
 def test_weights_that_the_input_chooses_scale_together(choose):
     def model(p, x):

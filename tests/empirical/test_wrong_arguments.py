@@ -120,6 +120,7 @@ def test_the_argument_is_named(call, arguments, message):
         call(*arguments)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("call", CALLS, ids=IDS)
 @pytest.mark.parametrize("failing", [loss, lambda y: y.mean()])
 def test_state_beside_the_output_asks_for_has_aux(call, failing):

@@ -162,6 +162,7 @@ def left_alone(found: Case, report: Any) -> set[str]:
 # -- activations ------------------------------------------------------------------------------
 
 
+@pytest.mark.cases
 @every
 def test_activations_by_the_report(name, mode, optimizer):
     rows = tuned_rows(built(name), calibrated(name, mode, optimizer).report)
@@ -169,6 +170,7 @@ def test_activations_by_the_report(name, mode, optimizer):
     assert outside(ACTIVATION, {row.path: row.activation_after for row in rows}) == {}
 
 
+@pytest.mark.cases
 @every
 def test_activations_from_outside(name, mode, optimizer):
     found, report = built(name), calibrated(name, mode, optimizer).report
@@ -196,6 +198,7 @@ def test_activations_from_outside(name, mode, optimizer):
 # -- gradients and updates --------------------------------------------------------------------
 
 
+@pytest.mark.cases
 @every
 def test_gradients_and_updates(name, mode, optimizer):
     """Only explicit mode sets gradients; in both the update is that of a unit step."""
@@ -211,6 +214,7 @@ def vanishing(found: Case, report: Any, row: Any) -> bool:
     return row.path in report.null and matches(found.perhaps_null, row.path)
 
 
+@pytest.mark.thorough
 @each(("explicit", "sgd"), ("explicit", "adam"))
 def test_gradients_and_updates_of_shared_leaves(name, mode, optimizer):
     found, report = built(name), calibrated(name, mode, optimizer).report
@@ -233,6 +237,7 @@ def slice_of(found: Case, path: str) -> str:
 # -- what is listed ---------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @every
 def test_what_is_left_alone_is_listed_with_its_reason(name, mode, optimizer):
     found, report = built(name), calibrated(name, mode, optimizer).report
@@ -256,6 +261,7 @@ def test_what_passes_nothing_is_listed(name, mode, optimizer):
     assert [pattern for pattern in found.unused if not any_matches(pattern, report.unused)] == []
 
 
+@pytest.mark.cases
 @every
 def test_shared_leaves_are_listed_with_their_residual(name, mode, optimizer):
     found, report = built(name), calibrated(name, mode, optimizer).report
@@ -338,6 +344,7 @@ def spread(leaf: Any, mesh: Mesh) -> jax.Array:
     return jax.device_put(leaf, NamedSharding(mesh, spec))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize("name", ["mlp_4_relu", "cnn", "attention_key_bias"])
 def test_eight_devices_find_the_same_scales_as_one(name, mode):

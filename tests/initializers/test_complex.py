@@ -34,6 +34,7 @@ def draw(init, dtype):
     return sample
 
 
+@pytest.mark.cases
 @DTYPES
 @pytest.mark.parametrize("init", [normal(std=0.3), xavier_normal(gain=0.3, fans=(1, 1))], ids=repr)
 def test_normal(init, dtype):

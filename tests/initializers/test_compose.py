@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("compile_fast")
 KEY = jax.random.key(0)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "init",
     [

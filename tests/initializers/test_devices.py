@@ -64,12 +64,14 @@ def in_a_model(init, shape, dtype="float32"):
     return lambda key: model(key)[0]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("init", INITS, ids=repr)
 def test_jit_gives_the_eager_bits(init, make_key):
     drawn = in_a_model(init, SHAPE)(make_key(0))
     np.testing.assert_array_equal(bits(drawn), bits(init(make_key(0), SHAPE)))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 @pytest.mark.parametrize("init", [*INITS, orthogonal(0.7)], ids=repr)
 def test_every_mesh_gives_the_same_bits(init, count):
@@ -79,6 +81,7 @@ def test_every_mesh_gives_the_same_bits(init, count):
     check(init(jax.random.key(0), SHAPE, out_sharding=sharding), expected, sharding)
 
 
+@pytest.mark.cases
 @EACH
 def test_all_give_the_same_bits_under_jit_and_on_eight_devices(init, shape, dtype):
     """Orthogonal matrices are cut in rows, kernels and stacks in both axes of their matrices."""
@@ -90,6 +93,7 @@ def test_all_give_the_same_bits_under_jit_and_on_eight_devices(init, shape, dtyp
     check(init(key, shape, dtype, sharding), expected, sharding)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("init", "shape"),
     [(orthogonal(0.7), SHAPE), (delta_orthogonal(0.7), (2, 6, 8)), (sparse(0.6, 0.37), SHAPE)],
@@ -103,6 +107,7 @@ def test_all_are_born_on_a_mesh_in_force(init, shape):
         check(draw, expected, NamedSharding(mesh, spec))
 
 
+@pytest.mark.cases
 @AXIS_TYPES
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("named", [False, True], ids=["PartitionSpec", "NamedSharding"])

@@ -41,12 +41,14 @@ def check(sample, truth):
     assert truth.reaches(sample)
 
 
+@pytest.mark.cases
 @cases
 def test_float32(case, shape):
     init, truth = distributions(shape)[case]
     check(draw(init, case, shape), truth)
 
 
+@pytest.mark.cases
 @cases
 def test_float64(case, shape):
     init, truth = distributions(shape)[case]
@@ -56,6 +58,7 @@ def test_float64(case, shape):
     check(sample, truth)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("dtype", NARROW)
 @cases
 def test_narrow_dtypes_hold_the_rounded_distribution(case, shape, dtype):

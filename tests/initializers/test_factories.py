@@ -106,6 +106,7 @@ def test_a_module_that_holds_one_is_traced_once():
     assert len(traces) == 2
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("init", "make", "x"),
     [
@@ -131,6 +132,7 @@ def test_they_stand_in_nnx_layers(init):
     np.testing.assert_array_equal(kernel, init(nnx.Rngs(0).params(), (4, 5)))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("module", [m.name for m in pkgutil.iter_modules(initializers.__path__)])
 def test_the_examples_in_the_docstrings_run(module):
     module = importlib.import_module(f"jinit.initializers.{module}")

@@ -38,6 +38,7 @@ def error(matrix):
     return np.abs(tall.conj().T @ tall - np.eye(min(rows, columns))).max()
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [

@@ -63,6 +63,7 @@ CASES = [
 ]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(("ours", "theirs"), CASES, ids=[repr(ours) for ours, _ in CASES])
 def test_the_distribution_is_keras(ours, theirs):
     a, b = np.asarray(ours(jax.random.key(2), SHAPE)), np.asarray(theirs(SHAPE))
@@ -77,6 +78,7 @@ def test_an_untruncated_normal_is_not_keras():
     assert distance(a, b) > math.sqrt(math.log(2 / ALPHA) / a.size)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("shape", [(40, 30), (30, 40), (3, 3, 5, 20)])
 @pytest.mark.usefixtures("allow_rank_promotion")
 def test_orthogonal_is_keras_up_to_the_draw(shape):

@@ -67,6 +67,7 @@ def test_torchs_dirac_on_its_layout(shape, groups):
     np.testing.assert_array_equal(sample, torch_dirac(shape, groups))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("sparsity", "zeros", "dtype"),
     [

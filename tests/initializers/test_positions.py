@@ -117,6 +117,7 @@ def test_a_position_that_means_one_thing_is_taken(given, meant):
     assert given == meant
 
 
+@pytest.mark.thorough
 def test_what_is_written_then_draws_what_jax_draws():
     key, shape = jax.random.key(3), (7, 5)
     pairs = [

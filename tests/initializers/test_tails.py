@@ -42,6 +42,7 @@ def draw(init, dtype="float32", count=COUNT, seed=1):
     return np.asarray(init(jax.random.key(seed), (count,), dtype))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(("low", "high"), CUTS)
 def test_a_cut_follows_its_distribution_and_stays_inside(low, high):
     sample = draw(truncated_normal(low=low, high=high))
@@ -103,6 +104,7 @@ def test_no_end_without_a_bound_makes_an_outlier(monkeypatch):
         assert 5 < math.sqrt(2) * float(sample[0]) < 6
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float8_e4m3fn"])
 @pytest.mark.parametrize(
     "init",

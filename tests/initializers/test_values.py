@@ -37,6 +37,7 @@ SHAPE = (3, 8, 9)
 jax_scaling = jax.nn.initializers.variance_scaling
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
@@ -63,6 +64,7 @@ def test_jaxs_numbers_where_the_conventions_coincide(ours, theirs):
     np.testing.assert_allclose(ours(key, SHAPE), theirs(key, SHAPE), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("distribution", ["normal", "uniform", "truncated_normal"])
 def test_jaxs_complex_numbers(distribution):
     key = jax.random.key(7)
@@ -147,6 +149,7 @@ def test_no_gain_is_zero():
         np.testing.assert_array_equal(init(jax.random.key(0), SHAPE), 0)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("init", "make"),
     [

@@ -102,6 +102,7 @@ class Float64:
         return unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("name", "rate", "tx"), [("sgd", 0.5, optax.sgd(0.5)), ("adam", 0.02, optax.adam(0.02))]
 )
@@ -121,6 +122,7 @@ def test_every_number_against_float64(name, rate, tx):
             net.train(outputs)
 
 
+@pytest.mark.thorough
 def test_the_exponents_are_slopes_of_the_rows():
     check = jinit.coord_check(plain, [8, 16, 64], X, squared_error, steps=2)
     assert check.widths == (8, 16, 64)
@@ -180,6 +182,7 @@ def adam(rate):
     return optax.adam(rate, eps=1e-15)
 
 
+@pytest.mark.thorough
 def test_standard_parametrization_under_adam():
     """Width aligned steps: 1 at a fan_in of width; through weights of width ** -0.5 up to 3/2."""
     check, found = exponents(standard, adam(1e-6))
@@ -202,6 +205,7 @@ def calibrated(width, key, output_exponent=0.0):
     return result.params, apply_fn, tx
 
 
+@pytest.mark.thorough
 def test_calibrated_hidden_layers_are_steady_but_an_output_of_one_is_not():
     """An output of RMS 1 has weights of width ** -0.5, which width aligned changes meet: 1/2."""
     _, found = exponents(calibrated)
@@ -209,6 +213,7 @@ def test_calibrated_hidden_layers_are_steady_but_an_output_of_one_is_not():
     np.testing.assert_allclose(found[3, 1], 0.5, atol=0.15)
 
 
+@pytest.mark.thorough
 def test_with_a_small_output_every_update_is_steady():
     """muP: an output of RMS width ** -0.5 at the start, whose update has exponent 0."""
     check, found = exponents(lambda width, key: calibrated(width, key, -0.5))
@@ -216,6 +221,7 @@ def test_with_a_small_output_every_update_is_steady():
     assert [fit.update for fit in check.fits] == ["steady"] * 4
 
 
+@pytest.mark.thorough
 def test_standard_parametrization_under_sgd():
     """The first layer's gradient is of width ** -0.5; the others sum width such terms, or more."""
     check, found = exponents(standard, optax.sgd(1e-5))
@@ -291,6 +297,7 @@ def haiku(width):
     )
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("make_model", [linen, nnx_model, equinox, haiku])
 def test_frameworks_agree_with_a_plain_function(make_model):
     check = jinit.coord_check(make_model, [4, 8], X, squared_error, steps=2)
@@ -302,6 +309,7 @@ def test_layers_are_named_by_their_leaves():
     assert [fit.path for fit in check.fits] == [f"params/Dense_{i}/kernel" for i in range(3)]
 
 
+@pytest.mark.thorough
 def test_every_iteration_of_a_scan_is_a_layer():
     def scanned(width):
         hidden = [weights(width, jax.random.key(i))[1] for i in range(3)]
@@ -366,6 +374,7 @@ def test_a_layer_that_is_not_entered_is_listed():
     assert str(check).endswith("not measured: looped")
 
 
+@pytest.mark.thorough
 def test_only_the_params_of_flax_variables_are_trained():
     def with_statistics(width):
         params, apply_fn = linen(width)
@@ -391,6 +400,7 @@ def test_leaves_that_are_no_floats_stay():
     same_numbers(check, plain_check())
 
 
+@pytest.mark.thorough
 def test_an_output_of_booleans_is_measured():
     def gated(width):
         params = {"gate": jnp.float32(0.0), "layers": weights(width)}
@@ -402,6 +412,7 @@ def test_an_output_of_booleans_is_measured():
     assert check.curve("gate", "activation", 1) == pytest.approx([share**0.5] * 2, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_bfloat16_parameters_are_measured_in_float32():
     def half(width):
         cast = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), weights(width))
@@ -416,6 +427,7 @@ def test_bfloat16_parameters_are_measured_in_float32():
         np.testing.assert_allclose(row.update, other.update, rtol=0.1, atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_a_batch_on_eight_devices():
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.device_put(X, jax.NamedSharding(mesh, jax.P("batch")))
@@ -434,6 +446,7 @@ def drawn(width, key):
     return weights(width, key), tanh_mlp
 
 
+@pytest.mark.cases
 def test_squares_are_averaged_over_seeds(make_key):
     kept = []
 
@@ -448,6 +461,7 @@ def test_squares_are_averaged_over_seeds(make_key):
     assert len({float(params[0]["w"][0, 0]) for params in kept}) == 3  # the same at every width
 
 
+@pytest.mark.thorough
 def test_inputs_and_labels_are_the_same_at_every_width_and_step():
     seen, keys = [], []
 
@@ -467,6 +481,7 @@ def test_inputs_and_labels_are_the_same_at_every_width_and_step():
     assert len(np.unique(np.stack(keys), axis=0)) == 1
 
 
+@pytest.mark.thorough
 def test_an_optimizer_of_every_width():
     def rate(width):
         return optax.sgd(1 / width)
@@ -486,6 +501,7 @@ def nnx_drawn(width, key):
     return state, lambda state, x: nnx.merge(graph, state)(x), optax.adam(1e-3)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("make_model", [drawn, nnx_drawn, calibrated])
 def test_one_program_a_width_whatever_the_seeds(make_model, count_compilations):
     with count_compilations() as compiled:
@@ -493,6 +509,7 @@ def test_one_program_a_width_whatever_the_seeds(make_model, count_compilations):
     assert [name for name in compiled if "_training" in name] == ["jit(_training)"] * 2
 
 
+@pytest.mark.thorough
 def test_what_a_function_closes_over_is_that_seeds():
     def closed(width, key):
         scale = jax.random.normal(jax.random.fold_in(key, 1), (3,))
@@ -510,6 +527,7 @@ def test_what_a_function_closes_over_is_that_seeds():
     same_numbers(check, jinit.coord_check(passed, [4, 8], X, squared_error, steps=2, seeds=2))
 
 
+@pytest.mark.thorough
 def test_seeds_whose_functions_differ_are_compiled_apart(count_compilations):
     seen = []
 
@@ -561,6 +579,7 @@ def test_plain_data():
     assert data["tolerance"] == 0.25
 
 
+@pytest.mark.thorough
 def test_the_tolerance_decides_the_verdict():
     strict = jinit.coord_check(plain, [4, 8], X, squared_error, tolerance=0)
     lax = jinit.coord_check(plain, [4, 8], X, squared_error, tolerance=5)
@@ -569,6 +588,7 @@ def test_the_tolerance_decides_the_verdict():
     assert [fit.verdict for fit in lax.fits] == ["steady"] * 3
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("depth", [1, 14])
 def test_the_plot_draws_the_rows(depth):
     def deep(width):

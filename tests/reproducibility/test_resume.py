@@ -90,6 +90,7 @@ def uninterrupted():
     return jax.tree.map(np.asarray, Run(7).train(STEPS).params)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("step", [0, 1, 12, 15, STEPS - 1, STEPS])
 def test_an_interrupted_run_ends_as_if_it_were_not(tmp_path, uninterrupted, step):
     Run(7).train(step).save(tmp_path / "checkpoint")

@@ -81,6 +81,7 @@ def both(tmp_path_factory):
     return run_two(f"FOLDER = {str(tmp_path_factory.mktemp('both'))!r}\n{CODE}")
 
 
+@pytest.mark.thorough
 def test_the_key_is_shared_and_the_streams_are_not(both):
     zero, one = both
     assert zero["root"] == one["root"] == 7
@@ -93,6 +94,7 @@ def test_the_key_is_shared_and_the_streams_are_not(both):
     assert zero["workers"][1] != one["workers"][1]
 
 
+@pytest.mark.thorough
 def test_each_has_the_state_of_both(both):
     zero, one = both
     assert zero["state"] == one["state"]

@@ -185,6 +185,7 @@ class TestCalls:
         assert again.seed(3) == seeds.seed(3)
 
 
+@pytest.mark.thorough
 def test_pools():
     first, again = fresh.run_twice("tests.reproducibility.pools")
     assert first == again
@@ -194,6 +195,7 @@ def test_pools():
     assert not any(row[3] for row in drawn), "jax was imported in a worker"
 
 
+@pytest.mark.thorough
 def test_grain():
     first, again = fresh.run_twice("tests.reproducibility.grain_epochs")
     assert first == again

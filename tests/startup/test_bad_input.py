@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from jinit.settings.jax_options import PRNG_IMPLS
 from jinit.settings.precision import PRECISIONS
 from tests.startup.forks import run_cases
@@ -180,6 +182,7 @@ def test_with_warnings_as_errors_nothing_is_changed():
     assert "too late for memory='vmm'" in text
 
 
+@pytest.mark.thorough
 def test_a_backend_that_does_not_start_leaves_all_as_it_was():
     call = (
         "platform='tpu', cpu_devices=2, xla_flags={'xla_cpu_enable_fast_math': True}, "

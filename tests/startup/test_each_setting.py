@@ -132,6 +132,7 @@ def answers(tmp_path_factory):
     return [found[row : row + 3] for row in range(0, len(found), 3)]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("row", range(len(ROWS)), ids=lambda row: f"{ROWS[row][0]}-{row}")
 def test_a_setting_in_time_by_its_variable_and_too_late(answers, row):
     name, _, _, _, in_time, late = ROWS[row]

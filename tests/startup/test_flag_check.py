@@ -44,6 +44,7 @@ WITHDRAWN = [
 ]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(("flags", "faults"), FAULTS, ids=lambda found: "-".join(found) or "none")
 def test_faults_are_found_and_found_again_without_a_child(monkeypatch, flags, faults):
     assert check_flags(flags) == faults

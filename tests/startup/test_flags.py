@@ -85,6 +85,7 @@ def found():
     return dict(zip(CASES, [answer.get("result", answer) for answer in answers], strict=True))
 
 
+@pytest.mark.thorough
 def test_three_ways_to_give_flags(found):
     assert found["dict"] == {
         "text": f"--{MATH}=true --{LEVEL}=0",
@@ -115,6 +116,7 @@ def test_the_users_flags_win_and_are_written_once_with_their_values(found):
     assert answer["warned"] == []
 
 
+@pytest.mark.thorough
 def test_the_users_bad_flags_are_removed_with_a_warning(found):
     answer = found["users bad"]
     assert answer["text"] == f"--{MATH}=true"
@@ -250,6 +252,7 @@ BAD = {
 }
 
 
+@pytest.mark.thorough
 def test_bad_flags_are_refused_and_change_nothing():
     cases = [(REFUSED.format(arguments=bad, before=None), {}) for bad in BAD]
     in_environment = {"XLA_FLAGS": "--xla_cpu_enable_fast_mth=1"}

@@ -49,6 +49,7 @@ def _program(program, name, option, value):
     return program.format(name=name, option=option, value=value, see=seen)
 
 
+@pytest.mark.thorough
 def test_startup_takes_what_jax_takes():
     cases = [(_program(program, name, option, value), {})
              for name, option, value in TABLE for program in (JAX, OURS)]  # fmt: skip

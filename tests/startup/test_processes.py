@@ -1,5 +1,7 @@
 """One run of two processes, over loopback: one key, two streams, one seed."""
 
+import pytest
+
 from tests.two_processes import run_two
 
 CODE = """
@@ -34,6 +36,7 @@ print(json.dumps(answer))
 """
 
 
+@pytest.mark.thorough
 def test_a_seed_for_all_and_streams_for_each():
     first, second = run_two(CODE.format(seed=7), initialize=False)
     import random
@@ -59,6 +62,7 @@ def test_a_seed_for_all_and_streams_for_each():
         assert found["after"] == 5
 
 
+@pytest.mark.thorough
 def test_a_drawn_seed_is_that_of_process_0_on_all():
     draw = "import os\nos.urandom = lambda size: bytes([PROCESS + 1]) * size\n"
     first, second = run_two(draw + CODE.format(seed=None), initialize=False)

@@ -116,6 +116,7 @@ def test_memory_that_the_backend_counts(monkeypatch):
     assert isinstance(report, StartupReport)
 
 
+@pytest.mark.thorough
 def test_command_line_report():
     done = python("-m", "jinit", "env", "--json", warn="default", JINIT_SEED="5", JINIT_TREADS="1")
     assert done.returncode == 0, done.stderr

@@ -75,6 +75,7 @@ def _starts_or_is_refused(arguments, xla_flags, variables):
 without_shrinking = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
+@pytest.mark.thorough
 @settings(
     max_examples=15, deadline=None, derandomize=True, phases=without_shrinking,
     suppress_health_check=list(HealthCheck),
@@ -94,6 +95,7 @@ def test_very_many_inputs_start_or_are_refused(arguments, xla_flags, variables):
     _starts_or_is_refused(arguments, xla_flags, variables)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("name", "text"),
     [

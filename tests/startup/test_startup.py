@@ -186,6 +186,7 @@ print(json.dumps(jinit.startup_report().to_dict()["settings"]))
         }
 
 
+@pytest.mark.thorough
 def test_what_a_parent_set_is_not_its_childs_users():
     code = """
 import subprocess, sys
@@ -211,6 +212,7 @@ result = json.loads(done.stdout)
     ]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("users", ["--xla_gpu_autotune_level=1", ""])
 def test_a_parents_flags_beside_its_users_are_not_its_childs_users(users):
     """The flag of the devices is another way to ask for what ``cpu_devices`` asks for."""

@@ -52,6 +52,7 @@ def test_a_jit_keeps_its_name(options):
     assert "jit(layer)" in lowered(run, X, W)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("fn", [stack(layer), stack(jax.checkpoint(layer))], ids=["jit", "remat"])
 def test_equal_calls_are_evaluated_once_and_give_the_same(fn):
     names = []
@@ -322,6 +323,7 @@ each_shard_map = pytest.mark.parametrize("fn", SHARDED.values(), ids=SHARDED)
 each_differentiable = pytest.mark.parametrize("fn", DIFFERENTIABLE.values(), ids=DIFFERENTIABLE)
 
 
+@pytest.mark.cases
 @each_shard_map
 def test_a_shard_map_gives_the_same_values(fn):
     fn = jax.jit(fn)
@@ -330,6 +332,7 @@ def test_a_shard_map_gives_the_same_values(fn):
     assert jax.eval_shape(run, X, W) == jax.eval_shape(fn, X, W)
 
 
+@pytest.mark.cases
 @each_differentiable
 def test_it_has_the_same_gradients(fn):
     fn = jax.jit(fn)
@@ -339,6 +342,7 @@ def test_it_has_the_same_gradients(fn):
     same(jax.jit(interpreted(wanted))(X, W), wanted(X, W), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.cases
 @each_differentiable
 def test_products_in_a_shard_map_are_half_forward_and_backward(fn):
     def whole(x, w):

@@ -137,6 +137,7 @@ NAMES = ["product", *(f.__name__ for f in FUNCTIONS[1:])]
 each_function = pytest.mark.parametrize("fn", FUNCTIONS, ids=NAMES)
 
 
+@pytest.mark.cases
 @each_function
 def test_values_and_shapes_are_the_same(fn):
     run = interpreted(fn)
@@ -148,6 +149,7 @@ def test_values_and_shapes_are_the_same(fn):
     same(over(run)(batch, W), over(fn)(batch, W))
 
 
+@pytest.mark.cases
 @each_function
 def test_gradients_are_the_user_s(fn):
     def gradient(f):
@@ -163,6 +165,7 @@ def test_gradients_are_the_user_s(fn):
     same(gradient(over(interpreted(fn)))(batch, W), gradient(over(fn))(batch, W))
 
 
+@pytest.mark.cases
 @each_function
 def test_second_derivatives_go_through_the_user_s_rules(fn):
     def curvature(f):
@@ -247,6 +250,7 @@ def test_what_is_not_chosen_is_one_equation():
     assert names == ["custom_vjp_call"]
 
 
+@pytest.mark.cases
 @each_function
 def test_products_are_half_forward_and_backward_and_the_borders_are_kept(fn):
     def whole(*args):  # ends in an operation that has its declared dtype

@@ -51,6 +51,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", [*PROGRAMS, "while"])
 def test_an_unchanged_program_gives_the_same_values(name):
     fn = looped if name == "while" else PROGRAMS[name]
@@ -59,6 +60,7 @@ def test_an_unchanged_program_gives_the_same_values(name):
     assert jax.eval_shape(interpreted(fn), W, X) == jax.eval_shape(fn, W, X)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_it_differentiates_and_batches_as_the_program_does(name):
     fn = PROGRAMS[name]

@@ -58,6 +58,7 @@ PROGRAMS = [scanned, nested, branched, switched, deep, decided_by_the_batch, cou
 FORWARD = [*PROGRAMS, looped, in_each_other]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("fn", FORWARD)
 def test_values_tangents_and_batches_are_the_same(fn):
     run = interpreted(fn)
@@ -77,6 +78,7 @@ def test_values_tangents_and_batches_are_the_same(fn):
     same(*over)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("fn", PROGRAMS)
 def test_first_and_second_derivatives_are_the_same(fn):
     for derive in (jax.grad, lambda f: jax.grad(squared(jax.grad(f)))):

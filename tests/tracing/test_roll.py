@@ -81,6 +81,7 @@ def test_a_loop_that_would_save_too_little_is_not_made():
     assert not roll(trace(chain, weights(2), X), [True] * 2, least_saved=1).loops
 
 
+@pytest.mark.thorough
 def test_the_rolled_program_does_not_grow_with_depth():
     def rolled(depth):
         traced = trace(mlp, layers([3, *[WIDTH] * depth, 2]), X[:, :3])
@@ -277,6 +278,7 @@ ROLLED = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", ROLLED)
 def test_equal_blocks_are_rolled_and_give_the_same_values_and_gradients(name):
     fn, expected = ROLLED[name]
@@ -362,6 +364,7 @@ def test_whole_numbers_in_rematerialized_blocks_are_scanned():
     assert names in (["checkpoint"], ["remat2"])
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("how", ["chained", "listed", "indexed"])
 def test_split_keys_reach_their_blocks(how, make_key):
     def noisy(ws, x, key):
@@ -467,6 +470,7 @@ LEFT = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", LEFT)
 def test_what_is_not_certainly_equal_is_left(name):
     rolled = check(LEFT[name], weights(), X, least_saved=1)
@@ -590,6 +594,7 @@ def test_loops_stay_loops_where_jit_is_disabled():
     assert lengths(rolled) == [L]
 
 
+@pytest.mark.thorough
 def test_a_long_computation_on_parameters_alone_is_no_deep_recursion():
     def powers(ws, x):
         root = ws[0]

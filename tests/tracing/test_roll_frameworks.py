@@ -55,6 +55,7 @@ def linen(depth, block=Block):
     return init, apply
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("block", "depth", "name"), [(Block, 12, "Block"), (nn.remat(Block), DEPTH, "CheckpointBlock")]
 )
@@ -67,6 +68,7 @@ def test_a_linen_transformer(block, depth, name):
     assert [len(group) for group in rolled.groups].count(depth) == of_a_block
 
 
+@pytest.mark.thorough
 def test_its_program_does_not_grow_with_depth():
     def rolled(depth):
         init, apply = linen(depth)
@@ -77,6 +79,7 @@ def test_its_program_does_not_grow_with_depth():
     assert len({size(rolled(depth)) for depth in (8, 16, 64)}) == 1
 
 
+@pytest.mark.thorough
 def test_a_cast_of_all_variables_ahead_of_the_model():
     init, apply = linen(4)
     variables = jax.jit(init)()
@@ -89,6 +92,7 @@ def test_a_cast_of_all_variables_ahead_of_the_model():
     assert lengths(rolled) == [4]
 
 
+@pytest.mark.thorough
 def test_layers_that_flax_scans_are_left_alone():
     class Scanned(nn.Module):
         @nn.compact
@@ -121,6 +125,7 @@ class ResNet(nn.Module):
         return nn.Dense(3)(x.mean((1, 2)))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("train", [True, False])
 def test_a_resnet_has_one_loop_a_stage(train):
     images = jax.random.normal(KEY, (2, 8, 8, 3))
@@ -163,6 +168,7 @@ class NNXTransformer(nnx.Module):
         return x
 
 
+@pytest.mark.thorough
 def test_an_nnx_transformer_with_the_state_of_its_dropout():
     graph, state = nnx.split(NNXTransformer(nnx.Rngs(0)))
     variables = jax.tree.leaves(state, is_leaf=lambda v: isinstance(v, nnx.Variable))
@@ -202,6 +208,7 @@ class EqxBlock(eqx.Module):
         return x + self.dropout(jax.vmap(self.down)(h), key=second)
 
 
+@pytest.mark.thorough
 def test_an_equinox_transformer():
     blocks = [EqxBlock(key) for key in jax.random.split(KEY, DEPTH)]
     arrays, static = eqx.partition(blocks, eqx.is_array)
@@ -220,6 +227,7 @@ def test_an_equinox_transformer():
     assert {len(group) for group in rolled.groups} == {DEPTH}
 
 
+@pytest.mark.thorough
 def test_a_haiku_transformer_that_splits_its_key_along_the_way():
     init = hk.initializers.VarianceScaling(1.0)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,6 +117,7 @@ def apply(operation, x, y, variables, cast, leaf, data, scale):
             return x * data["each"][leaf % len(data["each"])]
 
 
+@pytest.mark.thorough
 @settings(max_examples=25, deadline=None)
 @given(program=programs, frozen=st.integers(0, 2**32 - 1))
 def test_any_program_keeps_its_values_and_gradients(program, frozen):
