@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from jinit import amp
-from jinit.amp import backend
+from jinit.amp import half_support
 from jinit.amp.levels import resolve_half_dtype, resolve_policy
 
 # Read from apex: cast_model_type, op-level casts, keep_batchnorm_fp32, master_weights, loss_scale.
@@ -206,15 +206,15 @@ def test_a_half_dtype_that_the_backend_lacks_is_refused(monkeypatch, capsys):
         def lower(self, matrix):
             raise NotImplementedError(f"no {matrix.dtype} here")
 
-    monkeypatch.setattr(backend, "_product", Product())
-    backend._failure.cache_clear()
+    monkeypatch.setattr(half_support, "_product", Product())
+    half_support._failure.cache_clear()
     text = (
         "the backend 'cpu' cannot compute in float16, choose another half_dtype or opt_level "
         "'O0': no float16 here"
     )
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the text is compared below)
         amp.initialize(lambda params, x: x, opt_level="O2", half_dtype="float16")
-    backend._failure.cache_clear()
+    half_support._failure.cache_clear()
     assert str(caught.value) == text
     assert capsys.readouterr().out == ""
     amp.initialize(lambda params, x: x, opt_level="O0", half_dtype="float16", verbosity=0)
