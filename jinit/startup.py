@@ -293,6 +293,12 @@ def _start_backend() -> None:
 
 
 def _outcome(name: str, plan: _Plan) -> Outcome:
+    """Says what became of a setting, and names who is behind the active value.
+
+    That is whoever this call took it from, but for three cases, the first that holds: a variable
+    of JAX's own that the user set, such as PJRT_NPROC; such a variable that a parent process left;
+    and, where this call asked for nothing, whoever an earlier one took the same value from.
+    """
     choice, status = plan.choices[name], plan.statuses[name]
     origin, source, value = choice.origin, choice.source, _value(name, plan)
     setting, before = SETTINGS[name], _LAST.settings.get(name)

@@ -176,6 +176,12 @@ class Layout:
         )
 
     def _pairs(self, index: int, leaf: int, degree: Degree) -> tuple[np.ndarray, np.ndarray, float]:
+        """Pairs the slots of a leaf with the statistics of one of its layers.
+
+        A layer in a scan of 3 within a scan of 2 has the statistics 0 to 5, the inner iteration
+        counting fastest. Of a leaf that the inner scan slices, slot j goes with j and 3 + j; of
+        one that no scan slices, the one slot goes with all six.
+        """
         lengths, shape = self.layers[index].lengths, self.shapes[leaf]
         statistics = np.arange(math.prod(lengths)).reshape(lengths)
         slots = np.arange(math.prod(shape)).reshape(shape)

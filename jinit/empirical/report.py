@@ -160,6 +160,7 @@ def build_report(findings: Findings) -> Report:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(findings)):
         raise TypeError("the report needs values: return the Calibration from the jitted function")
     plan, naming = findings.plan, findings.plan.naming
+    # one number a statistic or a slot, in the order of the layout; naming says whose each is
     before, after = (_sizes(jax.device_get(s)) for s in (findings.before, findings.after))
     notes = [note_on(named, plan) for named in naming.ordered]
     rows = tuple(

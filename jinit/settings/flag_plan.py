@@ -143,6 +143,14 @@ def _decide(
     present: Mapping[str, AskedFlag],
     written_down: Mapping[str, AskedFlag],
 ) -> dict[str, FlagOutcome]:
+    """Decides on every flag, of whom the last named here wins.
+
+    ``asked`` are this call's; ``written_down`` what an earlier call wrote and somebody removed,
+    which counts once the backend has read it; ``users`` what stands in the environment and this
+    process did not write. So of ``startup(xla_flags={"a": 1, "b": 1})`` with XLA_FLAGS="--a=2",
+    a stays 2 ("overridden by the environment") and b becomes 1 ("applied"). What the backend runs
+    with already is settled: no child process is asked about it.
+    """
     users = {n: flag for n, flag in present.items() if n not in asked or not _is_ours(n, flag)}
     late = {n: f for n, f in written_down.items() if n not in present and n not in asked}
     wanted = {**asked, **users, **(late if backend_is_up() else {})}

@@ -54,6 +54,14 @@ def evaluate_custom_vjp(run: Interpreter, entry: Entry) -> tuple[list[Any], Reap
 
     Results have the declared dtypes, so that function and forward rule agree; residuals have
     what the rule makes of them, and cotangents the dtypes of the operands.
+
+    Three closures stand for the user's three functions, each traced anew where JAX calls it::
+
+        primal    f(x)         is evaluated from the body that the equation holds
+        forward   fwd(x)       is traced at x and evaluated at path + (-1,)
+        backward  bwd(res, ct) is traced at what forward saved, and evaluated at path + (-2,)
+
+    They close over the equation and its path alone, never over values of the trace around them.
     """
     equation, (body,), path = entry.equation, entry.structure.bodies, entry.path
     outvars = body.jaxpr.outvars
