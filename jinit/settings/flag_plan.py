@@ -143,13 +143,13 @@ def _decide(
     present: Mapping[str, AskedFlag],
     written_down: Mapping[str, AskedFlag],
 ) -> dict[str, FlagOutcome]:
-    """Decides on every flag, of whom the last named here wins.
+    """Decides on every flag: those asked for, unless the user's environment says otherwise.
 
-    ``asked`` are this call's; ``written_down`` what an earlier call wrote and somebody removed,
-    which counts once the backend has read it; ``users`` what stands in the environment and this
-    process did not write. So of ``startup(xla_flags={"a": 1, "b": 1})`` with XLA_FLAGS="--a=2",
-    a stays 2 ("overridden by the environment") and b becomes 1 ("applied"). What the backend runs
-    with already is settled: no child process is asked about it.
+    The user's are those in the environment that this process did not write. So of
+    ``startup(xla_flags={"a": 1, "b": 1})`` with XLA_FLAGS="--a=2", a stays 2 ("overridden by the
+    environment") and b becomes 1 ("applied"). ``written_down`` is what an earlier call wrote: what
+    has gone from the environment since is active all the same, once the backend has read it. What
+    the backend runs with already is settled: no child process is asked about it.
     """
     users = {n: flag for n, flag in present.items() if n not in asked or not _is_ours(n, flag)}
     late = {n: f for n, f in written_down.items() if n not in present and n not in asked}
