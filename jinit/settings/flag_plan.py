@@ -147,9 +147,9 @@ def _decide(
 
     The user's are those in the environment that this process did not write. So of
     ``startup(xla_flags={"a": 1, "b": 1})`` with XLA_FLAGS="--a=2", a stays 2 ("overridden by the
-    environment") and b becomes 1 ("applied"). ``written_down`` is what an earlier call wrote: what
-    has gone from the environment since is active all the same, once the backend has read it. What
-    the backend runs with already is settled: no child process is asked about it.
+    environment") and b becomes 1 ("applied"). Once a backend is up, ``present`` is what it started
+    with and ``written_down`` what the variables hold: what came into them since is wanted too
+    late, and what the backend runs with is settled, so that no child process is asked about it.
     """
     users = {n: flag for n, flag in present.items() if n not in asked or not _is_ours(n, flag)}
     late = {n: f for n, f in written_down.items() if n not in present and n not in asked}
