@@ -16,7 +16,6 @@ def compiled_in_haste():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.mark.cases
 @pytest.mark.parametrize("seed", range(QUICK))
 def test_a_program_is_kept(seed):
     check_program(seed, halves=[("bfloat16", "float16")[seed % 2]])
