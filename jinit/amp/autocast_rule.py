@@ -280,8 +280,13 @@ def _accumulation(product: jex.JaxprEqn, half: np.dtype, dtype: np.dtype) -> dic
 
 
 def _warn_if_hidden(equation: jex.JaxprEqn) -> None:
-    """Warns of a call whose body JAX keeps to itself, so that nothing in it is cast."""
-    if is_hidden(equation):
+    """Warns of a call whose body JAX keeps to itself, so that nothing in it is cast.
+
+    One that returns no floats, such as that of ``jnp.searchsorted`` since JAX 0.12, has nothing
+    that a cast would change for the better.
+    """
+    real = any(jnp.issubdtype(aval_of(result).dtype, jnp.inexact) for result in equation.outvars)
+    if real and is_hidden(equation):
         warnings.warn(
             f"autocast cannot see into {equation.primitive.name} at {source_line(equation)}, "
             "which runs in its declared dtypes; it sees into a custom_vjp where "
