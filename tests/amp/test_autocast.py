@@ -362,8 +362,9 @@ def test_a_second_eager_call_traces_and_compiles_nothing(count_compilations):
     cast = autocast(fn)
     keywords = {"offset": {"by": 1}, "key": jax.random.key(0)}
     cast(W, X, 2, **keywords)
+    other = 2 * W
     with count_compilations() as compiled:
-        again = cast(2 * W, X, 2, **keywords)
+        again = cast(other, X, 2, **keywords)
     assert (len(traces), compiled) == (1, [])
     np.testing.assert_allclose(again, fn(2 * W, X, 2, **keywords), atol=0.2, rtol=0.02)
 
