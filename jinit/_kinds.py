@@ -1,8 +1,9 @@
 """What a value is, in the words of an error message."""
 
+import numbers
 from typing import Any
 
-__all__ = ["is_key", "kind_of", "model_kind"]
+__all__ = ["is_bare_function", "is_key", "is_number", "kind_of", "model_kind"]
 
 _MODELS = {
     ("equinox", "Module"): "an Equinox module",
@@ -26,6 +27,28 @@ def is_key(value: Any) -> bool:
     import jax
 
     return value.shape != () or jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def is_bare_function(value: Any) -> bool:
+    """Returns whether a value can be called and is not a tree, as models of some frameworks are.
+
+    Example:
+        >>> is_bare_function(len), is_bare_function({"w": 1})
+        (True, False)
+    """
+    import jax
+
+    return callable(value) and jax.tree.leaves(value) == [value]
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a real number, which a bool is not.
+
+    Example:
+        >>> is_number(0.5), is_number(True), is_number("0.5")
+        (True, False, False)
+    """
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def model_kind(value: Any) -> str | None:

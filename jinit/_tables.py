@@ -22,6 +22,8 @@ def printable(text: str) -> str:
         'before → after'
     """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if _encodes(text, encoding):
+        return text
     return "".join(c if _encodes(c, encoding) else _plain(c) for c in text)
 
 

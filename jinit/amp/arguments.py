@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from jinit._kinds import model_kind
+from jinit._kinds import is_bare_function, model_kind
 from jinit._known_names import WITHOUT
 from jinit.amp.module_types import is_framework_type
 
@@ -199,16 +199,11 @@ def _is_array(leaf: Any) -> bool:
 def check_opt_state(opt_state: Any) -> None:
     """Raises TypeError where what should be an optimizer's state cannot be one."""
     plain = opt_state is None or isinstance(opt_state, str | numbers.Number)
-    if plain or _is_bare_function(opt_state) or _is_optimizer(opt_state):
+    if plain or is_bare_function(opt_state) or _is_optimizer(opt_state):
         raise TypeError(
             f"opt_state must be the state of an optimizer, not {shown(opt_state)}: write "
             "opt_state = tx.init(params), and after a step the state that tx.update returned"
         )
-
-
-def _is_bare_function(value: Any) -> bool:
-    """Returns whether a value can be called and is not a tree, as models of some frameworks are."""
-    return callable(value) and jax.tree.leaves(value) == [value]
 
 
 def check_loss(loss: Any) -> None:
@@ -243,7 +238,7 @@ def check_grads(grads: Any, unscaled: type) -> None:
         grads: The gradients.
         unscaled: The type of unscaled gradients.
     """
-    if grads is None or _is_bare_function(grads):
+    if grads is None or is_bare_function(grads):
         raise TypeError(
             f"grads must be a tree of gradients, not {shown(grads)}: write "
             "grads = jax.grad(loss_fn)(params)"

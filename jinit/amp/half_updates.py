@@ -11,7 +11,7 @@ __all__ = ["is_half", "keep", "needs_params", "same_bits", "step_to"]
 
 
 def is_half(leaf: Any) -> bool:
-    """Tells 16-bit floating arrays."""
+    """Returns whether a value is a 16-bit floating array."""
     dtype = jnp.result_type(leaf)
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits == 16
 

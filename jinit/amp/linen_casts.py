@@ -12,7 +12,7 @@ __all__ = ["cast_between_modules", "is_linen_apply"]
 
 
 def is_linen_apply(apply_fn: Callable[..., Any]) -> bool:
-    """Tells the ``apply`` of a linen module."""
+    """Returns whether a function is the ``apply`` of a linen module."""
     return is_framework_type(getattr(apply_fn, "__self__", None), "flax.linen", "Module")
 
 

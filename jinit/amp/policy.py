@@ -46,7 +46,7 @@ class Policy:
         min_loss_scale: The least dynamic scale; None means no floor.
         max_loss_scale: The greatest dynamic scale.
         ops: Which operations autocast runs in which dtype; ``print(policy.ops)`` shows them.
-        keep_fp32: Tells of a parameter's path and its module's type whether it stays float32.
+        keep_fp32: Says of a parameter's path and its module's type whether it stays float32.
 
     Example:
         >>> from jinit import amp
@@ -177,7 +177,7 @@ class Policy:
         return self.computes_in_half and any(self.kept_mask(variables, module_types))
 
     def kept_mask(self, variables: Any, module_types: ModuleTypes | None = None) -> list[bool]:
-        """Tells for every leaf whether it is a parameter that stays float32 by itself."""
+        """Returns for every leaf whether it is a parameter that stays float32 by itself."""
         leaves = jax.tree_util.tree_leaves_with_path(variables)
         marked = zip(leaves, param_mask(variables), strict=True)
         return [
@@ -292,7 +292,7 @@ def cast_floating(tree: Any, dtype: np.dtype) -> Any:
 
 
 def param_mask(variables: Any) -> list[bool]:
-    """Tells for every leaf whether it is a parameter.
+    """Returns for every leaf whether it is a parameter.
 
     Flax's other collections, and NNX's variables of other types, are not.
     """

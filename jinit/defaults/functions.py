@@ -1,9 +1,9 @@
 """The public functions: the defaults of Keras and torch, for a context or for a process."""
 
 import math
-import numbers
 from collections.abc import Callable
 
+from jinit._kinds import is_number
 from jinit._known import known_arguments
 from jinit.defaults.contexts import applied_everywhere
 from jinit.defaults.layer_defaults import LayerDefaults
@@ -205,8 +205,7 @@ def _number(name: str, value: float | None, check: Check) -> float | None:
     meaning, legal = check
     if value is None:
         return None
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number and getattr(value, "shape", None) != ():
+    if not is_number(value) and getattr(value, "shape", None) != ():
         raise TypeError(f"{name} is {meaning} or None, got {value!r}")
     if not legal(value):
         raise ValueError(f"{name} is {meaning} or None, got {value!r}")

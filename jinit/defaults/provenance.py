@@ -1,7 +1,6 @@
 """What is read of a model: how its parameters are drawn, and its norm layers' numbers."""
 
 import inspect
-import numbers
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 from flax import nnx
 from flax.linen.experimental import layers_with_named_axes as named_axes
 
+from jinit._kinds import is_number
 from jinit.defaults.active import active_table
 from jinit.defaults.explain import Fans, explain, pinned
 from jinit.defaults.table import AT_APPLY
@@ -49,10 +49,6 @@ NNX_LAYERS = tuple(
     for layer in _classes(nnx)
     if any(name.endswith("_init") or name in AT_APPLY for name in _own_defaults(layer))
 )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _role(name: str) -> str:
@@ -118,7 +114,7 @@ class Reading:
     ) -> None:
         """Takes note of a layer's epsilon and momentum, where it has them."""
         defaults = _own_defaults(layer)
-        found = {name: values[name] for name in AT_APPLY if _is_number(values.get(name))}
+        found = {name: values[name] for name in AT_APPLY if is_number(values.get(name))}
         for name, number in found.items():
             decided_by = self._decided(number, number is defaults.get(name), otherwise)
             self.norms.setdefault(path, {})[name] = float(number), decided_by

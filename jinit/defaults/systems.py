@@ -1,7 +1,6 @@
 """The table of each system, and the rows that users add to them."""
 
 import functools
-import numbers
 import threading
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,6 +10,7 @@ import flax.linen as nn
 from flax import nnx
 from flax.linen.experimental import layers_with_named_axes as named_axes
 
+from jinit._kinds import is_number
 from jinit._known import known_arguments
 from jinit.defaults.keras import KERAS
 from jinit.defaults.table import Derived, LayerTable, Row, declared
@@ -152,10 +152,9 @@ def _misfit(row: Row) -> str | None:
     value, default = row.value, row.library_default
     if isinstance(value, Derived):
         return None
-    if isinstance(default, numbers.Real) and not isinstance(default, bool):
+    if is_number(default):
         drawn = row.field.endswith("_init") and callable(value)
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        return None if is_number or drawn else "takes a number"
+        return None if is_number(value) or drawn else "takes a number"
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "takes a bool"
     if isinstance(value, Initializer) and not row.field.endswith("_init"):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jinit._kinds import is_key, kind_of, model_kind
+from jinit._kinds import is_bare_function, is_key, kind_of, model_kind
 from jinit.empirical.inputs import describe_call
 
 __all__ = [
@@ -69,7 +69,7 @@ def check_loss(dummy_loss: Any) -> None:
 
 def check_model(params: Any, apply_fn: Any, order: str = "") -> None:
     """Raises TypeError unless one is a tree and the other a function of it."""
-    if callable(params) and jax.tree.leaves(params) == [params]:
+    if is_bare_function(params):
         hint = _HINTS.get(model_kind(params) or "", "pass a tree of arrays")
         raise TypeError(
             f"params is {kind_of(params)}, which is not a tree of arrays; {hint}{order}"

@@ -100,7 +100,7 @@ def collection_of(params: Any) -> str | None:
 
 
 def trainable_leaves(paths: Sequence[str], collection: str | None) -> tuple[bool, ...]:
-    """Tells of every leaf whether it is a parameter."""
+    """Returns of every leaf whether it is a parameter."""
     return tuple(collection in (None, path.partition("/")[0]) for path in paths)
 
 

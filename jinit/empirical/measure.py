@@ -186,7 +186,7 @@ class Meter:
             loss: A function of the traced function's result.
             leaves: The parameters.
             data: The other inputs.
-            given: As in ``forward``.
+            given: By layer, the factor of its output; 0 for the one that brings it to its target.
             balance: By layer, if ``balanced``, what the gradient is multiplied by that leaves it
                 through its input; 0 to bring that gradient to RMS 1.
         """
@@ -229,7 +229,7 @@ class Meter:
             leaves: The parameters.
             step: The change of each float leaf; others are held.
             data: The other inputs.
-            given: As in ``forward``.
+            given: By layer, the factor of its output; 0 for the one that brings it to its target.
 
         Returns:
             The RMS of the first-order change in every output, its input held.
@@ -249,7 +249,7 @@ class Meter:
             leaves: The parameters.
             step: Their changes.
             data: The other inputs.
-            given: As in ``forward``.
+            given: By layer, the factor of its output; 0 for the one that brings it to its target.
 
         Returns:
             The RMS of the first-order change in every output, the change in its input

@@ -111,7 +111,7 @@ def _listed(name: str, value: str | Sequence[str] | None) -> tuple[str, ...] | N
 def _frozen(
     paths: Sequence[str], include: Sequence[str] | None, exclude: Sequence[str] | None
 ) -> tuple[bool, ...]:
-    """Tells of every leaf whether the patterns leave it out."""
+    """Returns of every leaf whether the patterns leave it out."""
     check_patterns([*(include or ()), *(exclude or ())], paths)
     wanted = [include is None or any(fits(path, p) for p in include) for path in paths]
     left_out = [any(fits(path, p) for p in exclude or ()) for path in paths]
@@ -154,7 +154,7 @@ def _seen(leaves: dict[int, Any]) -> dict[int, Any]:
 
 
 def _look(leaves: dict[int, Any]) -> dict[int, tuple[Any, Any]]:
-    """Tells of every leaf whether all of it is finite, and whether any of it is not zero."""
+    """Returns of every leaf whether all of it is finite, and whether any of it is not zero."""
     found = {}
     for number, leaf in leaves.items():
         xp = jnp if isinstance(leaf, Tracer) else np

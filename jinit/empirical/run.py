@@ -154,7 +154,7 @@ class _Run:
 
         Args:
             number: That of the measurement, in ``_STAGES``.
-            scale: As in ``leaves``.
+            scale: What each slot of a leaf is multiplied by; None for the leaves as given.
             nudge: Where it is not 0, the first key is measured once more at the end, with every
                 parameter changed by this part of it.
             **options: Those of ``Stage`` that are not 1 throughout.
@@ -304,7 +304,7 @@ def _growth(plan: Plan, after: Statistics) -> Any:
 
 
 def _follows_gradient(plan: Plan, degrees: Any) -> Any:
-    """Tells of every slot whether the optimizer's step is as large as the gradient."""
+    """Returns of every slot whether the optimizer's step is as large as the gradient."""
     if isinstance(plan.job.optimizer, str):
         return np.full(plan.layout.slots, plan.job.optimizer == "sgd")
     xp, counts = namespace(degrees), np.diff(plan.layout.slot_starts)

@@ -1,10 +1,11 @@
 """The RMS that each layer's output is brought to."""
 
 import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from jinit._kinds import is_number
 
 __all__ = ["LayerInfo", "check_target", "target_of"]
 
@@ -38,8 +39,7 @@ def check_target(value: Any, where: str = "") -> float:
     Raises:
         ValueError: It is not a positive finite number.
     """
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    size = float(value) if real else math.nan
+    size = float(value) if is_number(value) else math.nan
     if not (math.isfinite(size) and size > 0):
         raise ValueError(
             f"target must be a positive number, but is {value!r}{where}; "

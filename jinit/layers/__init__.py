@@ -7,16 +7,13 @@ lie that loops hand in one by one.
 """
 
 from jinit.layers.degrees import Degree
-from jinit.layers.fans import ProductShape
-from jinit.layers.layer import Layer, Meeting
+from jinit.layers.layer import Layer
 from jinit.layers.placing import gathered, leading, placed
 from jinit.layers.survey import Survey, survey
 
 __all__ = [
     "Degree",
     "Layer",
-    "Meeting",
-    "ProductShape",
     "Survey",
     "gathered",
     "leading",

@@ -64,7 +64,7 @@ def sub_jaxprs(equation: jex.JaxprEqn) -> list[Any]:
 
 
 def is_hidden(equation: jex.JaxprEqn) -> bool:
-    """Tells a call whose body is no jaxpr, as a custom_vjp's under ``jax_custom_vjp3``."""
+    """Returns whether a call has no jaxpr for a body: a custom_vjp under ``jax_custom_vjp3``."""
     return equation.primitive.name in _HIDDEN
 
 
