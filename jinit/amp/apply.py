@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 
+from jinit._trees import is_framework_type
 from jinit.amp.arguments import check_model
 from jinit.amp.autocast import autocast
 from jinit.amp.linen_casts import cast_between_modules, is_linen_apply
 from jinit.amp.module_types import (
     ModuleTypes,
     find_graphdef,
-    is_framework_type,
     linen_types,
     nnx_types,
 )

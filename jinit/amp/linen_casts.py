@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jinit.amp.module_types import ModuleTypes, is_framework_type
+from jinit._trees import is_framework_type
+from jinit.amp.module_types import ModuleTypes
 from jinit.amp.policy import FLOAT32, cast_floating
 
 __all__ = ["cast_between_modules", "is_linen_apply"]

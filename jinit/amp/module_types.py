@@ -8,18 +8,13 @@ from typing import Any
 
 import jax
 
+from jinit._trees import is_framework_type
 from jinit.tracing import partition
 
-__all__ = ["ModuleTypes", "find_graphdef", "is_framework_type", "linen_types", "nnx_types"]
+__all__ = ["ModuleTypes", "find_graphdef", "linen_types", "nnx_types"]
 
 ModuleTypes = Mapping[tuple[str, ...], type]
 """The type of the module at each path below the parameters."""
-
-
-def is_framework_type(value: Any, framework: str, name: str) -> bool:
-    """Tells a framework's objects without importing it: they exist only where it is imported."""
-    module = sys.modules.get(framework)
-    return module is not None and isinstance(value, getattr(module, name))
 
 
 def linen_types(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jinit._tables import format_table
-from jinit.amp.module_types import ModuleTypes, is_framework_type
+from jinit._trees import is_nnx_statistic, param_mask, parameter_path
+from jinit.amp.module_types import ModuleTypes
 from jinit.amp.op_lists import OPS, OpLists
 from jinit.amp.ranges import within_range
 
-__all__ = ["Policy", "cast_floating", "opt_levels", "param_mask"]
+__all__ = ["Policy", "cast_floating", "opt_levels"]
 
 FLOAT32 = jnp.dtype(jnp.float32)
 FLOAT16 = jnp.dtype(jnp.float16)
@@ -150,7 +151,7 @@ class Policy:
             return
         leaves = jax.tree_util.tree_leaves_with_path(variables)
         found = [
-            f"{'/'.join(_parameter_path(path, variables))} ({leaf.dtype})"
+            f"{'/'.join(parameter_path(path, variables))} ({leaf.dtype})"
             for (path, leaf), param in zip(leaves, param_mask(variables), strict=True)
             if param and getattr(leaf, "dtype", None) in (FLOAT16, BFLOAT16)
         ]
@@ -181,7 +182,7 @@ class Policy:
         leaves = jax.tree_util.tree_leaves_with_path(variables)
         marked = zip(leaves, param_mask(variables), strict=True)
         return [
-            param and self._keeps(_parameter_path(path, variables), module_types or {})
+            param and self._keeps(parameter_path(path, variables), module_types or {})
             for (path, _), param in marked
         ]
 
@@ -191,7 +192,7 @@ class Policy:
         """Returns the paths of the modules that own what ``kept_mask`` marks."""
         leaves = jax.tree_util.tree_leaves_with_path(variables)
         marked = zip(leaves, self.kept_mask(variables, module_types), strict=True)
-        return {_parameter_path(path, variables)[:-1] for (path, _), kept in marked if kept}
+        return {parameter_path(path, variables)[:-1] for (path, _), kept in marked if kept}
 
     def _keeps(self, path: tuple[str, ...], module_types: ModuleTypes) -> bool:
         module_type = module_types.get(path[:-1])
@@ -281,46 +282,11 @@ def cast_floating(tree: Any, dtype: np.dtype) -> Any:
     """
 
     def cast(leaf: Any) -> Any:
-        if _is_nnx_statistic(leaf):
+        if is_nnx_statistic(leaf):
             return jax.tree.map(lambda value: value, leaf)  # a copy: NNX writes into it
         array = isinstance(leaf, (jax.Array, np.ndarray, np.generic))
         if array and jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.asarray(leaf).astype(dtype)
         return leaf
 
-    return jax.tree.map(cast, tree, is_leaf=_is_nnx_statistic)
-
-
-def param_mask(variables: Any) -> list[bool]:
-    """Returns for every leaf whether it is a parameter.
-
-    Flax's other collections, and NNX's variables of other types, are not.
-    """
-    collections = isinstance(variables, Mapping) and "params" in variables
-    nodes = jax.tree_util.tree_leaves_with_path(variables, is_leaf=_is_nnx_variable)
-    mask: list[bool] = []
-    for path, node in nodes:
-        param = not _is_nnx_statistic(node) and (not collections or _component(path[0]) == "params")
-        mask += [param] * len(jax.tree.leaves(node))
-    return mask
-
-
-def _is_nnx_variable(node: Any) -> bool:
-    return is_framework_type(node, "flax.nnx", "Variable")
-
-
-def _is_nnx_statistic(node: Any) -> bool:
-    return _is_nnx_variable(node) and not is_framework_type(node, "flax.nnx", "Param")
-
-
-def _component(entry: Any) -> str:
-    return jax.tree_util.keystr((entry,), simple=True)
-
-
-def _parameter_path(path: tuple, variables: Any) -> tuple[str, ...]:
-    """Returns a path below the parameters: without the collection, and NNX's inner value."""
-    components = tuple(_component(entry) for entry in path)
-    if isinstance(variables, Mapping) and "params" in variables:
-        components = components[1:]
-    inner = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and components[-1] == "value"
-    return components[:-1] if inner else components
+    return jax.tree.map(cast, tree, is_leaf=is_nnx_statistic)

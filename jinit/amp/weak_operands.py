@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from jinit.amp.policy import FLOAT32, param_mask
+from jinit._trees import param_mask
+from jinit.amp.policy import FLOAT32
 from jinit.tracing import ARRAYS, Frame, Path, aval_of, propagate
 
 __all__ = [

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jinit._arithmetic import apply_scale, is_float, multiply
-from jinit.empirical.inputs import collection_of, describe_call, leaf_paths, trainable_leaves
+from jinit._trees import collection_of, leaf_paths, param_mask
+from jinit.empirical.inputs import describe_call
 from jinit.empirical.meshes import in_its_mesh
 from jinit.empirical.names import Naming
 from jinit.layers import Layer, gathered, survey
@@ -101,7 +102,7 @@ class NormedApply:
             params, inputs, arrays,
         )  # fmt: skip
         collection, paths = collection_of(params), leaf_paths(params)
-        found = survey(traced, trainable_leaves(paths, collection))
+        found = survey(traced, param_mask(params))
         names = [_relative(path, collection) for path in paths]
         leaves = _scaled_leaves(found.layers, jax.tree.leaves(params), names, scales)
         factors = dict(_backward_factors(found.layers, names, scales))

@@ -3,7 +3,7 @@
 import inspect
 import numbers
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -14,12 +14,9 @@ __all__ = [
     "check_counts",
     "check_layers",
     "check_params",
-    "collection_of",
     "describe_call",
     "draw_inputs",
-    "leaf_paths",
     "positional",
-    "trainable_leaves",
 ]
 
 
@@ -84,24 +81,6 @@ def call_loss(dummy_loss: Callable[..., Any], output: Any, key: jax.Array) -> ja
             f"{found}; reduce it, for example with .mean()"
         )
     return jnp.asarray(leaves[0], jnp.float32)
-
-
-def leaf_paths(tree: Any) -> list[str]:
-    """Returns the path of every leaf, such as ``params/Dense_0/kernel``."""
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
-    ]
-
-
-def collection_of(params: Any) -> str | None:
-    """Names the top-level entry that holds the parameters; None where the whole tree does."""
-    return "params" if isinstance(params, Mapping) and "params" in params else None
-
-
-def trainable_leaves(paths: Sequence[str], collection: str | None) -> tuple[bool, ...]:
-    """Returns of every leaf whether it is a parameter."""
-    return tuple(collection in (None, path.partition("/")[0]) for path in paths)
 
 
 def check_counts(**counts: Any) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
 
+from jinit._trees import leaf_paths
 from jinit.empirical.arguments import check_call, explaining_pairs
-from jinit.empirical.inputs import call_loss, check_layers, describe_call, leaf_paths
+from jinit.empirical.inputs import call_loss, check_layers, describe_call
 from jinit.empirical.job import Job
 from jinit.empirical.layout import Layout
 from jinit.empirical.measure import Meter

@@ -11,14 +11,12 @@ from jax.core import Tracer
 from jinit._arithmetic import is_float, on_cpu
 from jinit._kinds import kind_of
 from jinit._patterns import check_patterns, fits
+from jinit._trees import collection_of, leaf_paths, param_mask
 from jinit.empirical.arguments import check_arguments, check_arrays, check_key
 from jinit.empirical.cachekey import CachedFunction
 from jinit.empirical.inputs import (
     check_counts,
     check_params,
-    collection_of,
-    leaf_paths,
-    trainable_leaves,
 )
 from jinit.empirical.job import Job, Mode, Step
 from jinit.empirical.optimizers import check_optimizer
@@ -59,7 +57,7 @@ def prepare(
     collection = _check_collection(params, collection)
     if not callable(target):
         check_target(target)
-    drawn, trainable = callable(dummy_input), trainable_leaves(paths, collection)
+    drawn, trainable = callable(dummy_input), param_mask(params, collection)
     if not drawn:
         _check_inputs(dummy_input)
     job = Job(

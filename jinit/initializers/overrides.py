@@ -1,7 +1,7 @@
 """Some leaves of a tree drawn anew, chosen by their paths."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from jinit._kinds import is_key, kind_of
 from jinit._patterns import check_patterns, fits
+from jinit._trees import path_text
 from jinit.initializers.base import Initializer, Sharding
 from jinit.initializers.compose import AnyInitializer, as_initializer
 
@@ -71,7 +72,7 @@ def reinit(key: jax.Array, params: T, initializers: Mapping[str, AnyInitializer]
         for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_box)
         if _is_box(node)
     }
-    paths = [_join(path[:-1] if path[:-1] in boxes else path) for path, _ in paths_and_values]
+    paths = [path_text(path[:-1] if path[:-1] in boxes else path) for path, _ in paths_and_values]
     check_patterns(patterns, paths)
     leaves = [
         _Leaf(path, value, _last_match(path, patterns))
@@ -97,10 +98,6 @@ def _is_box(node: Any) -> bool:
     kind = type(node)
     held = hasattr(kind, "value") or "value" in getattr(kind, "__dataclass_fields__", {})
     return held and kind.__module__.startswith("flax.")
-
-
-def _join(path: Sequence[Any]) -> str:
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def _last_match(path: str, patterns: Mapping[str, Initializer]) -> Initializer | None:

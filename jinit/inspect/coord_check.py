@@ -10,8 +10,9 @@ import numpy as np
 
 from jinit._kinds import kind_of, model_kind
 from jinit._known import known_arguments
+from jinit._trees import leaf_paths
 from jinit.empirical.arguments import check_arrays, check_inputs, check_key, check_loss, check_model
-from jinit.empirical.inputs import check_counts, check_params, draw_inputs, leaf_paths, positional
+from jinit.empirical.inputs import check_counts, check_params, draw_inputs, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
 from jinit.inspect.training import Model, Program, Sizes, train_and_measure
 

@@ -12,13 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jinit._arithmetic import is_float, merge, rms
+from jinit._trees import collection_of, leaf_paths, param_mask
 from jinit.empirical.arguments import explaining_pairs
 from jinit.empirical.inputs import (
     call_loss,
     check_layers,
-    collection_of,
-    leaf_paths,
-    trainable_leaves,
 )
 from jinit.empirical.optimizers import applied, like
 from jinit.layers import Layer, survey
@@ -99,7 +97,7 @@ class _Variables:
 
     @cached_property
     def parameters(self) -> tuple[bool, ...]:
-        return trainable_leaves(self.paths, collection_of(self.tree))
+        return param_mask(self.tree)
 
     def trained(self) -> Any:
         """Returns what the optimizer sees: the parameters, None in place of other leaves."""

@@ -1,0 +1,58 @@
+"""The types that public signatures are written in.
+
+Aliases that say what a value is for, where a type checker cannot: a ``PyTree`` may be anything.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import jax
+from jax.typing import DTypeLike
+
+__all__ = [
+    "ApplyFn",
+    "DTypeLike",
+    "DrawFn",
+    "HalfDType",
+    "Key",
+    "LossFn",
+    "MemoryPolicy",
+    "Mode",
+    "OptLevel",
+    "Patterns",
+    "PyTree",
+    "Step",
+]
+
+PyTree: TypeAlias = Any
+"""A nested container that JAX takes apart, with arrays as its leaves."""
+
+Key: TypeAlias = jax.Array
+"""A PRNG key, typed (``jax.random.key``) or legacy (``jax.random.PRNGKey``)."""
+
+ApplyFn: TypeAlias = Callable[..., PyTree]
+"""A model: ``apply_fn(params, *inputs)``."""
+
+LossFn: TypeAlias = Callable[..., jax.Array]
+"""A loss: of ``(output)`` or ``(output, key)``, a real scalar."""
+
+DrawFn: TypeAlias = Callable[..., PyTree]
+"""What draws inputs: of ``(key)``, ``(key, batch_size)`` or ``(batch_size)``."""
+
+Patterns: TypeAlias = str | Sequence[str] | None
+"""One pattern over the leaves' paths or several; ``*`` is any text, ``/`` included."""
+
+Mode: TypeAlias = Literal["fold", "explicit"]
+"""Whether ``calibrate`` folds scales into parameters and multipliers, or keeps them beside."""
+
+Step: TypeAlias = Literal["layer", "network"]
+"""Whether a unit step is one of every layer alone, or of the whole network."""
+
+OptLevel: TypeAlias = Literal["O0", "O1", "O2", "O3"]
+"""A level of precision, as apex names them."""
+
+HalfDType: TypeAlias = Literal["auto", "bfloat16", "float16", "bf16", "fp16"] | DTypeLike
+"""The half type; ``auto`` chooses by the device."""
+
+MemoryPolicy: TypeAlias = Literal["preallocate", "grow", "cuda_async", "vmm"]
+"""How the memory of a GPU is taken."""
