@@ -6,11 +6,14 @@ from typing import Any
 
 import jax
 
+from jinit._arithmetic import is_float
+
 __all__ = [
     "collection_of",
     "is_framework_type",
     "is_nnx_statistic",
     "leaf_paths",
+    "optimized",
     "param_mask",
     "parameter_path",
     "path_text",
@@ -62,6 +65,20 @@ def param_mask(variables: Any, collection: str | None = None) -> tuple[bool, ...
         param = collection is None or path_text(path[:1]) == collection
         mask += [param and not is_nnx_statistic(node)] * len(jax.tree.leaves(node))
     return tuple(mask)
+
+
+def optimized(variables: Any, collection: str | None = None) -> Any:
+    """Returns what an optimizer sees: the parameters that are floats, None in place of others.
+
+    Args:
+        variables: Any tree.
+        collection: The top-level entry that holds the parameters, where it is not Flax's.
+    """
+    leaves, tree = jax.tree.flatten(variables)
+    mask = param_mask(variables, collection)
+    kept = [x if flag and is_float(x) else None for x, flag in zip(leaves, mask, strict=True)]
+    whole, name = jax.tree.unflatten(tree, kept), collection or collection_of(variables)
+    return whole if name is None else whole[name]
 
 
 def parameter_path(path: Sequence[Any], variables: Any) -> tuple[str, ...]:

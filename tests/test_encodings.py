@@ -16,7 +16,7 @@ import jinit
 from jinit import amp
 from jinit._tables import format_table, printable
 from jinit.demo import experiments, show
-from jinit.empirical.progress import progress
+from jinit.empirical.measuring.progress import progress
 from jinit.inspect import coord_check, describe
 from jinit.settings.report import Outcome, make_report
 from tests.fresh import python

@@ -102,7 +102,7 @@ def draw(calibration: jinit.Calibration, outcomes: Sequence[Outcome], deep: bool
     """Draws the layers before and after, the loss curves, and the loss scale or the grid."""
     from matplotlib.figure import Figure
 
-    from jinit.empirical.report import draw_quantity
+    from jinit.empirical.results.report import draw_quantity
 
     figure = Figure(figsize=(12, 6.8), layout="constrained", dpi=110)
     places = figure.subplot_mosaic("AGU;LLS")

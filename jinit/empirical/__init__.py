@@ -4,13 +4,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 from jinit.empirical.calibrate import calibrate, empirical_init
-from jinit.empirical.calibration import Calibration
-from jinit.empirical.explicit import NormedApply
-from jinit.empirical.report import LayerRow, Report
+from jinit.empirical.explicit.normed_apply import NormedApply
+from jinit.empirical.results.calibration import Calibration
+from jinit.empirical.results.report import LayerRow, Report
 from jinit.empirical.targets import LayerInfo
 
 if TYPE_CHECKING:
-    from jinit.empirical.normed import Normed, get_wrapped_submodules, wrap_all_leaf_modules
+    from jinit.empirical.explicit.normed import (
+        Normed,
+        get_wrapped_submodules,
+        wrap_all_leaf_modules,
+    )
 
 __all__ = [
     "Calibration",
@@ -29,7 +33,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     # they are linen modules: Flax is imported where they are used
     if name in ("Normed", "get_wrapped_submodules", "wrap_all_leaf_modules"):
-        return getattr(importlib.import_module("jinit.empirical.normed"), name)
+        return getattr(importlib.import_module("jinit.empirical.explicit.normed"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

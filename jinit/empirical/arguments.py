@@ -1,29 +1,33 @@
-"""Arguments of the wrong kind: the error says what was passed, and what to pass."""
+"""What a user passes, looked at: the error says what it is, and what to pass instead."""
 
-import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+import numbers
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
+from jinit._arithmetic import is_float, on_cpu
 from jinit._kinds import is_bare_function, is_key, kind_of, model_kind
-from jinit.empirical.inputs import describe_call
+from jinit.empirical.user_functions import ARGUMENT_ORDER, describe_call
 
 __all__ = [
     "check_arguments",
     "check_arrays",
-    "check_call",
+    "check_counts",
+    "check_finite",
     "check_inputs",
     "check_key",
+    "check_layers",
     "check_loss",
     "check_model",
-    "check_pair",
+    "check_params",
+    "zero_leaves",
 ]
 
-_ORDER = "the order is params, apply_fn, dummy_input, dummy_loss"
 _HINTS = {
     "a linen module": "pass model.apply, and as params the variables that model.init returned",
     "a Keras model": (
@@ -36,7 +40,7 @@ _HINTS = {
 
 def check_arguments(params: Any, apply_fn: Any, dummy_input: Any, dummy_loss: Any) -> None:
     """Raises TypeError where an argument is not of the kind of its place."""
-    check_model(params, apply_fn, f"; {_ORDER}")
+    check_model(params, apply_fn, f"; {ARGUMENT_ORDER}")
     check_inputs(dummy_input)
     check_loss(dummy_loss)
 
@@ -63,7 +67,7 @@ def check_loss(dummy_loss: Any) -> None:
     if not callable(dummy_loss):
         raise TypeError(
             f"dummy_loss is {kind_of(dummy_loss)}, which cannot be called; pass a function of "
-            f"(output) or (output, key); {_ORDER}"
+            f"(output) or (output, key); {ARGUMENT_ORDER}"
         )
 
 
@@ -109,40 +113,83 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | bool | int | float | complex)
 
 
-def check_call(apply_fn: Callable[..., Any], inputs: Sequence[Any], **options: Any) -> None:
-    """Raises TypeError for a model that does not take its inputs by position."""
-    try:
-        signature = inspect.signature(apply_fn)
-    except (TypeError, ValueError):  # some builtins have no signature
-        return
-    try:
-        signature.bind(None, *inputs, **options)
-    except TypeError as error:
-        given = ", ".join(["params", *["input"] * len(inputs), *(f"{n}=..." for n in options)])
-        raise TypeError(
-            f"apply_fn is called as {describe_call(apply_fn)}({given}), but {error}; pass a "
-            f"function of (params, *inputs), and several inputs as a tuple; {_ORDER}"
-        ) from None
+def check_counts(**counts: Any) -> None:
+    """Raises ValueError for an argument that is no positive integer."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive integer")
 
 
-def check_pair(returned: Any, apply_fn: Any) -> None:
-    """Raises TypeError unless a model returned an output and something beside it."""
-    if not isinstance(returned, tuple | list) or len(returned) != 2:
-        raise TypeError(
-            f"has_aux=True asks for (output, aux), but {describe_call(apply_fn)} returned "
-            f"{kind_of(returned)}; leave has_aux out, or return both, as Flax does with mutable="
+def check_layers(layers: Sequence[Any], apply_fn: Callable[..., Any]) -> None:
+    """Raises ValueError where a model has no layers."""
+    if not layers:
+        raise ValueError(
+            f"{describe_call(apply_fn)} never combines a parameter with an input; pass the inputs "
+            "as arguments instead of closing over them"
         )
 
 
-@contextlib.contextmanager
-def explaining_pairs(returned: Any, apply_fn: Any, advice: str) -> Iterator[None]:
-    """Raises ValueError where a loss fails on what may be an output and something beside it."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(returned, tuple) or len(returned) != 2:
-            raise
+def check_params(leaves: Sequence[Any], paths: Sequence[str]) -> None:
+    """Raises ValueError for a tree without a floating-point leaf, or with a path twice."""
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
         raise ValueError(
-            f"{describe_call(apply_fn)} returned a pair, on which dummy_loss failed ({error}); if "
-            f"its second part is state, as with Flax's mutable=, {advice}"
-        ) from error
+            f"params has several leaves at the path {', '.join(twice)}, which keys that hold '/' "
+            "can bring about; rename them, so that reports and scales can tell them apart"
+        )
+    if any(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves):
+        return
+    kinds = [f"{p or '.'}: {jnp.result_type(x)}" for p, x in zip(paths, leaves, strict=True)]
+    raise ValueError(
+        "params has no floating-point leaf to rescale, only "
+        f"{', '.join(kinds) or 'an empty tree'}; pass the variables that model.init returned"
+    )
+
+
+def check_finite(inputs: Any) -> None:
+    """Raises ValueError for inputs that are not finite; traced values are not looked at."""
+    leaves = enumerate(jax.tree.leaves(inputs))
+    known = {n: leaf for n, leaf in leaves if is_float(leaf) and not isinstance(leaf, Tracer)}
+    if not all(finite for finite, _ in _seen(known).values()):
+        raise ValueError("dummy_input holds values that are not finite; pass inputs without them")
+
+
+def zero_leaves(
+    leaves: Sequence[Any], paths: Sequence[str], trainable: Sequence[bool]
+) -> tuple[int, ...]:
+    """Lists the leaves that hold nothing but zeros; traced values are not looked at.
+
+    Raises:
+        ValueError: A parameter is not finite. A mask among the constants need not be.
+    """
+    known = {
+        number: leaf
+        for number, leaf in enumerate(leaves)
+        if is_float(leaf) and np.size(leaf) and not isinstance(leaf, Tracer)
+    }
+    seen = _seen(known)
+    bad: list[str] = [paths[n] for n, (finite, _) in seen.items() if trainable[n] and not finite]
+    if bad:
+        raise ValueError(
+            f"params holds values that are not finite at {', '.join(bad)}; "
+            "draw these parameters again before they are measured"
+        )
+    return tuple(number for number, (_, nonzero) in seen.items() if not nonzero)
+
+
+def _seen(leaves: dict[int, Any]) -> dict[int, Any]:
+    """Looks at leaves where they are, of which one process may not hold all."""
+    return jax.device_get((_look if on_cpu(leaves.values()) else _looked)(leaves))
+
+
+def _look(leaves: dict[int, Any]) -> dict[int, tuple[Any, Any]]:
+    """Returns of every leaf whether all of it is finite, and whether any of it is not zero."""
+    found = {}
+    for number, leaf in leaves.items():
+        xp = jnp if isinstance(leaf, Tracer) else np
+        array = xp.asarray(leaf)
+        found[number] = xp.isfinite(array).all(), (array != 0).any()
+    return found
+
+
+_looked = jax.jit(_look)

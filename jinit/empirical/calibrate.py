@@ -1,35 +1,34 @@
 """``empirical_init`` and ``calibrate``: what the user calls."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-import jax
-import numpy as np
 from jax.core import Tracer
 
 from jinit._known import known_arguments
-from jinit.empirical.calibration import Calibration
-from jinit.empirical.checks import check_findings, check_scaled
-from jinit.empirical.explicit import COLLECTION, explicit_scales
-from jinit.empirical.job import Mode, Step
-from jinit.empirical.meshes import entered_mesh, laid_like
-from jinit.empirical.prepare import Patterns, prepare
-from jinit.empirical.programs import rescale
-from jinit.empirical.progress import progress
-from jinit.empirical.run import Findings, calibrated, scaled
-from jinit.empirical.wrapped import filled, restricted, unscaled
+from jinit.empirical.measuring.meshes import entered_mesh
+from jinit.empirical.measuring.progress import progress
+from jinit.empirical.request import read_arguments
+from jinit.empirical.results.calibration import Calibration
+from jinit.empirical.results.checks import check_findings, check_scaled
+from jinit.empirical.results.scaled_trees import calibration_of, rescaled
+from jinit.empirical.solve import solve, solve_forward
+from jinit.typing import ApplyFn, DrawFn, Key, LossFn, Mode, Patterns, PyTree, Step
+
+if TYPE_CHECKING:
+    import optax
 
 __all__ = ["calibrate", "empirical_init"]
 
 
 @known_arguments
 def empirical_init(
-    params: Any,
-    apply_fn: Callable[..., Any],
-    dummy_input: Any,
-    dummy_loss: Callable[..., Any],
+    params: PyTree,
+    apply_fn: ApplyFn,
+    dummy_input: PyTree | DrawFn,
+    dummy_loss: LossFn,
     *,
-    key: jax.Array | None = None,
+    key: Key | None = None,
     samples: int = 8,
     batch_size: int = 64,
     target: float | Callable[..., float] = 1.0,
@@ -39,7 +38,7 @@ def empirical_init(
     rngs: str | Sequence[str] = (),
     has_aux: bool = False,
     verbose: bool = False,
-) -> Any:
+) -> PyTree:
     """Rescales parameters until every layer produces values of RMS 1.
 
     A layer is an equation of ``apply_fn`` in which a parameter meets data, with the bias that is
@@ -100,26 +99,26 @@ def empirical_init(
     Source:
         The system empirical-init, which reaches the same by hundreds of passes.
     """
-    job, inputs, key = prepare(
+    problem = read_arguments(
         params, apply_fn, dummy_input, dummy_loss, key, samples=samples, batch_size=batch_size,
         target=target, include=include, exclude=exclude, collection=collection, rngs=rngs,
         has_aux=has_aux,
     )  # fmt: skip
-    with entered_mesh((params, inputs)), progress(verbose) as bar:
-        found = scaled(job, params, inputs, key, bar)
+    with entered_mesh((problem.params, problem.inputs)), progress(verbose) as bar:
+        found = solve_forward(problem, bar)
     check_scaled(found)
-    return _rescaled(params, found.scales)
+    return rescaled(params, found.scales)
 
 
 @known_arguments
 def calibrate(
-    params: Any,
-    apply_fn: Callable[..., Any],
-    dummy_input: Any,
-    dummy_loss: Callable[..., Any],
+    params: PyTree,
+    apply_fn: ApplyFn,
+    dummy_input: PyTree | DrawFn,
+    dummy_loss: LossFn,
     *,
-    key: jax.Array | None = None,
-    optimizer: Any = "adam",
+    key: Key | None = None,
+    optimizer: "str | optax.GradientTransformation" = "adam",
     mode: Mode = "fold",
     step: Step = "layer",
     samples: int = 8,
@@ -227,61 +226,15 @@ def calibrate(
         The system empirical-init for the three quantities; the multipliers under Adam repeat the
         widths' rule of Yang et al., "Tensor Programs V" (2022).
     """
-    job, inputs, key = prepare(
+    problem = read_arguments(
         params, apply_fn, dummy_input, dummy_loss, key, optimizer=optimizer, mode=mode, step=step,
         samples=samples, batch_size=batch_size, target=target, include=include, exclude=exclude,
-        collection=collection, rngs=rngs, has_aux=has_aux,
-        detailed=verbose,
+        collection=collection, rngs=rngs, has_aux=has_aux, detailed=verbose,
     )  # fmt: skip
-    params = unscaled(params) if mode == "explicit" else params
-    with entered_mesh((params, inputs)), progress(verbose) as bar:
-        job = restricted(job, params, inputs, key) if mode == "explicit" else job
-        findings = calibrated(job, params, inputs, key, bar)
+    with entered_mesh((problem.params, problem.inputs)), progress(verbose) as bar:
+        findings = solve(problem, bar)
     check_findings(findings)
-    result = (_explicit if mode == "explicit" else _folded)(params, findings)
+    result = calibration_of(problem.params, findings)
     if verbose and not isinstance(findings.before.activation, Tracer):
         print(result.report)
     return result
-
-
-def _folded(params: Any, findings: Findings) -> Calibration:
-    tree, pillars = jax.tree.structure(params), findings.pillars
-    scales, multipliers = (
-        _leaves(findings, v, params) for v in (pillars.scale, pillars.multiplier)
-    )
-    return Calibration(
-        params=_rescaled(params, scales),
-        multipliers=jax.tree.unflatten(tree, multipliers),
-        scales=jax.tree.unflatten(tree, scales),
-        _findings=findings,
-    )
-
-
-def _explicit(params: Any, findings: Findings) -> Calibration:
-    pillars, job = findings.pillars, findings.plan.job
-    kept = _rescaled(params, _leaves(findings, pillars.scale / pillars.forward, params))
-    leaves = {
-        name: _leaves(findings, getattr(pillars, name), params) for name in ("forward", "weight")
-    }
-    if job.modules:
-        kept = filled(kept, findings, leaves)
-        scales = kept[COLLECTION]
-    else:
-        scales = explicit_scales(findings.plan.naming, leaves, pillars.backward, job.collection)
-        kept = {**kept, COLLECTION: scales} if job.collection == "params" else kept
-    ones = _leaves(findings, np.ones(findings.plan.layout.slots), params)
-    return Calibration(
-        params=kept,
-        multipliers=jax.tree.unflatten(jax.tree.structure(params), ones),
-        scales=scales,
-        _findings=findings,
-    )
-
-
-def _leaves(findings: Findings, vector: Any, params: Any) -> list[jax.Array]:
-    return laid_like(findings.plan.by_leaf(vector), jax.tree.leaves(params))
-
-
-def _rescaled(params: Any, scales: Sequence[Any]) -> Any:
-    leaves, tree = jax.tree.flatten(params)
-    return jax.tree.unflatten(tree, rescale(leaves, scales))

@@ -1,28 +1,55 @@
-"""What a user may pass as an optimizer, and which of its steps is the first that is not zero."""
+"""What a user may pass as an optimizer, resolved to what a calibration must know of it."""
 
-import functools
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-__all__ = ["NAMES", "applied", "check_optimizer", "first_moves", "like"]
-
-NAMES = ("adam", "sgd")
-_FOLLOWED = 1000  # steps of a small copy of the model
+__all__ = ["Optimizer", "applied", "like", "resolve_optimizer"]
 
 
-def check_optimizer(optimizer: Any) -> None:
-    """Raises ValueError unless it is one of ``NAMES`` or an optax transformation."""
-    if isinstance(optimizer, str) and optimizer in NAMES:
-        return
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer, as its first step shows it.
+
+    Attributes:
+        given: What the user passed: a name, or an optax transformation.
+        direction: The step at a learning rate of 1 and up to its sign, of a gradient and entry
+            by entry; None where the transformation must be asked.
+        degree: The step is homogeneous of this degree in the gradient: 1 where it is as large, 0
+            where its size does not count. None where it must be measured.
+    """
+
+    given: Any
+    direction: Callable[[jax.Array], jax.Array] | None = None
+    degree: int | None = None
+
+
+def _itself(gradient: jax.Array) -> jax.Array:
+    return gradient
+
+
+_KNOWN = {
+    "adam": Optimizer("adam", jnp.sign, degree=0),
+    "sgd": Optimizer("sgd", _itself, degree=1),
+}
+
+
+def resolve_optimizer(optimizer: Any) -> Optimizer:
+    """Returns what is known of an optimizer.
+
+    Raises:
+        ValueError: It is neither a known name nor an optax transformation.
+    """
+    if isinstance(optimizer, str) and optimizer in _KNOWN:
+        return _KNOWN[optimizer]
     transforms = hasattr(optimizer, "init") and hasattr(optimizer, "update")
     if transforms and not isinstance(optimizer, type) and not hasattr(optimizer, "tx"):
         _check_hash(optimizer)
-        return
+        return Optimizer(optimizer)
     raise ValueError(f"optimizer={optimizer!r} is not known; {_remedy(optimizer)}")
 
 
@@ -40,7 +67,7 @@ def _remedy(optimizer: Any) -> str:
     name = getattr(optimizer, "__name__", type(optimizer).__name__)
     if isinstance(optimizer, str):
         known = optimizer.lower().strip().replace("optax.", "")
-        if known in NAMES:
+        if known in _KNOWN:
             return f"pass {known!r}"
         return f"pass 'adam', 'sgd' or an optax transformation, such as optax.{_adamw(known)}(1.0)"
     if hasattr(optimizer, "tx") and not isinstance(optimizer, type):
@@ -77,73 +104,6 @@ def applied(optimizer: Any, slopes: Any, state: Any, params: Any) -> tuple[Any, 
             f"loss ({error}); pass it without its line search, for example "
             "optax.lbfgs(1.0, linesearch=None) or optax.scale_by_lbfgs()"
         ) from error
-
-
-def first_moves(optimizer: Any, params: Any) -> tuple[int, ...]:
-    """Finds which step of an optimizer is the first that moves each parameter.
-
-    It is followed on a copy of the parameters with two entries an axis, at one gradient. An
-    optimizer that accumulates gradients, or whose learning rate starts at 0, does not move at
-    once.
-
-    Args:
-        optimizer: An optax transformation.
-        params: What it sees, as arrays or their shapes.
-
-    Returns:
-        The number of the step, from 1, for every leaf; 1 for those that never move, or where
-        the optimizer does not take such a copy.
-
-    Raises:
-        ValueError: None moves within the steps that are followed, or the optimizer asks for
-            more than gradients and parameters.
-    """
-    draw = np.random.default_rng(0)
-    small = [_drawn(draw, leaf) for leaf in jax.tree.leaves(params)]
-    slopes = [_drawn(draw, leaf) for leaf in jax.tree.leaves(params)]
-    follow = functools.partial(_follow, optimizer, jax.tree.structure(params))
-    try:
-        with jax.ensure_compile_time_eval(), jax.debug_nans(False):
-            found = [int(number) for number in jax.device_get(jax.jit(follow)(slopes, small))]
-    except ValueError as error:
-        if "asks for more than" in str(error):
-            raise
-        return (1,) * len(small)
-    except Exception:  # what only arrays of the true shapes, or values of the caller's, satisfy
-        return (1,) * len(small)
-    if found and not any(found):
-        raise ValueError(
-            f"optimizer={optimizer!r} changes nothing in its first {_FOLLOWED} steps; pass it "
-            "without the schedule or the wrapper that holds it back, such as optax.adam(1.0)"
-        )
-    return tuple(max(number, 1) for number in found)
-
-
-def _drawn(draw: np.random.Generator, leaf: Any) -> np.ndarray:
-    shape = [min(size, 2) for size in np.shape(leaf)]
-    return np.asarray(1 + draw.random(shape), jnp.result_type(leaf))
-
-
-def _follow(optimizer: Any, tree: Any, slopes: Sequence[Any], params: Sequence[Any]) -> Any:
-    gradients, variables = jax.tree.unflatten(tree, slopes), jax.tree.unflatten(tree, params)
-
-    def waits(carry: Any) -> Any:
-        number, _, found = carry
-        return (number < _FOLLOWED) & (jnp.stack(found) == 0).any()
-
-    def step(carry: Any) -> Any:
-        number, state, found = carry
-        updates, new = applied(optimizer, gradients, state, variables)
-        moves = [(update != 0).any() for update in jax.tree.leaves(updates)]
-        numbers = [
-            jnp.where((first == 0) & move, number + 1, first)
-            for first, move in zip(found, moves, strict=True)
-        ]
-        return number + 1, like(new, state), numbers
-
-    state = jax.tree.map(jnp.asarray, optimizer.init(variables))
-    start = jnp.int32(0), state, [jnp.int32(0)] * len(params)
-    return jax.lax.while_loop(waits, step, start)[2]
 
 
 def like(tree: Any, other: Any) -> Any:

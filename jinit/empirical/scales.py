@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from jinit._arithmetic import namespace, segment_sum
-from jinit.empirical.layout import Layout, Uses
+from jinit.empirical.measuring.factors import Factors
+from jinit.empirical.measuring.vector_layout import Uses, VectorLayout
 
 __all__ = ["Solver", "log_mean"]
 
@@ -44,11 +45,11 @@ class Solver:
         carried: Which slot carries which statistic.
         carries: Of every statistic whether some leaf carries its layer's scale.
         tuned: Of every statistic whether its layer is rescaled.
-        own: A factor a statistic: 0, which stands for the layer's own, or 1 if it is not tuned.
+        own: A factor a statistic: left to the layer's own, or 1 if it is not tuned.
         shared: Of every statistic whether the leaf that carries it serves other uses as well.
     """
 
-    def __init__(self, layout: Layout, frozen: np.ndarray) -> None:
+    def __init__(self, layout: VectorLayout, frozen: np.ndarray) -> None:
         self.layout, self.frozen = layout, frozen
         indexed = list(enumerate(layout.layers))
         self.scaled = layout.uses((i, leaf, d) for i, la in indexed for leaf, d in la.scaled)
@@ -60,7 +61,7 @@ class Solver:
         self.carries[self.scaled.statistic] = True
         self.tuned = self.carries.copy()
         self.tuned[self.scaled.statistic[frozen[self.scaled.slot]]] = False
-        self.own = np.where(self.tuned, np.float32(0), np.float32(1))
+        self.own = Factors.left_open(self.tuned)
         flags = [np.full(layer.lengths, layer.shared).ravel() for layer in layout.layers]
         self.shared = np.concatenate([np.zeros(0, bool), *flags]) & self.tuned
 

@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 
 from jinit._arithmetic import namespace
+from jinit.empirical.measuring.factors import Factors
 from jinit.empirical.scales import Solver, log_mean
 
-__all__ = ["find_backward", "find_scales"]
+__all__ = ["find_gradient_scales", "find_scales"]
 
 SWEEPS = 6  # measurements of a fixed point
 
 
 def find_scales(
-    solver: Solver, targets: np.ndarray, measure: Callable[[Any], Any]
+    solver: Solver, targets: np.ndarray, measure: Callable[[Factors], Any]
 ) -> tuple[Any, Any]:
     """Finds the scales at which every layer produces its target RMS.
 
@@ -26,7 +27,7 @@ def find_scales(
     Args:
         solver: The layers and their leaves.
         targets: The RMS of every output; one a statistic.
-        measure: Runs the model forward at given factors, one a statistic, 0 for a layer's own;
+        measure: Runs the model forward at given factors, one a statistic;
             returns RMS before the factor, with a leading axis of keys.
 
     Returns:
@@ -44,14 +45,13 @@ def find_scales(
         return start, first
 
     def shared(scale: Any) -> Any:
-        factors = solver.factors(scale)
-        given = namespace(scale).where(solver.shared, factors, solver.own)
-        return residual(scale, measure(given))
+        factors = namespace(scale).where(solver.shared, solver.factors(scale), 1.0)
+        return residual(scale, measure(Factors(factors, solver.tuned & ~solver.shared)))
 
     return _settled(start, shared, uses), first
 
 
-def find_backward(solver: Solver, measure: Callable[[Any], Any]) -> Any:
+def find_gradient_scales(solver: Solver, measure: Callable[[Factors], Any]) -> Factors:
     """Finds the factors at which the gradient leaves every layer with an RMS of 1.
 
     They belong to explicit mode. A layer in a loop that hands it one leaf has one factor for all
@@ -60,28 +60,26 @@ def find_backward(solver: Solver, measure: Callable[[Any], Any]) -> Any:
 
     Args:
         solver: The layers and their leaves.
-        measure: Runs the model backward at given factors, one a statistic, 0 for a layer's own;
+        measure: Runs the model backward at given factors, one a statistic;
             returns RMS before the factor, with a leading axis of keys.
 
     Returns:
-        The factors, one a statistic; 0 for a layer's own.
+        The factors, one a statistic.
     """
-    own, uses = solver.own, solver.layout.free_iterations
+    uses = solver.layout.free_iterations
     free = solver.tuned & (uses > 1)
     if not free.any():
-        return own
+        return solver.own
 
-    def residual(factor: Any, given: Any) -> Any:
-        return -solver.layout.over_free_loops(*log_mean(measure(given))) - factor
+    def factors(logs: Any) -> Factors:
+        xp = namespace(logs)
+        return Factors(xp.where(free, xp.exp(logs), 1.0), solver.tuned & ~free)
 
-    def shared(factor: Any) -> Any:
-        xp = namespace(factor)
-        return residual(factor, xp.where(free, xp.exp(factor), own))
+    def residual(logs: Any, given: Factors) -> Any:
+        return -solver.layout.over_free_loops(*log_mean(measure(given))) - logs
 
-    start = residual(np.zeros_like(own), own)
-    found = _settled(start, shared, uses)
-    xp = namespace(found)
-    return xp.where(free, xp.exp(found), own)
+    start = residual(np.zeros(solver.layout.size, np.float32), solver.own)
+    return factors(_settled(start, lambda logs: residual(logs, factors(logs)), uses))
 
 
 def _settled(start: Any, residual: Callable[[Any], Any], uses: np.ndarray) -> Any:

@@ -11,8 +11,16 @@ import numpy as np
 from jinit._kinds import kind_of, model_kind
 from jinit._known import known_arguments
 from jinit._trees import leaf_paths
-from jinit.empirical.arguments import check_arrays, check_inputs, check_key, check_loss, check_model
-from jinit.empirical.inputs import check_counts, check_params, draw_inputs, positional
+from jinit.empirical.arguments import (
+    check_arrays,
+    check_counts,
+    check_inputs,
+    check_key,
+    check_loss,
+    check_model,
+    check_params,
+)
+from jinit.empirical.user_functions import draw_inputs, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
 from jinit.inspect.training import Model, Program, Sizes, train_and_measure
 

@@ -13,7 +13,7 @@ from jinit._tables import format_table
 from jinit.defaults.provenance import UNKNOWN, Path, Reading
 from jinit.defaults.provenance_linen import read_linen
 from jinit.defaults.provenance_nnx import read_nnx
-from jinit.empirical.inputs import positional
+from jinit.empirical.user_functions import positional
 
 __all__ = ["Description", "NormDescription", "ParameterDescription", "describe"]
 

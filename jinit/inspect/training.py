@@ -12,13 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jinit._arithmetic import is_float, merge, rms
-from jinit._trees import collection_of, leaf_paths, param_mask
-from jinit.empirical.arguments import explaining_pairs
-from jinit.empirical.inputs import (
-    call_loss,
-    check_layers,
-)
+from jinit._trees import leaf_paths, optimized, param_mask
+from jinit.empirical.arguments import check_layers
 from jinit.empirical.optimizers import applied, like
+from jinit.empirical.user_functions import call_loss, explaining_pairs
 from jinit.layers import Layer, survey
 from jinit.tracing import EquationView, Path, TracedFunction, evaluate, trace
 
@@ -101,11 +98,7 @@ class _Variables:
 
     def trained(self) -> Any:
         """Returns what the optimizer sees: the parameters, None in place of other leaves."""
-        leaves, tree = jax.tree.flatten(self.tree)
-        flags = self._trained(leaves)
-        kept = [leaf if flag else None for leaf, flag in zip(leaves, flags, strict=True)]
-        whole, name = jax.tree.unflatten(tree, kept), collection_of(self.tree)
-        return whole if name is None else whole[name]
+        return optimized(self.tree)
 
     def leaves_with(self, trained: Any) -> list[Any]:
         """Returns all leaves, those that are trained replaced."""

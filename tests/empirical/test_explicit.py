@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import jinit
-from jinit.empirical.explicit import scale_gradient
+from jinit.empirical.explicit.normed_apply import scale_gradient
 from tests.empirical.models import MLP, random_loss, rms, tanh_net, tanh_params
 
 pytestmark = pytest.mark.usefixtures("allow_rank_promotion")
@@ -355,7 +355,7 @@ def test_every_layer_that_shares_a_leaf_has_a_backward_factor_of_its_own():
     own = [jax.random.normal(key, (64, 64)) for key in keys]
     params = {"own": own[1:], "shared": own[0]}
     result = explicit(params, model, vectors(keys[0]), lambda y: jnp.sum(jnp.sin(y)))
-    assert result._findings.plan.rolled.loops
+    assert result._findings.model.rolled.loops
     assert len([name for name in result.scales["shared"] if name.startswith("gx")]) == 12
     for row in result.report.rows:
         assert row.gradient_after == pytest.approx(1, rel=1e-2)

@@ -9,7 +9,8 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import jinit
-from jinit.empirical.optimizers import first_moves
+from jinit.empirical.first_step import first_moves
+from jinit.empirical.optimizers import resolve_optimizer
 
 PARAMS = {"w": jnp.eye(4) + 0.5, "v": jnp.eye(4) - 0.3}
 X = jax.random.normal(jax.random.key(0), (32, 4))
@@ -61,7 +62,7 @@ def test_each_leaf_takes_its_own_first_step():
     late = optax.chain(optax.sgd(1.0), optax.scale_by_schedule(schedule))
     parts = {"now": optax.adam(1.0), "late": late, "never": optax.set_to_zero()}
     optimizer = optax.multi_transform(parts, {"v": "now", "w": "late"})
-    assert first_moves(optimizer, PARAMS) == (1, 4)
+    assert first_moves(resolve_optimizer(optimizer), PARAMS) == (1, 4)
     expected = [multipliers("adam")[0], multipliers("sgd")[1]]
     np.testing.assert_allclose(multipliers(optimizer), expected, rtol=1e-4)
     frozen = optax.multi_transform(parts, {"v": "now", "w": "never"})

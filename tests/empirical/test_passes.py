@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import pytest
 
 import jinit
-import jinit.empirical.plan
-import jinit.empirical.run
-from jinit.empirical.prepare import prepare
-from jinit.empirical.programs import Programs, programs
-from jinit.empirical.progress import Progress
+import jinit.empirical.traced_model
+from jinit.empirical.measuring.measurement import Measurement
+from jinit.empirical.measuring.passes import Passes, passes_for
+from jinit.empirical.measuring.progress import Progress
+from jinit.empirical.request import read_arguments
 from jinit.tracing import Rolled
 from tests.empirical.models import products, random_loss, tanh_net, tanh_params
 
@@ -30,22 +30,22 @@ class Stopped(Exception):
 
 def program_of(params):
     """The program that measures once on one key, and its arguments."""
-    job, inputs, key = prepare(
+    problem = read_arguments(
         params, tanh_net, vectors, random_loss, None, optimizer="adam", mode="fold", samples=8,
         batch_size=64, target=1.0, include=None, exclude=None, collection=None, rngs=(),
         has_aux=False,
     )  # fmt: skip
-    run = jinit.empirical.run._Run(job, params, inputs, key, Progress())
+    measurement = Measurement(problem, Progress())
     found = []
 
     def stop(*args):
         found.append(args)
         raise Stopped
 
-    run.programs = Programs(stop, stop)
+    measurement._passes = Passes(stop, stop)
     with pytest.raises(Stopped):
-        run.measure(1, None)
-    return programs([], traced=True).measure, found[0]
+        measurement.before()
+    return passes_for([], traced=True).measure, found[0]
 
 
 def flops(compiled):
@@ -59,8 +59,9 @@ def test_compiled_operations_a_key_are_a_few_forward_passes_at_any_depth(monkeyp
     def unrolled(traced, trainable):
         return Rolled(traced, tuple((i,) for i in range(len(trainable))), frozenset())
 
-    monkeypatch.setattr(jinit.empirical.plan, "roll", unrolled)
-    monkeypatch.setattr(jinit.empirical.plan, "_plans", type(jinit.empirical.plan._plans)())
+    module = jinit.empirical.traced_model
+    monkeypatch.setattr(module, "roll", unrolled)
+    monkeypatch.setattr(module, "_models", type(module._models)())
     passes = []
     for depth in DEPTHS:
         params = tanh_params(depth, WIDTH)
@@ -77,7 +78,7 @@ def test_the_products_of_the_rolled_program_are_five_forward_passes():
     for depth in DEPTHS:
         params = tanh_params(depth, WIDTH)
         measure, args = program_of(params)
-        spent = products(lambda *rest, m=measure, plan=args[0]: m(plan, *rest), *args[1:])
+        spent = products(lambda *rest, m=measure, model=args[0]: m(model, *rest), *args[1:])
         assert spent / products(tanh_net, params, jnp.ones((64, WIDTH))) == pytest.approx(
             5, rel=0.1
         )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jinit
-from jinit.empirical.rounding import is_rounding, nudged, sketch
+from jinit.empirical.measuring.rounding import is_rounding, nudged, sketch
 
 pytestmark = pytest.mark.usefixtures("allow_rank_promotion")
 

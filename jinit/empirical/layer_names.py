@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from jinit.empirical.layout import Layout
+from jinit.empirical.measuring.vector_layout import VectorLayout
 from jinit.empirical.targets import LayerInfo
 from jinit.layers import Degree, Layer, placed
 from jinit.tracing import Path
 
-__all__ = ["Named", "Naming"]
+__all__ = ["LayerNames", "Named"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Naming:
+class LayerNames:
     """The names of a model's layers and leaves.
 
     Attributes:
@@ -52,7 +52,7 @@ class Naming:
 
     paths: tuple[str, ...]
     groups: tuple[tuple[int, ...], ...]
-    layout: Layout
+    layout: VectorLayout
 
     def slots_of(self, flags: Sequence[bool]) -> np.ndarray:
         """Spreads a flag a leaf over its slots."""

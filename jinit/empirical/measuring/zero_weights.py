@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jinit._arithmetic import inverse_rms, is_float, multiply, rms
-from jinit.empirical.meshes import sharded_as
+from jinit.empirical.measuring.meshes import sharded_as
 from jinit.tracing import EquationView
 
-__all__ = ["bind_probed"]
+__all__ = ["bind_bypassed"]
 
 
-def bind_probed(view: EquationView, values: Sequence[Any], parameter: int) -> list[Any]:
+def bind_bypassed(view: EquationView, values: Sequence[Any], parameter: int) -> list[Any]:
     """Applies a product whose weight may be zero, with the gradient of a probe if it is.
 
     Args:

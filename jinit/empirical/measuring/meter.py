@@ -17,9 +17,10 @@ from jax import lax
 from jax.extend import core as jex
 
 from jinit._arithmetic import inverse_rms, is_float, merge, multiply, rms
-from jinit.empirical.layout import Layout
-from jinit.empirical.meshes import in_its_mesh
-from jinit.empirical.probes import bind_probed
+from jinit.empirical.measuring.factors import Factors
+from jinit.empirical.measuring.meshes import in_its_mesh
+from jinit.empirical.measuring.vector_layout import VectorLayout
+from jinit.empirical.measuring.zero_weights import bind_bypassed
 from jinit.layers import Layer, Survey
 from jinit.tracing import EquationView, Path, TracedFunction, evaluate, in_context_mesh
 
@@ -56,21 +57,21 @@ _tap.defvjp(lambda x, size: (x, None), in_its_mesh(lambda _, ct: (ct, rms(ct))))
 
 
 @jax.custom_vjp
-def _scaling_tap(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns x, whose cotangent is multiplied by ``factor``, or brought to RMS 1 if it is 0.
+def _scaling_tap(x: jax.Array, size: jax.Array, factor: Factors) -> jax.Array:
+    """Returns x, whose cotangent is multiplied by ``factor``, its own bringing it to RMS 1.
 
-    The cotangent of ``factor`` is the RMS before that.
+    The cotangent of ``size`` is the RMS before that.
     """
     return x
 
 
 @in_its_mesh
-def _scaling_tap_backward(factor: jax.Array, ct: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _scaling_tap_backward(factor: Factors, ct: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     size = rms(ct)
-    return multiply(ct, jnp.where(factor > 0, factor, inverse_rms(size))), size
+    return multiply(ct, factor.resolved(inverse_rms(size))), size, None
 
 
-_scaling_tap.defvjp(lambda x, factor: (x, factor), _scaling_tap_backward)
+_scaling_tap.defvjp(lambda x, size, factor: (x, factor), _scaling_tap_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -136,7 +137,7 @@ class Meter:
 
     traced: TracedFunction
     found: Survey
-    layout: Layout
+    layout: VectorLayout
     targets: np.ndarray
     probed: frozenset[int] = frozenset()
     balanced: bool = False
@@ -150,12 +151,12 @@ class Meter:
     def _tails(self) -> dict[Path, Layer]:
         return {layer.tail: layer for layer in self.layout.layers}
 
-    def forward(self, args: Sequence[Any], given: Sequence[Any]) -> jax.Array:
+    def forward(self, args: Sequence[Any], output_scales: Sequence[Factors]) -> jax.Array:
         """Runs forward once, scaling every output before it flows on.
 
         Args:
             args: The function's inputs.
-            given: By layer, the factor of its output; 0 for the one that brings it to its target.
+            output_scales: By layer, the factor of its output; its own brings it to its target.
 
         Returns:
             The RMS of every output, before its factor.
@@ -169,7 +170,7 @@ class Meter:
             view.reap(size)
             return [self._scaled(view, output, size)]
 
-        reaped = self._run(args, rule, self._planted(given))[1]
+        reaped = self._run(args, rule, self._planted(output_scales))[1]
         return self.layout.pack(reaped, [layer.tail for layer in self.layout.layers])
 
     def backward(
@@ -177,8 +178,8 @@ class Meter:
         loss: Callable[[Any], Any],
         leaves: Sequence[Any],
         data: Sequence[Any],
-        given: Sequence[Any],
-        balance: Sequence[Any],
+        output_scales: Sequence[Factors],
+        gradient_scales: Sequence[Factors],
     ) -> Backward:
         """Runs forward and backward once.
 
@@ -186,21 +187,25 @@ class Meter:
             loss: A function of the traced function's result.
             leaves: The parameters.
             data: The other inputs.
-            given: By layer, the factor of its output; 0 for the one that brings it to its target.
-            balance: By layer, if ``balanced``, what the gradient is multiplied by that leaves it
-                through its input; 0 to bring that gradient to RMS 1.
+            output_scales: By layer, the factor of its output; its own brings it to its target.
+            gradient_scales: By layer, if ``balanced``, the factor of the gradient that it sends
+                back through its input; its own brings that gradient to RMS 1.
         """
         moving = [is_float(leaf) for leaf in leaves]
-        factors = self._planted(given)
+        heads = {
+            layer.head: {"gradient_scale": factor}
+            for layer, factor in zip(self.layout.layers, gradient_scales, strict=True)
+        }
+        held = _joined(self._planted(output_scales), heads)
 
         def objective(floats: list[jax.Array], taps: dict[Path, Any]) -> Any:
             args = [*merge(leaves, floats, moving), *data]
-            outputs, reaped = self._run(args, self._tapped, _joined(factors, taps))
+            outputs, reaped = self._run(args, self._tapped, _joined(held, taps))
             return loss(self.traced.unflatten(outputs)), reaped
 
         floats = [leaf for leaf, flag in zip(leaves, moving, strict=True) if flag]
         differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
-        (slopes, sizes), reaped = differentiate(floats, self._taps(balance))
+        (slopes, sizes), reaped = differentiate(floats, self._taps())
         sizes = in_context_mesh(sizes)  # the derivative of a change of mesh does not change it back
         layers = self.layout.layers
         zeros = [
@@ -221,7 +226,7 @@ class Meter:
         leaves: Sequence[Any],
         step: Sequence[Any],
         data: Sequence[Any],
-        given: Sequence[Any],
+        output_scales: Sequence[Factors],
     ) -> jax.Array:
         """Runs forward once with the derivative of every layer along a step of the parameters.
 
@@ -229,19 +234,19 @@ class Meter:
             leaves: The parameters.
             step: The change of each float leaf; others are held.
             data: The other inputs.
-            given: By layer, the factor of its output; 0 for the one that brings it to its target.
+            output_scales: By layer, the factor of its output; its own brings it to its target.
 
         Returns:
             The RMS of the first-order change in every output, its input held.
         """
-        return self._along(self._moved, leaves, step, data, given)
+        return self._along(self._moved, leaves, step, data, output_scales)
 
     def joint(
         self,
         leaves: Sequence[Any],
         step: Sequence[Any],
         data: Sequence[Any],
-        given: Sequence[Any],
+        output_scales: Sequence[Factors],
     ) -> jax.Array:
         """Runs forward once with the derivative along the step of all parameters at once.
 
@@ -249,13 +254,13 @@ class Meter:
             leaves: The parameters.
             step: Their changes.
             data: The other inputs.
-            given: By layer, the factor of its output; 0 for the one that brings it to its target.
+            output_scales: By layer, the factor of its output; its own brings it to its target.
 
         Returns:
             The RMS of the first-order change in every output, the change in its input
             included, over that of the output.
         """
-        return self._along(self._carried_on, leaves, step, data, given)
+        return self._along(self._carried_on, leaves, step, data, output_scales)
 
     def _along(
         self,
@@ -263,11 +268,11 @@ class Meter:
         leaves: Sequence[Any],
         step: Sequence[Any],
         data: Sequence[Any],
-        given: Sequence[Any],
+        output_scales: Sequence[Factors],
     ) -> jax.Array:
         """Returns the tangents of what a rule reaps at every layer."""
         moving = [is_float(leaf) for leaf in leaves]
-        planted = self._planted(given)
+        planted = self._planted(output_scales)
 
         def run(floats: list[Any]) -> dict[Path, Any]:
             args = [*merge(leaves, floats, moving), *data]
@@ -297,7 +302,7 @@ class Meter:
         own = inverse_rms(size)
         if "target" in view.planted:
             own = jnp.where(size > 0, view.planted["target"] * own, 1.0)
-        return jnp.where(view.planted["given"] > 0, view.planted["given"], own)
+        return view.planted["output_scale"].resolved(own)
 
     def _tapped(self, view: EquationView, values: Sequence[Any]) -> list[Any] | None:
         head, tail = self._heads.get(view.path), self._tails.get(view.path)
@@ -317,10 +322,13 @@ class Meter:
 
     def _enter(self, view: EquationView, values: Sequence[Any], layer: Layer) -> list[Any]:
         """Applies a layer's head with the gradient at its input tapped."""
-        tap = _scaling_tap if self.balanced and layer.carrier is not None else _tap
-        values = layer.on_inputs(values, lambda value: tap(value, view.planted["head"]))
+        size, factor = view.planted["head"], view.planted["gradient_scale"]
+        balanced = self.balanced and layer.carrier is not None
+        values = layer.on_inputs(
+            values, lambda x: _scaling_tap(x, size, factor) if balanced else _tap(x, size)
+        )
         if self._is_zero(layer):
-            return bind_probed(view, values, layer.operands[0])
+            return bind_bypassed(view, values, layer.operands[0])
         return view.bind(values)
 
     def _is_zero(self, layer: Layer) -> bool:
@@ -353,20 +361,20 @@ class Meter:
 
     # -- what is planted, and what is reaped --------------------------------------------------
 
-    def _planted(self, given: Sequence[Any]) -> dict[Path, dict[str, Any]]:
+    def _planted(self, output_scales: Sequence[Factors]) -> dict[Path, dict[str, Any]]:
         """Plants the factor and, where it is not 1, the target of every layer at its tail."""
         planted: dict[Path, dict[str, Any]] = {}
         for number, layer in enumerate(self.layout.layers):
             if layer.carrier is not None:
                 target = self.layout.unpack(self.targets, number)
                 aim = {} if (target == 1).all() else {"target": jnp.asarray(target)}
-                planted[layer.tail] = {"given": given[number], **aim}
+                planted[layer.tail] = {"output_scale": output_scales[number], **aim}
         return planted
 
-    def _taps(self, balance: Sequence[Any]) -> dict[Path, dict[str, Any]]:
-        """Plants what gradients are measured by: at heads the factor of the gradient as well."""
+    def _taps(self) -> dict[Path, dict[str, Any]]:
+        """Plants what the sizes of gradients are the cotangents of, at heads and at tails."""
         layers = self.layout.layers
-        heads = {la.head: {"head": b} for la, b in zip(layers, balance, strict=True)}
+        heads = {la.head: {"head": jnp.zeros(la.lengths, jnp.float32)} for la in layers}
         tails = {la.tail: {"tail": jnp.zeros(la.lengths, jnp.float32)} for la in layers}
         return _joined(heads, tails)
 
@@ -376,6 +384,6 @@ class Meter:
 
 
 def _joined(
-    first: dict[Path, dict[str, jax.Array]], second: dict[Path, dict[str, jax.Array]]
-) -> dict[Path, dict[str, jax.Array]]:
+    first: dict[Path, dict[str, Any]], second: dict[Path, dict[str, Any]]
+) -> dict[Path, dict[str, Any]]:
     return {path: {**first.get(path, {}), **second.get(path, {})} for path in (*first, *second)}

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jinit._arithmetic import namespace
+from jinit.empirical.measuring.factors import Factors
 from jinit.layers import Degree, Layer, placed
 from jinit.tracing import Path
 
-__all__ = ["Layout", "Uses"]
+__all__ = ["Uses", "VectorLayout"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Uses:
 
 
 @dataclass(frozen=True)
-class Layout:
+class VectorLayout:
     """The layout of both vectors.
 
     Attributes:
@@ -105,6 +106,17 @@ class Layout:
         """Returns one layer's statistics, with an axis for every scan around it."""
         part = vector[self.starts[index] : self.starts[index + 1]]
         return part.reshape(self.layers[index].lengths)
+
+    def by_layer(self, factors: Factors) -> list[Factors]:
+        """Divides factors among the layers, one a statistic."""
+        return [
+            Factors(*(self.unpack(vector, index) for vector in factors))
+            for index in range(len(self.layers))
+        ]
+
+    def by_leaf(self, factors: Factors) -> list[Factors]:
+        """Divides factors among the stacked leaves, one a slot."""
+        return [Factors(*parts) for parts in zip(*map(self.leaves, factors), strict=True)]
 
     def loop_of(self, layer: Layer) -> Path | None:
         """Returns the loop that a layer was joined to, or None."""

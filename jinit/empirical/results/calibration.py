@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jinit.empirical.files import read, write
-from jinit.empirical.mapped import report_of
-from jinit.empirical.report import Report
-from jinit.empirical.run import Findings
-from jinit.empirical.saved import Saved, applied_with, saved
-from jinit.empirical.transform import scale_by_multipliers
+from jinit.empirical.results.files import read, write
+from jinit.empirical.results.findings_report import report_of
+from jinit.empirical.results.report import Report
+from jinit.empirical.results.saved import Saved, applied_with, saved
+from jinit.empirical.results.transform import scale_by_multipliers
+from jinit.empirical.solve import Findings
 
 if TYPE_CHECKING:
     import optax

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,31 +10,20 @@ import jax.numpy as jnp
 
 from jinit._arithmetic import apply_scale, is_float, multiply
 from jinit._trees import collection_of, leaf_paths, param_mask
-from jinit.empirical.inputs import describe_call
-from jinit.empirical.meshes import in_its_mesh
-from jinit.empirical.names import Naming
+from jinit.empirical.explicit.scale_tree import (
+    COLLECTION,
+    Scales,
+    entry_name,
+    find_scale,
+    relative_path,
+)
+from jinit.empirical.measuring.meshes import in_its_mesh
+from jinit.empirical.user_functions import describe_call
 from jinit.layers import Layer, gathered, survey
 from jinit.tracing import EquationView, Path, Static, evaluate, partition, trace
+from jinit.typing import ApplyFn
 
-__all__ = [
-    "COLLECTION",
-    "NAMES",
-    "NormedApply",
-    "explicit_scales",
-    "scale_gradient",
-    "wrapped_modules",
-]
-
-COLLECTION = "normed"
-"""The collection of Flax variables that holds the scales."""
-
-NAMES = ("a", "gx", "gy")
-"""The scales of a wrapped module."""
-
-Scales = Mapping[str, Any]
-"""Nested by the leaves' paths. Every leaf that takes part in a layer has ``a`` and ``gy``, of
-shape () or with the leaf's axes up to the last that a scan goes along; the one that carries a
-layer's scale has ``gx`` as well, and ``gx_1`` and so on for its further uses."""
+__all__ = ["NormedApply", "scale_gradient"]
 
 
 @jax.custom_vjp
@@ -78,7 +67,7 @@ class NormedApply:
         scales: The scales; None where the variables hold them in the collection ``normed``.
     """
 
-    def __init__(self, apply_fn: Callable[..., Any], scales: Scales | None = None) -> None:
+    def __init__(self, apply_fn: ApplyFn, scales: Scales | None = None) -> None:
         functools.update_wrapper(self, apply_fn, updated=())
         self.apply_fn, self.scales = apply_fn, scales
         self._compiled = jax.jit(self._apply, static_argnums=0)
@@ -103,7 +92,7 @@ class NormedApply:
         )  # fmt: skip
         collection, paths = collection_of(params), leaf_paths(params)
         found = survey(traced, param_mask(params))
-        names = [_relative(path, collection) for path in paths]
+        names = [relative_path(path, collection) for path in paths]
         leaves = _scaled_leaves(found.layers, jax.tree.leaves(params), names, scales)
         factors = dict(_backward_factors(found.layers, names, scales))
         heads = {layer.head: layer for layer in found.layers}
@@ -132,29 +121,12 @@ def _divided(variables: Any, name: str) -> tuple[Any, Scales]:
     return rest, variables[COLLECTION]
 
 
-def _relative(path: str, collection: str | None) -> tuple[str, ...]:
-    parts = tuple(path.split("/"))
-    return parts[1:] if collection is not None and parts[0] == collection else parts
-
-
-def _find(scales: Scales, name: tuple[str, ...], entry: str) -> Any:
-    found: Any = scales
-    for part in (*name, entry):
-        if not isinstance(found, Mapping) or part not in found:
-            raise ValueError(
-                f"the scales hold no {entry!r} for {'/'.join(name)}; calibrate this model, "
-                'with mode="explicit", and pass what it returned'
-            )
-        found = found[part]
-    return jnp.asarray(found)
-
-
 def _scaled_leaves(
     layers: Sequence[Layer], leaves: list[Any], names: Sequence[tuple[str, ...]], scales: Scales
 ) -> list[Any]:
     used = {leaf for la in layers if la.measured for leaf, _ in (*la.leaves, *la.bias)}
     return [
-        _scale_leaf(leaf, _find(scales, name, "a"), _find(scales, name, "gy"))
+        _scale_leaf(leaf, find_scale(scales, name, "a"), find_scale(scales, name, "gy"))
         if number in used and is_float(leaf)
         else leaf
         for number, (leaf, name) in enumerate(zip(leaves, names, strict=True))
@@ -166,12 +138,8 @@ def _uses(layers: Sequence[Layer], names: Sequence[tuple[str, ...]]) -> Iterator
     seen: Counter[int] = Counter()
     for layer in layers:
         if layer.carrier is not None:
-            yield layer, names[layer.carrier], _entry(seen[layer.carrier])
+            yield layer, names[layer.carrier], entry_name(seen[layer.carrier])
             seen[layer.carrier] += 1
-
-
-def _entry(use: int) -> str:
-    return f"gx_{use}" if use else "gx"
 
 
 def _backward_factors(
@@ -179,55 +147,8 @@ def _backward_factors(
 ) -> Iterator[tuple[Path, jax.Array]]:
     for layer, name, entry in _uses(layers, names):
         degree = dict(layer.leaves)[layer.carrier]
-        factor = _find(scales, name, entry) * _find(scales, name, "gy")
+        factor = find_scale(scales, name, entry) * find_scale(scales, name, "gy")
         # a use of several slices at once has one factor
         factor = gathered(factor, degree.places)
         shape = [n if level in degree.loops else 1 for level, n in enumerate(layer.lengths)]
         yield layer.head, jnp.broadcast_to(factor.reshape(shape), layer.lengths)
-
-
-def explicit_scales(
-    naming: Naming, leaves: Mapping[str, list[Any]], backward: Any, collection: str | None
-) -> dict[str, Any]:
-    """Builds the scales of explicit mode from what was found.
-
-    Args:
-        naming: The layers and leaves.
-        leaves: By leaf, its factors ``forward`` and ``weight``.
-        backward: The factor of the gradient that leaves each layer; one a statistic.
-        collection: The top-level entry that holds the parameters, or None.
-    """
-    names = [_relative(path, collection) for path in naming.paths]
-    tree: dict[str, Any] = {}
-    for leaf in naming.used:
-        _put(tree, names[leaf], {"a": leaves["forward"][leaf], "gy": leaves["weight"][leaf]})
-    seen: Counter[int] = Counter()
-    for leaf, factor in naming.carried(backward):
-        weight = leaves["weight"][leaf]
-        factor = factor.reshape(factor.shape + (1,) * (weight.ndim - factor.ndim))
-        _put(tree, names[leaf], {_entry(seen[leaf]): factor / weight})
-        seen[leaf] += 1
-    return tree
-
-
-def _put(tree: dict[str, Any], name: tuple[str, ...], entries: dict[str, Any]) -> None:
-    for part in name:
-        tree = tree.setdefault(part, {})
-    tree.update(entries)
-
-
-def wrapped_modules(variables: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the path and the scales of every wrapped module among variables."""
-    if isinstance(variables, Mapping) and COLLECTION in variables:
-        parameters = variables.get("params", {})
-        yield from _below(variables[COLLECTION], parameters, ())
-
-
-def _below(scales: Any, parameters: Any, path: tuple[str, ...]) -> Iterator[Any]:
-    """A module has a subtree of parameters; in plain explicit mode a leaf has the scales."""
-    if set(scales) == {*NAMES} and isinstance(parameters, Mapping):
-        yield "/".join(path), dict(scales)
-        return
-    for name, inner in scales.items():
-        if isinstance(inner, Mapping) and isinstance(parameters, Mapping):
-            yield from _below(inner, parameters.get(name, {}), (*path, name))

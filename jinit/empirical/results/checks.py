@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from jinit.empirical.names import Naming
-from jinit.empirical.run import Findings, Scaled
+from jinit.empirical.layer_names import LayerNames
+from jinit.empirical.solve import Findings, Scaled
 
 __all__ = ["check_findings", "check_scaled"]
 
@@ -22,8 +22,8 @@ _QUANTITIES = {
 def check_scaled(found: Scaled) -> None:
     """Raises ValueError where an output was not finite, and names its layer; traced values pass."""
     if not isinstance(found.activation, Tracer):
-        _check_quantity(found.plan.naming, found.activation, _QUANTITIES["activation"])
-        _check_range(found.plan.naming, found.scales, "scale")
+        _check_quantity(found.model.names, found.activation, _QUANTITIES["activation"])
+        _check_range(found.model.names, found.scales, "scale")
 
 
 def check_findings(findings: Findings) -> None:
@@ -35,15 +35,15 @@ def check_findings(findings: Findings) -> None:
         return
     solved = jax.device_get(findings.solved)
     for quantity, described in _QUANTITIES.items():
-        _check_quantity(findings.plan.naming, getattr(solved, quantity), described)
+        _check_quantity(findings.model.names, getattr(solved, quantity), described)
     _check_moves(findings)
     _check_degrees(findings)
-    _check_pillars(findings)
+    _check_solution(findings)
 
 
-def _check_quantity(naming: Naming, values: Any, described: str) -> None:
+def _check_quantity(names: LayerNames, values: Any, described: str) -> None:
     finite = np.isfinite(values).all(axis=0)
-    bad = [named for named in naming.ordered if not finite[named.statistic]]
+    bad = [named for named in names.ordered if not finite[named.statistic]]
     if "gradient" in described:
         bad = bad[::-1]  # the backward pass meets the last layer first
     if bad:
@@ -56,7 +56,7 @@ def _check_quantity(naming: Naming, values: Any, described: str) -> None:
 
 def _check_degrees(findings: Findings) -> None:
     """Raises ValueError for an optimizer that explicit mode cannot follow."""
-    degrees = np.asarray(findings.degrees)
+    degrees, given = np.asarray(findings.degrees), findings.model.request.optimizer.given
     if not degrees.size:
         return
     known = np.isfinite(degrees)
@@ -65,7 +65,7 @@ def _check_degrees(findings: Findings) -> None:
     odd = np.minimum(abs(by_gradient), abs(by_gradient - 1)) > 0.05
     if odd.any() or (abs(by_parameters) > 0.05).any():
         raise ValueError(
-            f"mode='explicit' cannot follow optimizer={findings.plan.job.optimizer!r}: its first "
+            f"mode='explicit' cannot follow optimizer={given!r}: its first "
             "step must be as large as the gradient (SGD) or independent of its size (Adam), and "
             "must not depend on the parameters; pass it without weight decay or trust ratio, or "
             "use mode='fold'"
@@ -74,28 +74,31 @@ def _check_degrees(findings: Findings) -> None:
 
 def _check_moves(findings: Findings) -> None:
     """Raises ValueError for an optimizer whose first step is zero where gradients are not."""
-    still = not np.any(findings.solved.update)
-    if still and not np.all(findings.null) and not isinstance(findings.plan.job.optimizer, str):
+    optimizer, still = findings.model.request.optimizer, not np.any(findings.solved.update)
+    if still and not np.all(findings.null) and optimizer.direction is None:
         raise ValueError(
-            f"the first step of optimizer={findings.plan.job.optimizer!r} changes nothing, and no "
+            f"the first step of optimizer={optimizer.given!r} changes nothing, and no "
             "later one could be found; pass it without the schedule or the wrapper that holds it "
             "back, such as optax.adam(1.0)"
         )
 
 
-def _check_pillars(findings: Findings) -> None:
-    plan, pillars = findings.plan, findings.pillars
-    vectors = {"scale": pillars.scale, "learning-rate multiplier": pillars.multiplier}
-    if plan.job.mode == "explicit":
-        vectors |= {"forward scale": pillars.forward, "backward scale": pillars.weight}
+def _check_solution(findings: Findings) -> None:
+    model, solution = findings.model, findings.solution
+    vectors = {"scale": solution.parameter_scale, "learning-rate multiplier": solution.multiplier}
+    if model.request.mode == "explicit":
+        vectors |= {
+            "forward scale": solution.applied_scale,
+            "backward scale": solution.leaf_gradient_scale,
+        }
     for described, vector in vectors.items():
-        _check_range(plan.naming, plan.by_leaf(vector), described)
+        _check_range(model.names, model.by_leaf(vector), described)
 
 
-def _check_range(naming: Naming, parts: Sequence[Any], described: str) -> None:
+def _check_range(names: LayerNames, parts: Sequence[Any], described: str) -> None:
     """Raises ValueError for a number that float32 does not have."""
     limits = np.finfo(np.float32)
-    for path, part in zip(naming.paths, parts, strict=True):
+    for path, part in zip(names.paths, parts, strict=True):
         bad = np.asarray(part)[~((part >= limits.tiny) & (part <= limits.max))]
         if bad.size:
             raise ValueError(

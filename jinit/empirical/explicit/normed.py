@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jinit._arithmetic import is_float
 from jinit._kinds import kind_of
-from jinit.empirical.explicit import COLLECTION, NAMES, scale_gradient, wrapped_modules
+from jinit.empirical.explicit.normed_apply import scale_gradient
+from jinit.empirical.explicit.scale_tree import COLLECTION, NAMES, wrapped_modules
 
 __all__ = ["Normed", "WrappedModel", "get_wrapped_submodules", "wrap_all_leaf_modules"]
 
@@ -158,4 +159,4 @@ def get_wrapped_submodules(model: Any, *inputs: Any) -> dict[str, dict[str, Any]
     variables = model
     if not isinstance(model, Mapping):
         variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    return dict(wrapped_modules(variables))
+    return wrapped_modules(variables)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from jinit._arithmetic import is_float
-from jinit.empirical.names import Named
-from jinit.empirical.plan import Plan
+from jinit.empirical.layer_names import Named
+from jinit.empirical.traced_model import TracedModel
 from jinit.layers import Layer
 
 __all__ = ["not_tuned", "note_on"]
@@ -13,28 +13,28 @@ _MIXED = "one scale for all slices, which a loop reads in another order"
 _LOST = "meets no input where it can be followed"
 
 
-def note_on(named: Named, plan: Plan) -> str:
+def note_on(named: Named, model: TracedModel) -> str:
     """Returns why a layer was not rescaled, or what is special about it."""
     layer = named.layer
     if layer.reason:
         return layer.reason
-    if not plan.solver.tuned[named.statistic]:
+    if not model.solver.tuned[named.statistic]:
         return "excluded"
-    if _is_bypassed(named, plan):
+    if _is_bypassed(named, model):
         return "zero: the gradient passes it as if it were random"
     notes = [
         "shared" if layer.shared else "",
         _MIXED if dict(layer.leaves)[layer.leaf].mixed else "",
-        _on_joined(layer, plan.naming.joined_paths(named)),
+        _on_joined(layer, model.names.joined_paths(named)),
     ]
     return "; ".join(note for note in notes if note)
 
 
-def _is_bypassed(named: Named, plan: Plan) -> bool:
+def _is_bypassed(named: Named, model: TracedModel) -> bool:
     """Returns whether a leaf of zeros stands alone in a layer's weight, or in a product."""
-    zeros = {*plan.job.zeros}
+    zeros = {*model.request.zeros}
     return any(
-        plan.naming.leaf_at(leaf, named) in zeros and not degree.group
+        model.names.leaf_at(leaf, named) in zeros and not degree.group
         for leaf, degree in named.layer.leaves
     )
 
@@ -46,42 +46,42 @@ def _on_joined(layer: Layer, paths: Sequence[str]) -> str:
     return f"{'one scale' if alike else 'scaled together'} with {', '.join(paths)}"
 
 
-def not_tuned(plan: Plan, notes: Sequence[str]) -> dict[str, str]:
+def not_tuned(model: TracedModel, notes: Sequence[str]) -> dict[str, str]:
     """Says by path why leaves were left: all those of every layer that was not rescaled.
 
     Args:
-        plan: The layers.
+        model: The layers.
         notes: What is said of each of them, in order.
     """
-    naming, reasons = plan.naming, dict[int, str]()
+    names, reasons = model.names, dict[int, str]()
     tuned = {
         leaf
-        for named in naming.ordered
-        if plan.solver.tuned[named.statistic]
-        for leaf in naming.scaled(named)
+        for named in names.ordered
+        if model.solver.tuned[named.statistic]
+        for leaf in names.scaled(named)
     }
-    for named, note in zip(naming.ordered, notes, strict=True):
-        left = not plan.solver.tuned[named.statistic]
+    for named, note in zip(names.ordered, notes, strict=True):
+        left = not model.solver.tuned[named.statistic]
         why = note if left else f"its layer is scaled by {named.path}"
         for leaf, _ in (*named.layer.leaves, *named.layer.bias):
-            reasons.setdefault(naming.leaf_at(leaf, named), why)
-    for layer in plan.found.layers:
+            reasons.setdefault(names.leaf_at(leaf, named), why)
+    for layer in model.found.layers:
         if not layer.measured:
             reasons.update(
-                (x, layer.reason) for leaf, _ in layer.leaves for x in naming.groups[leaf]
+                (x, layer.reason) for leaf, _ in layer.leaves for x in names.groups[leaf]
             )
-    reasons.update((leaf, _LOST) for leaf in _lost(plan, {*reasons, *tuned}))
-    return {naming.paths[x] or ".": why for x, why in reasons.items() if x not in tuned}
+    reasons.update((leaf, _LOST) for leaf in _lost(model, {*reasons, *tuned}))
+    return {names.paths[x] or ".": why for x, why in reasons.items() if x not in tuned}
 
 
-def _lost(plan: Plan, known: set[int]) -> list[int]:
+def _lost(model: TracedModel, known: set[int]) -> list[int]:
     """Lists the parameters that an output depends on, and no layer has."""
-    unused = {leaf for number in plan.found.unused for leaf in plan.naming.groups[number]}
+    unused = {leaf for number in model.found.unused for leaf in model.names.groups[number]}
     return [
         leaf
-        for number, group in enumerate(plan.naming.groups)
+        for number, group in enumerate(model.names.groups)
         for leaf in group
-        if plan.job.trainable[leaf]
-        and is_float(plan.rolled.traced.in_avals[number])
+        if model.request.trainable[leaf]
+        and is_float(model.rolled.traced.in_avals[number])
         and leaf not in known | unused
     ]

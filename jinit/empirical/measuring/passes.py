@@ -1,4 +1,4 @@
-"""The compiled programs: one measurement on one key, and the scaling of all leaves."""
+"""The compiled passes through a model: one measurement on one key, and the scaling of leaves."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from jinit._arithmetic import apply_scale, is_float, on_cpu, rms
-from jinit.empirical.inputs import call_loss
-from jinit.empirical.plan import Plan
-from jinit.empirical.rounding import nudged, sketch
+from jinit.empirical.measuring.factors import Factors
+from jinit.empirical.measuring.rounding import nudged, sketch
+from jinit.empirical.traced_model import TracedModel
+from jinit.empirical.user_functions import call_loss
 from jinit.layers import gathered, leading, placed
 
-__all__ = ["Measured", "Programs", "Stage", "Statistics", "programs", "rescale", "stack"]
+__all__ = ["Measured", "Passes", "Stage", "Statistics", "passes_for", "rescale", "stack"]
 
 
 class Statistics(NamedTuple):
@@ -25,9 +27,9 @@ class Statistics(NamedTuple):
         gradient: That of the gradient at its input.
         update: That of the change in its output along the optimizer's step.
         dead: The fraction of its units that no gradient reaches.
-        mean: If the job is detailed, the mean of the output in units of its RMS.
-        leaf: The RMS of the gradient of every slot of a leaf, as the optimizer sees it.
-        joint: If the job asks for the step of the network, the RMS of the change in every
+        mean: If the request is detailed, the mean of the output in units of its RMS.
+        leaf_gradient: That of the gradient of every slot of a leaf, as the optimizer sees it.
+        joint: If the request asks for the step of the network, the RMS of the change in every
             output along the step of all layers at once, over that of the output.
     """
 
@@ -36,7 +38,7 @@ class Statistics(NamedTuple):
     update: Any
     dead: Any
     mean: Any
-    leaf: Any
+    leaf_gradient: Any
     joint: Any
 
 
@@ -55,22 +57,22 @@ class Measured(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """How a measurement is made.
+    """How a measurement is made; what is left open is a layer's own factor.
 
     Attributes:
-        given: By layer, the factor of its output; 0 for the layer's own.
-        balance: By layer, the factor of the gradient at its input; 0 for its own.
-        gauge: By stacked leaf, what the optimizer sees it multiplied by; 0 for what the layers'
-            own factors say.
-        weight: By stacked leaf, what its gradient is multiplied by as well.
-        rate: By stacked leaf, what its step is multiplied by.
+        output_scale: By layer, the factor of its output.
+        gradient_scale: By layer, the factor of the gradient that it sends back.
+        parameter_scale: By stacked leaf, what the optimizer sees it multiplied by; its own is
+            what the factors of its layers' outputs say.
+        leaf_gradient_scale: By stacked leaf, what its gradient is multiplied by as well.
+        multiplier: By stacked leaf, what its step is multiplied by.
     """
 
-    given: Sequence[Any]
-    balance: Sequence[Any]
-    gauge: Sequence[Any]
-    weight: Sequence[Any]
-    rate: Sequence[Any]
+    output_scale: Sequence[Factors]
+    gradient_scale: Sequence[Factors]
+    parameter_scale: Sequence[Factors]
+    leaf_gradient_scale: Sequence[Any]
+    multiplier: Sequence[Any]
 
 
 def _keys(key: jax.Array, number: Any, count: int) -> jax.Array:
@@ -80,15 +82,16 @@ def _keys(key: jax.Array, number: Any, count: int) -> jax.Array:
 
 
 def _forward(
-    plan: Plan, consts: Any, leaves: Any, inputs: Any, key: Any, number: Any, given: Sequence[Any]
-) -> jax.Array:
+    model: TracedModel, consts: Any, leaves: Any, inputs: Any, key: Any, number: Any,
+    output_scales: Sequence[Factors],
+) -> jax.Array:  # fmt: skip
     """Runs forward once, and returns the RMS of every output before its factor."""
     (sample,) = _keys(key, number, 1)
-    return plan.meter(consts).forward([*leaves, *plan.data(inputs, sample)], given)
+    return model.meter(consts).forward([*leaves, *model.data(inputs, sample)], output_scales)
 
 
 def _measure(
-    plan: Plan, consts: Any, leaves: Any, inputs: Any, key: Any, number: Any, nudge: Any,
+    model: TracedModel, consts: Any, leaves: Any, inputs: Any, key: Any, number: Any, nudge: Any,
     stage: Stage,
 ) -> Measured:  # fmt: skip
     """Runs forward, backward, and forward with derivatives, on one key.
@@ -97,43 +100,45 @@ def _measure(
     of it, which is 0 or a rounding error.
     """
     leaves = [
-        nudged(leaf, nudge) if plan.job.trainable[group[0]] else leaf
-        for leaf, group in zip(leaves, plan.rolled.groups, strict=True)
+        nudged(leaf, nudge) if model.request.trainable[group[0]] else leaf
+        for leaf, group in zip(leaves, model.rolled.groups, strict=True)
     ]
     sample, loss_key = _keys(key, number, 2)
-    data, meter = plan.data(inputs, sample), plan.meter(consts)
-    loss = functools.partial(_loss, plan, loss_key, nudge)
-    back = meter.backward(loss, leaves, data, stage.given, stage.balance)
-    gauge = [
-        jnp.where(g > 0, g, own)
-        for g, own in zip(stage.gauge, _own(plan, back.factors), strict=True)
-    ]
-    inward = [weight / c for weight, c in zip(stage.weight, gauge, strict=True)]
-    outward = [rate / c for rate, c in zip(stage.rate, gauge, strict=True)]
-    seen = _Seen(leaves, back.gradients, gauge, inward)
-    step, degrees = _step(plan, seen, outward)
-    update = meter.updates(leaves, step, data, stage.given)
-    network = plan.job.step == "network"
-    joint = meter.joint(leaves, step, data, stage.given) if network else jnp.zeros(0)
-    found = Statistics(
-        back.activations, back.slopes, update, back.dead, back.means, seen.sizes(plan), joint
+    data, meter = model.data(inputs, sample), model.meter(consts)
+    loss = functools.partial(_loss, model, loss_key, nudge)
+    back = meter.backward(loss, leaves, data, stage.output_scale, stage.gradient_scale)
+    own = _own_scales(model, back.factors)
+    scales = [each.resolved(x) for each, x in zip(stage.parameter_scale, own, strict=True)]
+    seen = _Seen(
+        leaves,
+        back.gradients,
+        scales,
+        inward=[g / c for g, c in zip(stage.leaf_gradient_scale, scales, strict=True)],
+        outward=[m / c for m, c in zip(stage.multiplier, scales, strict=True)],
     )
-    return Measured(found, degrees, seen.sketches(plan))
+    step, degrees = _step(model, seen)
+    update = meter.updates(leaves, step, data, stage.output_scale)
+    network = model.request.step == "network"
+    joint = meter.joint(leaves, step, data, stage.output_scale) if network else jnp.zeros(0)
+    found = Statistics(
+        back.activations, back.slopes, update, back.dead, back.means, seen.sizes(model), joint
+    )
+    return Measured(found, degrees, seen.sketches(model))
 
 
-def _loss(plan: Plan, key: jax.Array, nudge: Any, output: Any) -> jax.Array:
+def _loss(model: TracedModel, key: jax.Array, nudge: Any, output: Any) -> jax.Array:
     output = jax.tree.map(lambda y: nudged(y, nudge), output)
-    return call_loss(plan.job.dummy_loss, output, key)
+    return call_loss(model.request.dummy_loss, output, key)
 
 
-def _own(plan: Plan, factors: Sequence[jax.Array]) -> list[jax.Array]:
+def _own_scales(model: TracedModel, factors: Sequence[jax.Array]) -> list[jax.Array]:
     """Returns the scale that each leaf takes from the layer it carries, or is a bias of."""
-    own = plan.layout.leaves(jnp.ones(plan.layout.slots, jnp.float32))
-    for layer, factor in zip(plan.layout.layers, factors, strict=True):
+    own = model.layout.leaves(jnp.ones(model.layout.slots, jnp.float32))
+    for layer, factor in zip(model.layout.layers, factors, strict=True):
         for leaf, degree in layer.scaled:
             if not layer.shared:
                 scale = factor if degree.degree == 1 else factor ** (1 / (degree.degree or 1))
-                own[leaf] = placed(scale, plan.layout.places[leaf])
+                own[leaf] = placed(scale, model.layout.places[leaf])
     return own
 
 
@@ -146,7 +151,7 @@ _CHEAP: Sequence[dict[str, Any]] = (
 )
 
 
-class Programs(NamedTuple):
+class Passes(NamedTuple):
     """The two programs that measure.
 
     Attributes:
@@ -158,27 +163,27 @@ class Programs(NamedTuple):
     measure: Any
 
 
-def _programs(**options: Any) -> Programs:
-    jit = functools.partial(jax.jit, static_argnames="plan", **options)
-    return Programs(jit(_forward), jit(_measure))
+def _passes(**options: Any) -> Passes:
+    jit = functools.partial(jax.jit, static_argnames="model", **options)
+    return Passes(jit(_forward), jit(_measure))
 
 
-_plain = _programs()
+_plain = _passes()
 
 
 @functools.cache
-def _on_cpu() -> Programs:
+def _on_cpu() -> Passes:
     for options in _CHEAP:
         try:
             with jax.default_device(jax.devices("cpu")[0]):
                 jax.jit(lambda: 0, compiler_options=options)()
         except jax.errors.JaxRuntimeError:
             continue
-        return _programs(compiler_options=options)
+        return _passes(compiler_options=options)
     return _plain
 
 
-def programs(leaves: Sequence[Any], *, traced: bool) -> Programs:
+def passes_for(leaves: Sequence[Any], *, traced: bool) -> Passes:
     """Returns the programs that measure, for the devices that the leaves are on.
 
     Args:
@@ -189,25 +194,34 @@ def programs(leaves: Sequence[Any], *, traced: bool) -> Programs:
 
 
 class _Seen(NamedTuple):
-    """What the optimizer sees: a leaf times its gauge c, hence a gradient divided by c."""
+    """What the optimizer sees: a leaf W times its parameter scale c, hence a gradient over c.
+
+    Attributes:
+        leaves: The stacked leaves, W.
+        gradients: Their gradients g.
+        scales: By leaf, c.
+        inward: By leaf, what its gradient is multiplied by: the leaf-gradient scale over c.
+        outward: By leaf, what the step of c W is multiplied by: the multiplier over c.
+    """
 
     leaves: Sequence[Any]
     gradients: Sequence[Any]
-    gauge: Sequence[Any]
+    scales: Sequence[Any]
     inward: Sequence[Any]
+    outward: Sequence[Any]
 
-    def sketches(self, plan: Plan) -> jax.Array:
+    def sketches(self, model: TracedModel) -> jax.Array:
         """Returns random sums of the gradient of every slot."""
-        layout = plan.layout
+        layout = model.layout
         triples = zip(self.gradients, layout.shapes, layout.places, strict=True)
         return jnp.concatenate(
             [sketch(leading(slope, places), shape) for slope, shape, places in triples]
         )
 
-    def sizes(self, plan: Plan) -> jax.Array:
+    def sizes(self, model: TracedModel) -> jax.Array:
         """Returns the RMS of the gradient of every slot."""
         parts = []
-        layout = plan.layout
+        layout = model.layout
         for slope, factor, shape, places in zip(
             self.gradients, self.inward, layout.shapes, layout.places, strict=True
         ):
@@ -218,34 +232,36 @@ class _Seen(NamedTuple):
         return jnp.concatenate(parts)
 
 
-def _step(plan: Plan, seen: _Seen, outward: Sequence[Any]) -> tuple[list[Any], jax.Array]:
-    """Returns the change of every leaf, and how the optimizer's step scales."""
-    if plan.job.optimizer == "adam":  # indifferent to the gradient's size
-        return _scaled(plan.step(seen.gradients, seen.leaves), outward), jnp.zeros(
-            (2, 0), jnp.float32
-        )
-    if plan.job.optimizer == "sgd":
-        # one after the other: their product may be out of range
-        step = _scaled(plan.step(seen.gradients, seen.leaves), seen.inward)
-        return _scaled(step, outward), jnp.zeros((2, 0), jnp.float32)
-    slopes, leaves = _scaled(seen.gradients, seen.inward), _scaled(seen.leaves, seen.gauge)
-    step = plan.step(slopes, leaves)
-    degrees = (
-        _degrees(plan, slopes, leaves, step)
-        if plan.job.mode == "explicit"
-        else jnp.zeros((2, 0), jnp.float32)
-    )
-    return _scaled(step, outward), degrees
+_NO_DEGREES = np.zeros((2, 0), np.float32)
+
+
+def _step(model: TracedModel, seen: _Seen) -> tuple[list[Any], Any]:
+    """Returns the change of every leaf, and how the optimizer's step scales if it must be known."""
+    degree = model.request.optimizer.degree
+    if degree is not None:
+        step = model.first_step(seen.gradients, seen.leaves)
+        # one factor after the other: their product may be out of range
+        for factors in (*[seen.inward] * degree, seen.outward):
+            step = _scaled(step, factors)
+        return step, _NO_DEGREES
+    slopes, leaves = _scaled(seen.gradients, seen.inward), _scaled(seen.leaves, seen.scales)
+    step = model.first_step(slopes, leaves)
+    explicit = model.request.mode == "explicit"
+    degrees = _degrees(model, slopes, leaves, step) if explicit else _NO_DEGREES
+    return _scaled(step, seen.outward), degrees
 
 
 def _scaled(leaves: Sequence[Any], factors: Sequence[Any]) -> list[Any]:
     return [apply_scale(leaf, factor) for leaf, factor in zip(leaves, factors, strict=True)]
 
 
-def _degrees(plan: Plan, slopes: list[Any], seen: list[Any], step: list[Any]) -> jax.Array:
+def _degrees(model: TracedModel, slopes: list[Any], seen: list[Any], step: list[Any]) -> jax.Array:
     """Measures how an optimizer's step scales with the gradient, and with the parameters."""
     double = [jnp.float32(2.0)] * len(seen)
-    others = plan.step(_scaled(slopes, double), seen), plan.step(slopes, _scaled(seen, double))
+    others = (
+        model.first_step(_scaled(slopes, double), seen),
+        model.first_step(slopes, _scaled(seen, double)),
+    )
 
     def sizes(steps: list[Any]) -> jax.Array:
         return jnp.stack([rms(u) for u in steps])
@@ -255,10 +271,10 @@ def _degrees(plan: Plan, slopes: list[Any], seen: list[Any], step: list[Any]) ->
     return jnp.log2(jnp.stack(ratios))
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def stack(plan: Plan, leaves: Sequence[Any]) -> list[Any]:
+@functools.partial(jax.jit, static_argnames="model")
+def stack(model: TracedModel, leaves: Sequence[Any]) -> list[Any]:
     """Stacks the leaves of equal layers."""
-    return plan.rolled.stack(leaves)
+    return model.rolled.stack(leaves)
 
 
 def rescale(leaves: Sequence[Any], scales: Sequence[Any]) -> list[jax.Array]:

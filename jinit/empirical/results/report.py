@@ -11,12 +11,12 @@ from jax.core import Tracer
 from jinit._extras import require
 from jinit._plain import PlainData
 from jinit._tables import format_number, format_table, printable
-from jinit.empirical.names import Named
-from jinit.empirical.notes import not_tuned, note_on
-from jinit.empirical.plan import Plan
-from jinit.empirical.programs import Statistics
-from jinit.empirical.run import Findings
+from jinit.empirical.layer_names import Named
+from jinit.empirical.measuring.passes import Statistics
+from jinit.empirical.results.notes import not_tuned, note_on
 from jinit.empirical.scales import log_mean
+from jinit.empirical.solve import Findings
+from jinit.empirical.traced_model import TracedModel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,35 +159,42 @@ def build_report(findings: Findings) -> Report:
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(findings)):
         raise TypeError("the report needs values: return the Calibration from the jitted function")
-    plan, naming = findings.plan, findings.plan.naming
-    # one number a statistic or a slot, in the order of the layout; naming says whose each is
+    model, names = findings.model, findings.model.names
+    # one number a statistic or a slot, in the order of the layout; names says whose each is
     before, after = (_sizes(jax.device_get(s)) for s in (findings.before, findings.after))
-    notes = [note_on(named, plan) for named in naming.ordered]
+    notes = [note_on(named, model) for named in names.ordered]
     rows = tuple(
-        _row(named, before, after, note, plan)
-        for named, note in zip(naming.ordered, notes, strict=True)
+        _row(named, before, after, note, model)
+        for named, note in zip(names.ordered, notes, strict=True)
     )
     missing = _missing(findings, rows)
     return Report(
         rows=rows,
-        not_tuned=not_tuned(plan, notes),
-        shared=_residuals(naming.ordered, after["activation"] / plan.targets),
+        not_tuned=not_tuned(model, notes),
+        shared=_residuals(names.ordered, after["activation"] / model.targets),
         unused=tuple(
-            naming.paths[leaf] for number in plan.found.unused for leaf in naming.groups[number]
+            names.paths[leaf] for number in model.found.unused for leaf in names.groups[number]
         ),
         null=tuple(missing),
         missing=missing,
         dead={row.path: row.dead for row in rows if 0 < row.dead < 1},
-        zero=tuple(naming.paths[leaf] for leaf in plan.job.zeros if plan.job.trainable[leaf]),
-        growth=float(findings.growth) if plan.job.step == "network" else None,
-        leaf_gradients=_leaf_gradients(plan, after["leaf"]) if plan.job.detailed else {},
+        zero=tuple(
+            names.paths[leaf] for leaf in model.request.zeros if model.request.trainable[leaf]
+        ),
+        growth=float(findings.growth) if model.request.step == "network" else None,
+        leaf_gradients=_leaf_gradients(model, after["leaf_gradient"])
+        if model.request.detailed
+        else {},
     )
 
 
 def _sizes(statistics: Statistics) -> dict[str, np.ndarray]:
     """Averages over the keys on which a layer was reached: in a branch not taken all is 0."""
     found = {name: np.asarray(v, np.float64) for name, v in statistics._asdict().items()}
-    sizes = {name: _typical(found[name]) for name in ("activation", "gradient", "update", "leaf")}
+    sizes = {
+        name: _typical(found[name])
+        for name in ("activation", "gradient", "update", "leaf_gradient")
+    }
     return {**sizes, "dead": found["dead"].min(0), "mean": found["mean"].mean(0)}
 
 
@@ -199,11 +206,11 @@ def _typical(size: np.ndarray) -> np.ndarray:
 
 def _missing(findings: Findings, rows: Sequence[LayerRow]) -> dict[str, tuple[str, ...]]:
     """Says of every layer and leaf that lacks one of the three quantities, which."""
-    plan, null = findings.plan, np.asarray(findings.null)
-    uses = plan.solver.moved
-    true = np.bincount(uses.statistic, ~null[uses.slot], minlength=plan.layout.size)
+    model, null = findings.model, np.asarray(findings.null)
+    uses = model.solver.moved
+    true = np.bincount(uses.statistic, ~null[uses.slot], minlength=model.layout.size)
     missing: dict[str, tuple[str, ...]] = {}
-    for named, row in zip(plan.naming.ordered, rows, strict=True):
+    for named, row in zip(model.names.ordered, rows, strict=True):
         unreached = row.gradient_after == 0 or true[named.statistic] == 0
         lacks = {
             "output": row.activation_after == 0,
@@ -212,33 +219,33 @@ def _missing(findings: Findings, rows: Sequence[LayerRow]) -> dict[str, tuple[st
         }
         if any(lacks.values()):
             missing.setdefault(row.path, tuple(name for name, lack in lacks.items() if lack))
-    parts = plan.by_leaf(null)
-    for leaf in plan.naming.used:
+    parts = model.by_leaf(null)
+    for leaf in model.names.used:
         if np.all(parts[leaf]):
-            missing.setdefault(plan.naming.paths[leaf] or ".", ("gradient",))
+            missing.setdefault(model.names.paths[leaf] or ".", ("gradient",))
     return missing
 
 
-def _leaf_gradients(plan: Plan, sizes: np.ndarray) -> dict[str, float]:
+def _leaf_gradients(model: TracedModel, sizes: np.ndarray) -> dict[str, float]:
     """Names the gradients; a leaf with several slices has their RMS."""
-    paths, parts = plan.naming.paths, plan.by_leaf(sizes)
+    paths, parts = model.names.paths, model.by_leaf(sizes)
     return {
         paths[leaf] or ".": float(np.sqrt(np.mean(np.square(parts[leaf]))))
-        for leaf in plan.naming.used
+        for leaf in model.names.used
     }
 
 
-def _row(named: Named, before: Any, after: Any, note: str, plan: Plan) -> LayerRow:
+def _row(named: Named, before: Any, after: Any, note: str, model: TracedModel) -> LayerRow:
     numbers: dict[str, Any] = {}
     for name in ("activation", "gradient", "update"):
         known = name != "gradient" or named.layer.differentiable
         for when, sizes in (("before", before), ("after", after)):
             numbers[f"{name}_{when}"] = float(sizes[name][named.statistic]) if known else None
     dead = float(after["dead"][named.statistic])
-    mean = float(after["mean"][named.statistic]) if plan.job.detailed else None
+    mean = float(after["mean"][named.statistic]) if model.request.detailed else None
     return LayerRow(
         named.label, named.layer.kind, dead=dead, mean=mean, note=note,
-        joined=plan.naming.joined_paths(named), **numbers,
+        joined=model.names.joined_paths(named), **numbers,
     )  # fmt: skip
 
 

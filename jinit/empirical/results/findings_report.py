@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from jinit.empirical.report import LayerRow, Report, build_report
-from jinit.empirical.run import Findings
+from jinit.empirical.results.report import LayerRow, Report, build_report
+from jinit.empirical.solve import Findings
 
 __all__ = ["report_of"]
 

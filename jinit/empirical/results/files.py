@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jinit.empirical.report import LayerRow, Report
-from jinit.empirical.saved import Facts, Saved
+from jinit.empirical.results.report import LayerRow, Report
+from jinit.empirical.results.saved import Facts, Saved
 
 __all__ = ["read", "write"]
 

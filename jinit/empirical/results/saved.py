@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 
-from jinit.empirical.explicit import NormedApply
-from jinit.empirical.inputs import describe_call
-from jinit.empirical.job import Job
-from jinit.empirical.mapped import report_of
-from jinit.empirical.report import Report
-from jinit.empirical.run import Findings
+from jinit.empirical.explicit.normed_apply import NormedApply
+from jinit.empirical.request import Request
+from jinit.empirical.results.findings_report import report_of
+from jinit.empirical.results.report import Report
+from jinit.empirical.solve import Findings
+from jinit.empirical.user_functions import describe_call
 
 __all__ = ["Facts", "Saved", "applied_with", "saved"]
 
@@ -63,16 +63,16 @@ def saved(findings: Findings | Saved) -> Saved:
     """
     if isinstance(findings, Saved):
         return findings
-    job = findings.plan.job
+    request = findings.model.request
     facts = Facts(
-        report_of(findings), describe_call(job.apply_fn), _pickled(job.apply_fn.fn),
-        _wraps(job), job.collection == "params",
+        report_of(findings), describe_call(request.apply_fn), _pickled(request.apply_fn.fn),
+        _wraps(request), request.collection == "params",
     )  # fmt: skip
     return Saved(jax.device_get(findings.growth), facts)
 
 
-def _wraps(job: Job) -> bool:
-    return job.mode == "explicit" and not job.modules
+def _wraps(request: Request) -> bool:
+    return request.mode == "explicit" and not request.modules
 
 
 def _pickled(fn: Any) -> bytes | None:
@@ -91,8 +91,10 @@ def applied_with(findings: Findings | Saved, scales: Any) -> Callable[..., Any]:
         ValueError: It is neither there nor survived pickling.
     """
     if not isinstance(findings, Saved):
-        job = findings.plan.job
-        return _wrapped(job.apply_fn.fn, _wraps(job), job.collection == "params", scales)
+        request = findings.model.request
+        return _wrapped(
+            request.apply_fn.fn, _wraps(request), request.collection == "params", scales
+        )
     facts = findings.facts
     if facts.given is not None:
         return _wrapped(facts.given, facts.wrapped, facts.inside, scales)

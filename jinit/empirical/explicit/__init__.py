@@ -1,0 +1,1 @@
+"""Explicit mode: scales beside the parameters, as a function and as linen modules."""

@@ -1,0 +1,1 @@
+"""Statistics of every layer, measured in compiled passes through a traced model."""

@@ -1,0 +1,1 @@
+"""What a calibration returns: the trees, their file, and the report."""

@@ -1,0 +1,161 @@
+"""The user's functions: what they are called, how they are called, and as keys of a cache."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jinit._kinds import kind_of
+
+__all__ = [
+    "ARGUMENT_ORDER",
+    "CachedFunction",
+    "call_loss",
+    "check_call",
+    "check_pair",
+    "describe_call",
+    "draw_inputs",
+    "explaining_pairs",
+    "positional",
+]
+
+ARGUMENT_ORDER = "the order is params, apply_fn, dummy_input, dummy_loss"
+
+
+class CachedFunction:
+    """A function as a key of the compilation cache.
+
+    Methods of equal modules are equal, though Python compares them by identity; what cannot be
+    hashed, such as a module with a list field, counts as itself.
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, fn, updated=())
+        self.fn = fn
+        self.parts = tuple(
+            _key(part) for part in (getattr(fn, "__self__", None), getattr(fn, "__func__", fn))
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the function."""
+        return self.fn(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CachedFunction) and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        return hash(self.parts)
+
+
+def _key(part: Any) -> Any:
+    try:
+        hash(part)
+    except TypeError:
+        return id(part)
+    return part
+
+
+def describe_call(fn: Any) -> str:
+    """Names a function in an error message."""
+    while hasattr(fn, "func") or hasattr(fn, "fn"):  # a partial, or a function as a cache key
+        fn = fn.func if hasattr(fn, "func") else fn.fn
+    return getattr(fn, "__name__", None) or repr(fn)
+
+
+def positional(fn: Callable[..., Any], also: Collection[str]) -> list[str]:
+    """Names the positional parameters that must be given, and those of the names ``also``."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = inspect.Parameter.empty
+    return [
+        p.name for p in parameters if p.kind in kinds and (p.default is required or p.name in also)
+    ]
+
+
+def draw_inputs(dummy_input: Any, key: jax.Array, batch_size: int) -> tuple[Any, ...]:
+    """Returns the inputs of one model evaluation as positional arguments."""
+    drawn = _called(dummy_input, key, batch_size) if callable(dummy_input) else dummy_input
+    return drawn if isinstance(drawn, tuple) else (drawn,)
+
+
+def _called(dummy_input: Callable[..., Any], key: jax.Array, batch_size: int) -> Any:
+    names = positional(dummy_input, ("batch_size", "batchsz"))
+    if names[:1] in (["batch_size"], ["batchsz"]):
+        given, args = "batch_size", (batch_size,)
+    else:
+        given, args = "key", (key,)
+        if len(names) >= 2:
+            given, args = "key, batch_size", (key, batch_size)
+    try:
+        return dummy_input(*args)
+    except Exception as error:
+        error.add_note(
+            f"raised by dummy_input, the function {describe_call(dummy_input)}, which was called "
+            f"with ({given}); {ARGUMENT_ORDER}"
+        )
+        raise
+
+
+def call_loss(dummy_loss: Callable[..., Any], output: Any, key: jax.Array) -> jax.Array:
+    """Returns the loss of an output as a float32 scalar.
+
+    Raises:
+        ValueError: The loss is not a real scalar.
+    """
+    takes_key = len(positional(dummy_loss, ("key", "rng"))) >= 2
+    loss = dummy_loss(output, key) if takes_key else dummy_loss(output)
+    leaves = jax.tree.leaves(loss)
+    scalar = len(leaves) == 1 and jnp.shape(leaves[0]) == ()
+    if not scalar or not jnp.issubdtype(jnp.result_type(leaves[0]), jnp.floating):
+        found = jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", loss)
+        raise ValueError(
+            f"dummy_loss must return one real scalar, but {describe_call(dummy_loss)} returned "
+            f"{found}; reduce it, for example with .mean()"
+        )
+    return jnp.asarray(leaves[0], jnp.float32)
+
+
+def check_call(apply_fn: Callable[..., Any], inputs: Sequence[Any], **options: Any) -> None:
+    """Raises TypeError for a model that does not take its inputs by position."""
+    try:
+        signature = inspect.signature(apply_fn)
+    except (TypeError, ValueError):  # some builtins have no signature
+        return
+    try:
+        signature.bind(None, *inputs, **options)
+    except TypeError as error:
+        given = ", ".join(["params", *["input"] * len(inputs), *(f"{n}=..." for n in options)])
+        raise TypeError(
+            f"apply_fn is called as {describe_call(apply_fn)}({given}), but {error}; pass a "
+            f"function of (params, *inputs), and several inputs as a tuple; {ARGUMENT_ORDER}"
+        ) from None
+
+
+def check_pair(returned: Any, apply_fn: Any) -> None:
+    """Raises TypeError unless a model returned an output and something beside it."""
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        raise TypeError(
+            f"has_aux=True asks for (output, aux), but {describe_call(apply_fn)} returned "
+            f"{kind_of(returned)}; leave has_aux out, or return both, as Flax does with mutable="
+        )
+
+
+@contextlib.contextmanager
+def explaining_pairs(returned: Any, apply_fn: Any, advice: str) -> Iterator[None]:
+    """Raises ValueError where a loss fails on what may be an output and something beside it."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise
+        raise ValueError(
+            f"{describe_call(apply_fn)} returned a pair, on which dummy_loss failed ({error}); if "
+            f"its second part is state, as with Flax's mutable=, {advice}"
+        ) from error
