@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import jinit
 from jinit import amp
-from tests.two_processes import run_two
+from tests.processes import run_two
 
 KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 KEYS = jax.random.split(jax.random.key(0), 4)
