@@ -3,13 +3,20 @@
 import contextlib
 import logging
 import os
-
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+from importlib.metadata import version
 
 import jax
 import pytest
+
+from tests import selection
+
+FLAGS = ["--xla_force_host_platform_device_count=8"]
+QUICK_TO_COMPILE = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+]
+if version("jaxlib").startswith("0.10."):  # later ones have no other emitters
+    QUICK_TO_COMPILE.append("--xla_cpu_use_fusion_emitters=false")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -27,26 +34,28 @@ def make_key(request):
     return jax.random.key if request.param == "typed" else jax.random.PRNGKey
 
 
+def pytest_addoption(parser):
+    selection.add_options(parser)
+    parser.getgroup("jinit").addoption(
+        "--optimize",
+        action="store_true",
+        help="let XLA optimize as for users; else it compiles in half the time",
+    )
+
+
+def pytest_configure(config):
+    flags = [os.environ.get("XLA_FLAGS", ""), *FLAGS]
+    if not config.option.optimize:
+        flags += QUICK_TO_COMPILE
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+    if config.option.minutes:
+        config.pluginmanager.register(selection.Deadline(config.option.minutes))
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what is slow or thorough, and further cases, where they are not asked for."""
-    if config.option.markexpr or any("::" in argument for argument in config.args):
-        return
-    left = _left_out(items)
-    if left:
-        config.hook.pytest_deselected(items=left)
-        chosen = {*items} - {*left}
-        items[:] = [item for item in items if item in chosen]
-
-
-def _left_out(items):
-    begun, left = set(), []
-    for item in items:
-        function, _, case = item.nodeid.partition("[")
-        further = case and item.get_closest_marker("cases") and function in begun
-        if further or any(map(item.get_closest_marker, ("slow", "thorough"))):
-            left.append(item)
-        begun.add(function)
-    return left
+    selection.choose(config, items)
+    selection.keep_files_together(items)
 
 
 @pytest.fixture
