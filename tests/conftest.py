@@ -3,20 +3,11 @@
 import contextlib
 import logging
 import os
-from importlib.metadata import version
 
 import jax
 import pytest
 
-from tests import selection
-
-FLAGS = ["--xla_force_host_platform_device_count=8"]
-QUICK_TO_COMPILE = [
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-]
-if version("jaxlib").startswith("0.10."):  # later ones have no other emitters
-    QUICK_TO_COMPILE.append("--xla_cpu_use_fusion_emitters=false")
+from tests import compiler, selection
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -36,26 +27,27 @@ def make_key(request):
 
 def pytest_addoption(parser):
     selection.add_options(parser)
-    parser.getgroup("jinit").addoption(
-        "--optimize",
-        action="store_true",
-        help="let XLA optimize as for users; else it compiles in half the time",
-    )
 
 
 def pytest_configure(config):
-    flags = [os.environ.get("XLA_FLAGS", ""), *FLAGS]
-    if not config.option.optimize:
-        flags += QUICK_TO_COMPILE
+    quick = "" if config.option.optimize else compiler.QUICK
+    flags = [os.environ.get("XLA_FLAGS", ""), compiler.DEVICES, quick]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+    _keep_programs(config)
     if config.option.minutes:
         config.pluginmanager.register(selection.Deadline(config.option.minutes))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def _keep_programs(config):
+    """Keeps compiled programs for all workers and later runs, until ``pytest --cache-clear``."""
+    if hasattr(config, "cache"):
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
 def pytest_collection_modifyitems(config, items):
     selection.choose(config, items)
-    selection.keep_files_together(items)
 
 
 @pytest.fixture

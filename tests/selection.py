@@ -21,6 +21,7 @@ def add_options(parser):
         type=float,
         help="with --rest: begin at a file that depends on the commit, and stop after this time",
     )
+    group.addoption("--optimize", action="store_true", help="let XLA optimize as it does for users")
 
 
 def choose(config, items):
@@ -28,34 +29,36 @@ def choose(config, items):
     option = config.option
     if option.markexpr or any("::" in argument for argument in config.args):
         return
-    quick = _quick(items)
     if option.rest:
-        chosen = [i for i in items if i not in quick and not i.get_closest_marker("slow")]
+        left = {*_quick(items, "slow", "thorough", "exact"), *_marked(items, "slow")}
+        left |= set() if option.optimize else _marked(items, "exact")
     else:
-        chosen = [i for i in items if i in quick]
+        exact = () if option.optimize else ("exact",)
+        left = {*items} - _quick(items, "slow", "thorough", *exact)
+    _leave_out(config, items, left)
     if option.minutes:
-        chosen = _from_the_commit_on(chosen)
-    config.hook.pytest_deselected(items=[*{*items} - {*chosen}])
-    items[:] = chosen
+        items[:] = _from_the_commit_on(items)
 
 
-def keep_files_together(items):
-    """Gives a file's tests to one worker: what it computed and compiled serves them all."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+def _marked(items, *names):
+    return {item for item in items if any(map(item.get_closest_marker, names))}
 
 
-def _quick(items):
-    """All but what is slow or thorough, and of cases the first."""
-    begun, quick = set(), set()
+def _quick(items, *slower):
+    """All but what has one of these marks, and of cases the first."""
+    begun, further = set(), set()
     for item in items:
         function, _, case = item.nodeid.partition("[")
-        further = case and item.get_closest_marker("cases") and function in begun
-        if not (further or any(map(item.get_closest_marker, ("slow", "thorough")))):
-            quick.add(item)
+        if case and function in begun and item.get_closest_marker("cases"):
+            further.add(item)
         begun.add(function)
-    return quick
+    return {*items} - further - _marked(items, *slower)
+
+
+def _leave_out(config, items, left):
+    if left:
+        config.hook.pytest_deselected(items=[*left])
+        items[:] = [item for item in items if item not in left]
 
 
 def _from_the_commit_on(items):
