@@ -27,15 +27,15 @@ def add_options(parser):
 def choose(config, items):
     """Leaves out the tests that this run does not take, in place."""
     option = config.option
+    if not option.optimize:
+        _leave_out(config, items, _marked(items, "exact"))
     if option.markexpr or any("::" in argument for argument in config.args):
         return
     if option.rest:
-        left = {*_quick(items, "slow", "thorough", "exact"), *_marked(items, "slow")}
-        left |= set() if option.optimize else _marked(items, "exact")
+        quick = _quick(items, "slow", "thorough", "exact")
+        _leave_out(config, items, quick | _marked(items, "slow"))
     else:
-        exact = () if option.optimize else ("exact",)
-        left = {*items} - _quick(items, "slow", "thorough", *exact)
-    _leave_out(config, items, left)
+        _leave_out(config, items, {*items} - _quick(items, "slow", "thorough"))
     if option.minutes:
         items[:] = _from_the_commit_on(items)
 
