@@ -32,7 +32,6 @@ BRIEFLY = {
 
 THOROUGHLY = {
     ("fold", "adam"): {"original_test_net", "shard_map", "zero_initialized_head"},
-    ("explicit", "sgd"): {"lstm"},
 }
 """Of these, the cases that the quick suite leaves out."""
 
