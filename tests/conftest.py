@@ -4,12 +4,10 @@ import contextlib
 import logging
 import os
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
-
 import jax
 import pytest
+
+from tests import compiler, selection
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -27,26 +25,29 @@ def make_key(request):
     return jax.random.key if request.param == "typed" else jax.random.PRNGKey
 
 
+def pytest_addoption(parser):
+    selection.add_options(parser)
+
+
+def pytest_configure(config):
+    quick = "" if config.option.optimize else compiler.QUICK
+    flags = [os.environ.get("XLA_FLAGS", ""), compiler.DEVICES, quick]
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+    _keep_programs(config)
+    if config.option.minutes:
+        config.pluginmanager.register(selection.Deadline(config.option.minutes))
+
+
+def _keep_programs(config):
+    """Keeps compiled programs for all workers and later runs, until ``pytest --cache-clear``."""
+    if hasattr(config, "cache"):
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what is slow or thorough, and further cases, where they are not asked for."""
-    if config.option.markexpr or any("::" in argument for argument in config.args):
-        return
-    left = _left_out(items)
-    if left:
-        config.hook.pytest_deselected(items=left)
-        chosen = {*items} - {*left}
-        items[:] = [item for item in items if item in chosen]
-
-
-def _left_out(items):
-    begun, left = set(), []
-    for item in items:
-        function, _, case = item.nodeid.partition("[")
-        further = case and item.get_closest_marker("cases") and function in begun
-        if further or any(map(item.get_closest_marker, ("slow", "thorough"))):
-            left.append(item)
-        begun.add(function)
-    return left
+    selection.choose(config, items)
 
 
 @pytest.fixture

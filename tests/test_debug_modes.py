@@ -5,13 +5,7 @@ import pytest
 
 from tests.debug_modes import CALLS, LIMITS, MODES, check
 
-CELLS = [
-    # One worker does all the cells of a call: they share what it computes without a mode.
-    pytest.param(call, mode, marks=pytest.mark.xdist_group(f"debug modes {call}"))
-    for call in CALLS
-    for mode in MODES
-    if (call, mode) not in LIMITS
-]
+CELLS = [(call, mode) for call in CALLS for mode in MODES if (call, mode) not in LIMITS]
 
 
 @pytest.mark.cases

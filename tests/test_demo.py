@@ -1,10 +1,7 @@
 """The main job as a user runs it, and what its options choose."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from statistics import median
 
 import jax
@@ -17,14 +14,12 @@ from jinit.demo.experiments import Outcome, depth_recipes, level_recipes, rates
 from jinit.demo.model import initialize, random_loss
 from jinit.demo.show import levels_table, overflow_story, rates_table
 from jinit.demo.training import Recipe, Trainer
+from tests.processes import python
 
 
 def run_demo(folder, *options):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-m", "jinit", "demo", "--out", folder, *options],
-        capture_output=True, text=True, env=environment, check=False,
-    )  # fmt: skip
+    command = ("-m", "jinit", "demo", "--out", folder, *options)
+    done = python(*command, warn="default", seconds=1800)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((folder / "demo.json").read_text())
 

@@ -19,7 +19,7 @@ from jinit.demo import experiments, show
 from jinit.empirical.measuring.progress import progress
 from jinit.inspect import coord_check, describe
 from jinit.settings.report import Outcome, make_report
-from tests.fresh import python
+from tests.processes import python
 
 NAME = "größe→漢"
 """Latin letters, a character of the library's own, and one that takes two cells."""

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 import jinit
 from jinit import amp
-from tests.two_processes import run_two
+from tests.compiler import QUICK
+from tests.processes import run_two
 
 KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -190,7 +191,7 @@ print(json.dumps([float(value), *leaves]))
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes(kind):
     first, second = run_two(
-        f"KIND = {kind!r}\n{TWO}", JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo", XLA_FLAGS=""
+        f"KIND = {kind!r}\n{TWO}", JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo", XLA_FLAGS=QUICK
     )
     assert first == second
     start = jinit.empirical_init(PARAMS, net, X, loss, key=KEYS[3])

@@ -1,13 +1,12 @@
 """The README is true: its code runs, its commands and links exist."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import jinit
+from tests.processes import python
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -19,10 +18,7 @@ def test_the_quickstart_is_ten_lines_that_run_in_a_fresh_process(tmp_path):
     assert len([line for line in BLOCKS[0].splitlines() if line]) == 10
     program = tmp_path / "quickstart.py"
     program.write_text("\n".join(BLOCKS))
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", program],
-        capture_output=True, text=True, cwd=tmp_path, check=False,
-    )  # fmt: skip
+    done = python(program, warn="error::UserWarning", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"params/layers_\d/kernel +linear +(\S+) +(\S+)", done.stdout)
     assert len(rows) == 3

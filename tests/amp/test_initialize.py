@@ -1,7 +1,5 @@
 import inspect
 import pickle
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +11,7 @@ from flax import nnx
 
 from jinit import amp
 from tests.amp.reference import bits, dtypes, operand_dtypes
+from tests.processes import python
 
 
 def mlp(params, x):
@@ -288,4 +287,4 @@ def test_every_optimizer_has_a_scale_for_every_loss():
 
 def test_importing_amp_does_not_import_flax():
     code = "import sys, jinit.amp; sys.exit('flax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert python("-c", code, warn="default").returncode == 0

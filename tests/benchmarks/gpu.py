@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from jinit._tables import format_number, format_table
-from tests.fresh import environment
+from tests.processes import environment
 
 PREAMBLE = """
 import json

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jinit._tables import format_number, format_table
-from tests.fresh import environment
+from tests.processes import environment
 
 WIDTH, BATCH = 128, 64
 ORIGINAL = """

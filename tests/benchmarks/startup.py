@@ -7,7 +7,7 @@ import tempfile
 from statistics import median
 
 from jinit._tables import format_table
-from tests.fresh import environment
+from tests.processes import environment
 
 ROUNDS = 25
 TIMED = """

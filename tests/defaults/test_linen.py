@@ -186,6 +186,7 @@ def test_attention_with_norms_and_explicit_kernels():
         assert same(init(nn.MultiHeadAttention(2, normalize_qk=True, **given), x), plain)
 
 
+@pytest.mark.exact
 def test_the_other_ways_to_initialize():
     expected = init(Nested(KERAS))
     model, key = Nested({}), jax.random.key(3)

@@ -190,6 +190,7 @@ class Model(nnx.Module):
         return self.second(self.norm(self.first(x)))
 
 
+@pytest.mark.exact
 def test_jit_around_the_construction():
     build = nnx.jit(lambda: Model(rngs=rngs()))
     plain = build()

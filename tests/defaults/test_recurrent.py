@@ -141,6 +141,7 @@ def test_the_golden_limit_of_a_convolutional_lstm():
     assert 0.98 * 0.13608 < abs(kernel).max() < 0.13608
 
 
+@pytest.mark.exact
 @pytest.mark.cases
 @pytest.mark.parametrize("cell", [nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell])
 def test_however_a_cell_is_run_it_is_drawn_alike(cell):

@@ -1,8 +1,6 @@
 """The table as data, the repr, and bad input."""
 
 import re
-import subprocess
-import sys
 
 import equinox as eqx
 import flax.linen as nn
@@ -14,6 +12,7 @@ from flax import nnx
 import jinit
 from jinit.defaults.table import LayerTable, Role, Row
 from jinit.initializers import xavier_uniform, zeros
+from tests.processes import python
 
 TABLE = """\
   layer                                 field                   value
@@ -256,4 +255,4 @@ def test_a_class_and_a_module_of_linen_are_wrapped_whichever_way():
 
 def test_import_jinit_imports_no_flax():
     code = "import sys, jinit; sys.exit('flax' in sys.modules or 'jinit.defaults' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert python("-c", code, warn="default").returncode == 0

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import jinit
 from tests.empirical import zoo_functions, zoo_linen
-from tests.empirical.zoo import BRIEFLY, CASES, SETTINGS, SLOW, Case
+from tests.empirical.zoo import BRIEFLY, CASES, SETTINGS, SLOW, THOROUGHLY, Case
 
 pytestmark = pytest.mark.usefixtures("allow_rank_promotion")
 
@@ -32,7 +32,7 @@ ACTIVATION, OTHERS = (0.9, 1.1), (0.67, 1.5)
 
 
 def each(*settings: tuple[str, str]) -> Any:
-    """Runs a test on every case in these settings; a case stays with one worker."""
+    """Runs a test on every case in these settings."""
     runs = [
         pytest.param(name, *setting, marks=marks(name, setting), id="-".join((name, *setting)))
         for name in CASES
@@ -43,7 +43,8 @@ def each(*settings: tuple[str, str]) -> Any:
 
 def marks(name: str, setting: tuple[str, str]) -> list[Any]:
     slow = name in SLOW or name not in BRIEFLY[setting]
-    return [pytest.mark.xdist_group(name), *([pytest.mark.slow] if slow else [])]
+    thorough = name in THOROUGHLY.get(setting, ())
+    return [pytest.mark.slow] if slow else [pytest.mark.thorough] if thorough else []
 
 
 every = each(*SETTINGS)

@@ -28,7 +28,12 @@ BRIEFLY = {
     ("explicit", "sgd"): {"lstm", "mlp_4_relu"},
     ("explicit", "adam"): {"mlp_4_relu"},
 }  # fmt: skip
-"""The cases that every run of the suite takes; the others are marked slow."""
+"""The cases that CI takes; the others are marked slow."""
+
+THOROUGHLY = {
+    ("fold", "adam"): {"original_test_net", "shard_map", "zero_initialized_head"},
+}
+"""Of these, the cases that the quick suite leaves out."""
 
 # why a site is left as it was
 GAIN = "a gain"

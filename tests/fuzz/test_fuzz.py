@@ -6,7 +6,7 @@ import pytest
 from tests.fuzz.checks import check_program
 from tests.fuzz.programs import SMALL
 
-QUICK, SLOW = 30, 500
+QUICK, THOROUGH, SLOW = 10, 30, 500
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -16,7 +16,11 @@ def compiled_in_haste():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.mark.parametrize("seed", range(QUICK))
+SEEDS = [*range(QUICK), *(pytest.param(seed, marks=pytest.mark.thorough)
+                          for seed in range(QUICK, THOROUGH))]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_program_is_kept(seed):
     check_program(seed, halves=[("bfloat16", "float16")[seed % 2]])
 

@@ -64,6 +64,7 @@ def in_a_model(init, shape, dtype="float32"):
     return lambda key: model(key)[0]
 
 
+@pytest.mark.exact
 @pytest.mark.cases
 @pytest.mark.parametrize("init", INITS, ids=repr)
 def test_jit_gives_the_eager_bits(init, make_key):
@@ -81,6 +82,7 @@ def test_every_mesh_gives_the_same_bits(init, count):
     check(init(jax.random.key(0), SHAPE, out_sharding=sharding), expected, sharding)
 
 
+@pytest.mark.exact
 @pytest.mark.cases
 @EACH
 def test_all_give_the_same_bits_under_jit_and_on_eight_devices(init, shape, dtype):

@@ -68,6 +68,7 @@ def test_narrow_dtypes_hold_the_rounded_distribution(case, shape, dtype):
     assert expected.follows(sample)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("dtype", NARROW + RARE)
 def test_narrow_dtypes_hold_the_rounded_draw(dtype):
     wide, narrow = (draw(normal(std=9.0), 4, DENSE, d) for d in ("float32", dtype))

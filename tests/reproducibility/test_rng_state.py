@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jinit.reproducibility import get_rng_state, load_rng_state, register_key, seed_all
-from tests import fresh
+from tests import processes
 
 KEYS = {
     "typed": jax.random.key(1),
@@ -174,7 +174,7 @@ state, drawn = get_rng_state(), random.random()
 load_rng_state(state)
 print(json.dumps([random.random() == drawn, "jax" in sys.modules]))
 """
-        assert fresh.run(code) == [True, False]
+        assert processes.run(code) == [True, False]
 
 
 class TestKeysThatCannotBeSaved:

@@ -18,7 +18,7 @@ from jinit.reproducibility import (
     seed_context,
 )
 from jinit.reproducibility.seeds import seed_process
-from tests import fresh
+from tests import processes
 
 NO_ROOT_SEED = (
     "There is no root seed yet: call jinit.startup(seed) or seed_all(seed) first, or pass seed=."
@@ -221,7 +221,7 @@ with seed_context(7):
     pass
 print(json.dumps(sorted({"torch", "tensorflow", "jax"} & set(sys.modules))))
 """
-        assert fresh.run(code) == []
+        assert processes.run(code) == []
 
     @pytest.fixture
     def seeds(self, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jinit.reproducibility import load_rng_state
-from tests.two_processes import run_two
+from tests.processes import run_two
 
 CODE = """
 import random, warnings

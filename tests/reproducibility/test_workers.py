@@ -19,8 +19,7 @@ from jinit.reproducibility import (
     seed_workers,
     workers,
 )
-from tests.fresh import run
-from tests.reproducibility import fresh
+from tests.processes import run, run_twice
 from tests.reproducibility.pools import METHODS
 
 
@@ -187,7 +186,7 @@ class TestCalls:
 
 @pytest.mark.thorough
 def test_pools():
-    first, again = fresh.run_twice("tests.reproducibility.pools")
+    first, again = run_twice("tests.reproducibility.pools")
     assert first == again
     drawn = flat(first.values())
     assert len(drawn) == 4 * len(METHODS) + 2
@@ -197,7 +196,7 @@ def test_pools():
 
 @pytest.mark.thorough
 def test_grain():
-    first, again = fresh.run_twice("tests.reproducibility.grain_epochs")
+    first, again = run_twice("tests.reproducibility.grain_epochs")
     assert first == again
     drawn = flat(flat(first.values()))
     assert len(drawn) == 2 * 3 * 4

@@ -1,20 +1,3 @@
-"""What is found out about flags is kept, once for all tests, apart from the user's own cache."""
+"""These tests leave what those of the settings leave as it was."""
 
-import os
-
-import pytest
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _cache_home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _environment_as_it_was():
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+from tests.settings.conftest import _cache_home, _environment_as_it_was  # noqa: F401

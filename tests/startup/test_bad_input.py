@@ -6,9 +6,9 @@ import pytest
 
 from jinit.settings.jax_options import PRNG_IMPLS
 from jinit.settings.precision import PRECISIONS
-from tests.startup.forks import run_cases
+from tests.processes import run_cases
 
-PREAMBLE = "from tests.startup.programs import *\n"
+PREAMBLE = "from tests.programs import *\n"
 PRECISION_NAMES = ", ".join(map(repr, PRECISIONS))
 IMPL_NAMES = ", ".join(map(repr, PRNG_IMPLS))
 SEED, SWITCH = "an integer in [0, 4294967295]", "one of True, False"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.two_processes import run_two
+from tests.processes import run_two
 
 CODE = """
 import random, warnings

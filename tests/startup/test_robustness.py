@@ -5,10 +5,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from jinit.settings.table import SETTINGS, STRICT
-from tests.fresh import python
-from tests.startup.forks import run_cases
+from tests.processes import python, run_cases
 
-PREAMBLE = "from tests.startup.programs import *\nwarnings.simplefilter('ignore')\n"
+PREAMBLE = "from tests.programs import *\nwarnings.simplefilter('ignore')\n"
 START = """
 untouched = state()
 try:

@@ -5,10 +5,9 @@ import os
 import pytest
 
 import jinit
-from tests.fresh import python, run
-from tests.startup.forks import run_case
+from tests.processes import python, run, run_case
 
-PREAMBLE = "from tests.startup.programs import *\n"
+PREAMBLE = "from tests.programs import *\n"
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -192,7 +191,7 @@ def test_what_a_parent_set_is_not_its_childs_users():
 import subprocess, sys
 jinit.startup(0, threads=1, memory="grow", xla_flags={"xla_cpu_enable_fast_math": True})
 child = '''
-from tests.startup.programs import *
+from tests.programs import *
 jinit.startup(0, threads=2, memory="vmm", xla_flags={"xla_cpu_enable_fast_math": False})
 print(json.dumps([rows("threads", "memory", "xla_flags"), pool(), os.environ["XLA_FLAGS"]]))
 '''
@@ -221,7 +220,7 @@ import subprocess, sys
 warnings.simplefilter("ignore")
 jinit.startup(0, xla_flags={"xla_force_host_platform_device_count": 2}, deterministic=True)
 child = '''
-from tests.startup.programs import *
+from tests.programs import *
 if os.environ.get("LATER"): os.environ["XLA_FLAGS"] += " " + os.environ["LATER"]
 jinit.startup(0, cpu_devices=3)
 print(json.dumps([rows("cpu_devices", "deterministic"), jax.device_count()]))

@@ -148,13 +148,16 @@ def reaping(view, values):
 def test_shardings_pinned_by_an_inner_jit_survive():
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, P("d"))
-    inner = jax.jit(lambda a: a @ W, out_shardings=sharding)
+    inner = jax.jit(lambda a: a @ W, in_shardings=sharding, out_shardings=sharding)
     traced = trace(inner, X)
 
     def run(x):
         planted = {(0, 0): jnp.float32(2)}
         return evaluate(traced.jaxpr, traced.consts, [x], reaping, planted=planted)
 
+    (call,) = [e for e in jax.make_jaxpr(run)(X).jaxpr.eqns if "in_shardings" in e.params]
+    for pinned in (call.params["in_shardings"], call.params["out_shardings"]):
+        assert [s for s in pinned if isinstance(s, NamedSharding)] == [sharding]
     (out,), reaped = jax.jit(run)(X)
     assert out.sharding.is_equivalent_to(sharding, 2)
     same(out, 2 * X @ W)

@@ -57,7 +57,8 @@ def linen(depth, block=Block):
 
 @pytest.mark.cases
 @pytest.mark.parametrize(
-    ("block", "depth", "name"), [(Block, 12, "Block"), (nn.remat(Block), DEPTH, "CheckpointBlock")]
+    ("block", "depth", "name"),
+    [(Block, DEPTH, "Block"), (Block, 12, "Block"), (nn.remat(Block), DEPTH, "CheckpointBlock")],
 )
 def test_a_linen_transformer(block, depth, name):
     init, apply = linen(depth, block)

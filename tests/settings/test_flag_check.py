@@ -14,6 +14,7 @@ from jinit.settings import flag_check, flag_memory
 from jinit.settings.flag_check import UNCHECKED, check_flags, check_tpu_flags
 from jinit.settings.flag_names import flag_names
 from jinit.settings.jax_options import MAX_CPU_DEVICES
+from tests.processes import python
 
 ENDS = "ends the process at its first computation"
 FAULTS = [
@@ -166,10 +167,7 @@ def test_a_memory_that_others_could_write_is_not_used(tmp_path, monkeypatch):
 
 
 def test_names_in_the_library_hold_every_flag_that_xla_tells_of():
-    done = subprocess.run(
-        [sys.executable, "-c", flag_check._READ],
-        env={**os.environ, "XLA_FLAGS": "--help"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = python("-c", flag_check._READ, warn="default", XLA_FLAGS="--help")
     told = {line[3:].partition("=")[0] for line in done.stderr.splitlines() if line[:3] == "\t--"}
     assert len(told) > 60
     assert told <= flag_names("jaxlib")

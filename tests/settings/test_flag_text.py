@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jinit.settings.flag_text import Tokens, format_flags, read_variable, split_flags
-from tests.fresh import python
+from tests.processes import python
 
 PIECES = [
     "--xla_dump_to=", "--xla_dump_to", "--xla_cpu_enable_fast_math=true",
@@ -33,7 +33,7 @@ def _texts():
 
 def test_a_text_is_split_as_xla_splits_it():
     texts = _texts()
-    done = python("-m", "tests.startup.xla_reads", given=json.dumps(texts))
+    done = python("-m", "tests.settings.xla_reads", given=json.dumps(texts))
     assert done.returncode == 0, done.stderr
     read = json.loads(done.stdout)
     legal = {"xla_dump_to": str, "xla_cpu_enable_fast_math": (str, type(None))}

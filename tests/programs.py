@@ -1,4 +1,4 @@
-"""Names that the programs of these tests share: ``from tests.startup.programs import *``."""
+"""Names that the programs of these tests share: ``from tests.programs import *``."""
 
 import json
 import multiprocessing

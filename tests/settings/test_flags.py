@@ -2,9 +2,7 @@
 
 import pytest
 
-from tests.startup.forks import run_cases
-
-pytestmark = pytest.mark.xdist_group("test_flags")  # its cases are run once, all together
+from tests.processes import run_cases
 
 CALL = """
 import os, warnings

@@ -1,4 +1,4 @@
-"""What XLA itself makes of texts of XLA_FLAGS: ``python -m tests.startup.xla_reads`` < texts.
+"""What XLA itself makes of texts of XLA_FLAGS: ``python -m tests.settings.xla_reads`` < texts.
 
 Prints for each the folder that ``xla_dump_to`` got, or None where the process ended.
 """

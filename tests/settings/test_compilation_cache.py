@@ -4,7 +4,7 @@ import pytest
 
 from jinit.settings.compilation_cache import COMPILATION_CACHE
 from jinit.settings.user_cache import private_directory, private_path, writable_by_others
-from tests.startup.forks import run_case
+from tests.processes import run_case
 
 
 def test_the_users_own_folder_keeps_small_programs_even_under_an_open_umask(tmp_path):

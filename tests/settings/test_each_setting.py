@@ -8,9 +8,7 @@ import socket
 import pytest
 
 from jinit.settings.table import SETTINGS
-from tests.startup.forks import run_cases
-
-pytestmark = pytest.mark.xdist_group("test_each_setting")  # its cases are run once, all together
+from tests.processes import run_cases
 
 PRELUDE = """
 import glob, json, multiprocessing, os, random, re, tempfile, warnings

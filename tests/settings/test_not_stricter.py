@@ -12,7 +12,7 @@ from jinit.settings.distributed import DISTRIBUTED
 from jinit.settings.jax_options import PLATFORM, PRNG_IMPLS
 from jinit.settings.precision import PRECISIONS
 from jinit.settings.setting import Choice
-from tests.startup.forks import run_cases
+from tests.processes import run_cases
 
 JAX = """
 import jax, warnings

@@ -12,8 +12,7 @@ import pytest
 
 import jinit
 from jinit.settings.report import Outcome, StartupReport, make_report
-from tests.fresh import python
-from tests.startup.forks import run_cases
+from tests.processes import python, run_cases
 
 CODE = """
 import json, jinit
