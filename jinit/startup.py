@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from jinit._known import known_arguments
 from jinit.settings.environment import inherited, misspelt
-from jinit.settings.flag_plan import AskedFlag, FlagOutcome, FlagPlan, plan_flags
-from jinit.settings.flag_text import format_flags, full_text, same_value
+from jinit.settings.flags.late import compiler_options
+from jinit.settings.flags.plan import AskedFlag, FlagOutcome, FlagPlan, plan_flags
+from jinit.settings.flags.text import format_flags, full_text, same_value
 from jinit.settings.jax_options import DEVICE_FLAG
-from jinit.settings.late_flags import compiler_options
 from jinit.settings.precision import PRECISION, check_platform
 from jinit.settings.report import Outcome, StartupReport, make_report
 from jinit.settings.seeds import common_seed

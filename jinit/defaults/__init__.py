@@ -3,8 +3,8 @@
 from jinit.defaults.functions import global_keras_initializers, keras_defaults, torch_defaults
 from jinit.defaults.layer_defaults import LayerDefaults
 from jinit.defaults.lost_at_apply import LostAtApplyWarning
-from jinit.defaults.systems import register
-from jinit.defaults.table import Derived, LayerTable, Row
+from jinit.defaults.tables.layer_table import Derived, LayerTable, Row
+from jinit.defaults.tables.systems import register
 from jinit.defaults.undo import Undo
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jinit.defaults.lost_at_apply import Watch
-from jinit.defaults.table import LayerTable
+from jinit.defaults.tables.layer_table import LayerTable
 from jinit.tracing import is_tracing
 
 __all__ = ["TABLE", "Entry", "active_table", "enter", "entered", "innermost", "leave", "sync"]

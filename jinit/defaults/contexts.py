@@ -13,7 +13,7 @@ import flax.linen as nn
 from jinit.defaults.active import TABLE, Entry, enter, leave
 from jinit.defaults.hooks import hooks_of
 from jinit.defaults.lost_at_apply import Watch
-from jinit.defaults.table import LayerTable
+from jinit.defaults.tables.layer_table import LayerTable
 from jinit.defaults.undo import Undo
 
 __all__ = ["applied_everywhere", "begin", "wrapped_class"]

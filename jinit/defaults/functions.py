@@ -8,7 +8,7 @@ from jinit._known import known_arguments
 from jinit.defaults.contexts import applied_everywhere
 from jinit.defaults.layer_defaults import LayerDefaults
 from jinit.defaults.refusals import class_name
-from jinit.defaults.systems import System, table_of
+from jinit.defaults.tables.systems import System, table_of
 from jinit.defaults.undo import Undo
 
 __all__ = ["global_keras_initializers", "keras_defaults", "torch_defaults"]

@@ -1,18 +1,25 @@
 """What lets layers look for the active table, wherever they run."""
 
+import asyncio
+import functools
 import threading
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 from flax import nnx
 
+from jinit.defaults.active import entered, sync
 from jinit.defaults.linen import METHODS, intercepted
 from jinit.defaults.nnx import constructors
 from jinit.defaults.passed import initializations
 from jinit.defaults.patches import Patches
-from jinit.defaults.table import LayerTable
-from jinit.defaults.tasks import TASKS, synced
+from jinit.defaults.tables.layer_table import LayerTable
 
 __all__ = ["hooks_of"]
+
+_TASKS = asyncio.Handle, "_run"
+"""What asyncio's event loops run, each with the context variables of its task."""
 
 _lock = threading.RLock()
 _living: weakref.WeakValueDictionary[LayerTable, Patches] = weakref.WeakValueDictionary()
@@ -33,8 +40,22 @@ def _hooks(table: LayerTable) -> Patches:
     return Patches(
         {
             METHODS: intercepted,
-            TASKS: synced,
+            _TASKS: _synced,
             **initializations(of_linen),
             **constructors(of_nnx),
         }
     )
+
+
+def _synced(_: type, run: Callable) -> Callable:
+    """Returns what runs a handle under the table of its task, and leaves that of the loop."""
+
+    @functools.wraps(run)
+    def _run(self: Any) -> Any:
+        sync(self._context.get(entered, ()))
+        try:
+            return run(self)
+        finally:
+            sync()
+
+    return _run

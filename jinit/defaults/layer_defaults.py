@@ -12,7 +12,7 @@ import flax.linen as nn
 from jinit.defaults.active import leave
 from jinit.defaults.contexts import begin, wrapped_class
 from jinit.defaults.refusals import advice, class_name, is_generator
-from jinit.defaults.table import LayerTable
+from jinit.defaults.tables.layer_table import LayerTable
 
 __all__ = ["LayerDefaults"]
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 from jinit.defaults import lost_at_apply
 from jinit.defaults.active import active_table, innermost
 from jinit.defaults.observer import tell
-from jinit.defaults.table import Derived, LayerTable, Row
+from jinit.defaults.tables.layer_table import Derived, LayerTable, Row
 
 __all__ = ["METHODS", "intercepted", "is_left_alone", "replaced"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 
-from jinit.defaults.table import LayerTable, Row
+from jinit.defaults.tables.layer_table import LayerTable, Row
 
 __all__ = ["LostAtApplyWarning", "Watch", "look", "nothing_is_lost"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from jinit.defaults.active import active_table
 from jinit.defaults.observer import tell, tell_built
 from jinit.defaults.patches import Make, Target
-from jinit.defaults.table import Derived, LayerTable
+from jinit.defaults.tables.layer_table import Derived, LayerTable
 
 __all__ = ["constructors"]
 

@@ -19,7 +19,7 @@ from flax.linen.experimental import layers_with_named_axes as named_axes
 
 from jinit.defaults.active import active_table
 from jinit.defaults.patches import Make, Target
-from jinit.defaults.table import AT_APPLY
+from jinit.defaults.tables.layer_table import AT_APPLY
 
 __all__ = ["Passed", "initializations", "is_noticed"]
 

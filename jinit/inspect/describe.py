@@ -10,9 +10,9 @@ from flax import nnx
 from jinit._kinds import kind_of, model_kind
 from jinit._plain import PlainData
 from jinit._tables import format_table
-from jinit.defaults.provenance import UNKNOWN, Path, Reading
-from jinit.defaults.provenance_linen import read_linen
-from jinit.defaults.provenance_nnx import read_nnx
+from jinit.defaults.provenance.linen import read_linen
+from jinit.defaults.provenance.nnx import read_nnx
+from jinit.defaults.provenance.reading import UNKNOWN, Path, Reading
 from jinit.empirical.user_functions import positional
 
 __all__ = ["Description", "NormDescription", "ParameterDescription", "describe"]

@@ -3,8 +3,8 @@
 import warnings
 
 from jinit._parsing import FLAG, SWITCH
-from jinit.settings.flag_plan import AskedFlag, plan_flags, present_flags
-from jinit.settings.flag_text import read_flags, same_value
+from jinit.settings.flags.plan import AskedFlag, plan_flags, present_flags
+from jinit.settings.flags.text import read_flags, same_value
 from jinit.settings.setting import Setting, Source
 from jinit.settings.undo import all_or_nothing
 

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable
 
-from jinit.settings.flag_text import format_flags, full_text, read_flags, split_flags
+from jinit.settings.flags.text import format_flags, full_text, read_flags, split_flags
 from jinit.settings.undo import on_failure
 
 __all__ = [

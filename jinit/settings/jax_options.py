@@ -11,7 +11,7 @@ from jinit._jax_private import (
     skipped_platforms,
 )
 from jinit._parsing import FLAG, SWITCH, Parser, choice, integer, optional, refusal
-from jinit.settings.flag_text import read_flags
+from jinit.settings.flags.text import read_flags
 from jinit.settings.setting import Choice, Setting, Source
 from jinit.settings.undo import on_failure
 

@@ -11,7 +11,7 @@ from typing import Any
 from jinit._plain import PlainData
 from jinit._tables import format_table, printable
 from jinit.settings.environment import related_variables
-from jinit.settings.flag_plan import FlagOutcome
+from jinit.settings.flags.plan import FlagOutcome
 from jinit.settings.setting import Origin, Status
 
 __all__ = ["Outcome", "StartupReport", "make_report"]

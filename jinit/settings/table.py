@@ -4,6 +4,7 @@ from jinit._parsing import FLAG, SWITCH
 from jinit.settings.compilation_cache import COMPILATION_CACHE
 from jinit.settings.determinism import DETERMINISTIC
 from jinit.settings.distributed import DISTRIBUTED
+from jinit.settings.flags.xla_flags import XLA_FLAGS
 from jinit.settings.jax_options import (
     CPU_DEVICES,
     DEBUG_KEY_REUSE,
@@ -18,7 +19,6 @@ from jinit.settings.processes import START_METHOD
 from jinit.settings.seeds import SEED
 from jinit.settings.setting import Setting, Source
 from jinit.settings.threads import THREADS
-from jinit.settings.xla_flags import XLA_FLAGS
 
 __all__ = ["SETTINGS", "STRICT"]
 

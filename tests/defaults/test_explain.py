@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import pytest
 
-from jinit.defaults.explain import explain, pinned
-from jinit.defaults.gates import Blocks, Joint, PerGate
+from jinit.defaults.provenance.explain import explain, pinned
+from jinit.defaults.tables.gates import Blocks, Joint, PerGate
 from jinit.initializers import (
     constant,
     eye,

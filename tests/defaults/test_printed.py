@@ -11,8 +11,8 @@ from flax import nnx
 
 import jinit
 from jinit import initializers
-from jinit.defaults.explain import explain
-from jinit.defaults.gates import Blocks, blocks
+from jinit.defaults.provenance.explain import explain
+from jinit.defaults.tables.gates import Blocks, blocks
 from jinit.initializers.base import Initializer
 
 KEY = jax.random.key(0)

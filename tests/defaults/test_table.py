@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import jinit
-from jinit.defaults.table import LayerTable, Role, Row
+from jinit.defaults.tables.layer_table import LayerTable, Role, Row
 from jinit.initializers import xavier_uniform, zeros
 from tests.processes import python
 

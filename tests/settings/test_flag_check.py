@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from jinit.settings import flag_check, flag_memory
-from jinit.settings.flag_check import UNCHECKED, check_flags, check_tpu_flags
-from jinit.settings.flag_names import flag_names
+from jinit.settings.flags import check, remembered
+from jinit.settings.flags.check import UNCHECKED, check_flags, check_tpu_flags
+from jinit.settings.flags.names import flag_names
 from jinit.settings.jax_options import MAX_CPU_DEVICES
 from tests.processes import python
 
@@ -54,7 +54,7 @@ def test_faults_are_found_and_found_again_without_a_child(monkeypatch, flags, fa
 
 
 def test_flags_that_are_still_advised_and_end_this_jaxlib(monkeypatch):
-    monkeypatch.setattr(flag_check, "_nearest", lambda name: "")
+    monkeypatch.setattr(check, "_nearest", lambda name: "")
     found = check_flags({**dict.fromkeys(WITHDRAWN, "true"), "xla_gpu_autotune_level": "0"})
     assert found == dict.fromkeys(WITHDRAWN, "is not known to this jaxlib")
 
@@ -71,7 +71,7 @@ def test_a_flag_that_fails_only_beside_another_is_found():
         return ENDS if {"a", "c"} <= set(flags) else ""
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flag_check, "_ask", ask)
+        patch.setattr(check, "_ask", ask)
         assert check_flags({"a": "1", "b": "1", "c": "1", "d": "1"}) == {"c": ENDS}
 
 
@@ -100,11 +100,11 @@ def test_a_child_that_hangs_is_a_fault_and_one_that_cannot_start_is_none(monkeyp
         patch.setattr(tempfile, "TemporaryDirectory", _no_folder)
         assert check_flags(flags) == dict.fromkeys(flags, UNCHECKED)
     with monkeypatch.context() as patch:
-        patch.setattr(flag_check, "_SECONDS", 0.01)
+        patch.setattr(check, "_SECONDS", 0.01)
         assert check_flags(flags) == dict.fromkeys(flags, UNCHECKED)
     hangs = "keeps a small program from ending within 120 s"
     with monkeypatch.context() as patch:
-        patch.setattr(flag_check, "_ask", lambda program, flags: hangs if flags else "")
+        patch.setattr(check, "_ask", lambda program, flags: hangs if flags else "")
         assert check_flags(flags) == dict.fromkeys(flags, hangs)
     assert check_flags(flags) == {}  # none of this was kept
 
@@ -118,7 +118,7 @@ def test_a_child_has_none_of_the_variables_that_the_flags_are_tried_without(monk
     names = ("JAX_ENABLE_X64", "JINIT_SEED", "PYTHONWARNINGS", "LIBTPU_INIT_ARGS")
     for name in names:
         monkeypatch.setenv(name, "error")
-    environ = flag_check._child_environment({"xla_a": "b c"})
+    environ = check._child_environment({"xla_a": "b c"})
     assert not set(names) & set(environ)
     assert environ["XLA_FLAGS"] == '--xla_a="b c"'
     assert environ["PYTHONPATH"].split(os.pathsep) == [each for each in sys.path if each][:-1]
@@ -137,7 +137,7 @@ BROKEN = ["", "{", "[]", '{"--a=1": "yes"}', '{"--a=1": {"a": 1}}', "\udcff"]
 @pytest.mark.parametrize("text", BROKEN)
 def test_a_memory_that_is_broken_is_replaced(tmp_path, monkeypatch, text):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(flag_check, "_find_faults", lambda flags: {"a": "is wrong"})
+    monkeypatch.setattr(check, "_find_faults", lambda flags: {"a": "is wrong"})
     path = tmp_path / "jinit" / "xla_flags" / f"jaxlib-{version('jaxlib')}.json"
     path.parent.mkdir(parents=True)
     path.write_text(text, errors="surrogateescape")
@@ -149,15 +149,15 @@ def test_a_memory_that_is_broken_is_replaced(tmp_path, monkeypatch, text):
 def test_the_memory_keeps_the_last_hundred(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for number in range(103):
-        with flag_memory.remembered("jaxlib") as memory:
+        with remembered.remembered("jaxlib") as memory:
             memory[f"--a={number}"] = {}
-    with flag_memory.remembered("jaxlib") as memory:
+    with remembered.remembered("jaxlib") as memory:
         assert list(memory) == [f"--a={number}" for number in range(3, 103)]
 
 
 def test_a_memory_that_others_could_write_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(flag_check, "_find_faults", lambda flags: {})
+    monkeypatch.setattr(check, "_find_faults", lambda flags: {})
     folder = tmp_path / "jinit" / "xla_flags"
     folder.mkdir(parents=True)
     path = folder / f"jaxlib-{version('jaxlib')}.json"
@@ -167,7 +167,7 @@ def test_a_memory_that_others_could_write_is_not_used(tmp_path, monkeypatch):
 
 
 def test_names_in_the_library_hold_every_flag_that_xla_tells_of():
-    done = python("-c", flag_check._READ, warn="default", XLA_FLAGS="--help")
+    done = python("-c", check._READ, warn="default", XLA_FLAGS="--help")
     told = {line[3:].partition("=")[0] for line in done.stderr.splitlines() if line[:3] == "\t--"}
     assert len(told) > 60
     assert told <= flag_names("jaxlib")

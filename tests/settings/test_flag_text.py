@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jinit.settings.flag_text import Tokens, format_flags, read_variable, split_flags
+from jinit.settings.flags.text import Tokens, format_flags, read_variable, split_flags
 from tests.processes import python
 
 PIECES = [

@@ -6,15 +6,15 @@ import flax.linen as nn
 from flax import nnx
 from flax.linen.experimental import layers_with_named_axes as named_axes
 
-from jinit.defaults.fans import (
+from jinit.defaults.tables.fans import (
     as_tuple,
     dense_general_fans,
     einsum_fans,
     linear_general_fans,
     nnx_einsum_fans,
 )
-from jinit.defaults.gates import blocks, joint, per_gate
-from jinit.defaults.table import Derived, Role, Row, rows
+from jinit.defaults.tables.gates import blocks, joint, per_gate
+from jinit.defaults.tables.layer_table import Derived, Role, Row, rows
 from jinit.initializers import ones, orthogonal, uniform, xavier_uniform, zeros
 
 __all__ = ["KERAS"]

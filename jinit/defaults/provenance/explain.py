@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jinit.defaults.gates import Joint, PerGate
 from jinit.defaults.passed import Passed
+from jinit.defaults.tables.gates import Joint, PerGate
 from jinit.initializers import (
     constant,
     delta_orthogonal,

@@ -13,9 +13,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 
-from jinit.settings.flag_memory import remembered
-from jinit.settings.flag_names import flag_names
-from jinit.settings.flag_text import format_flags, split_flags
+from jinit.settings.flags.names import flag_names
+from jinit.settings.flags.remembered import remembered
+from jinit.settings.flags.text import format_flags, split_flags
 from jinit.settings.jax_options import DEVICE_FLAG, MAX_CPU_DEVICES
 
 __all__ = ["UNCHECKED", "check_flags", "check_tpu_flags"]

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jinit.defaults.fans import flat_shape
 from jinit.defaults.nnx import constructors
 from jinit.defaults.observer import observing
 from jinit.defaults.patches import Patches
-from jinit.defaults.provenance import NNX_LAYERS, RETRACE, UNKNOWN, Path, Pending, Reading
+from jinit.defaults.provenance.reading import NNX_LAYERS, RETRACE, UNKNOWN, Path, Pending, Reading
+from jinit.defaults.tables.fans import flat_shape
 
 __all__ = ["read_nnx"]
 

@@ -6,12 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jinit.defaults.fans import flat_shape
 from jinit.defaults.linen import Context
 from jinit.defaults.lost_at_apply import nothing_is_lost
 from jinit.defaults.observer import observing
-from jinit.defaults.provenance import RETRACE, Path, Reading
-from jinit.defaults.untold import untold
+from jinit.defaults.provenance.reading import RETRACE, Path, Reading
+from jinit.defaults.provenance.untold import untold
+from jinit.defaults.tables.fans import flat_shape
 
 __all__ = ["read_linen"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jinit._parsing import refusal
-from jinit.settings.flag_text import format_flags, split_flags
+from jinit.settings.flags.text import format_flags, split_flags
 from jinit.settings.setting import Setting, Source
 
 __all__ = ["XLA_FLAGS"]

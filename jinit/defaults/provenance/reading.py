@@ -12,8 +12,8 @@ from flax.linen.experimental import layers_with_named_axes as named_axes
 
 from jinit._kinds import is_number
 from jinit.defaults.active import active_table
-from jinit.defaults.explain import Fans, explain, pinned
-from jinit.defaults.table import AT_APPLY
+from jinit.defaults.provenance.explain import Fans, explain, pinned
+from jinit.defaults.tables.layer_table import AT_APPLY
 
 __all__ = ["NNX_LAYERS", "RETRACE", "UNKNOWN", "Drawn", "Path", "Pending", "Reading"]
 

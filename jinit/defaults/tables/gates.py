@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 from jax.typing import DTypeLike
 
-from jinit.defaults.table import Derived
+from jinit.defaults.tables.layer_table import Derived
 from jinit.initializers import constant
 from jinit.initializers.base import Initializer
 

@@ -12,9 +12,9 @@ from flax.linen.experimental import layers_with_named_axes as named_axes
 
 from jinit._kinds import is_number
 from jinit._known import known_arguments
-from jinit.defaults.keras import KERAS
-from jinit.defaults.table import Derived, LayerTable, Row, declared
-from jinit.defaults.torch import TORCH
+from jinit.defaults.tables.keras import KERAS
+from jinit.defaults.tables.layer_table import Derived, LayerTable, Row, declared
+from jinit.defaults.tables.torch import TORCH
 from jinit.defaults.undo import Undo
 from jinit.initializers.base import Initializer
 from jinit.initializers.compose import draws

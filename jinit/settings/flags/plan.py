@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from jinit._jax_private import active_flags, backend_is_up
 from jinit.settings.environment import FLAG_VARIABLES, set_variable, wrote_flag
-from jinit.settings.flag_check import UNCHECKED, check_flags, check_tpu_flags
-from jinit.settings.flag_text import (
+from jinit.settings.flags.check import UNCHECKED, check_flags, check_tpu_flags
+from jinit.settings.flags.text import (
     format_flags,
     full_text,
     read_variable,

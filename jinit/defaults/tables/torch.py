@@ -12,14 +12,14 @@ import flax.linen as nn
 from flax import nnx
 from flax.linen.experimental import layers_with_named_axes as named_axes
 
-from jinit.defaults.fans import (
+from jinit.defaults.tables.fans import (
     conv_fan_in,
     dense_general_fans,
     einsum_fans,
     linear_general_fans,
     nnx_einsum_fans,
 )
-from jinit.defaults.table import Derived, Row, rows
+from jinit.defaults.tables.layer_table import Derived, Row, rows
 from jinit.initializers import kaiming_uniform, normal, uniform, xavier_uniform, zeros
 
 __all__ = ["TORCH"]

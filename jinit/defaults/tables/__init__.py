@@ -1,0 +1,1 @@
+"""The defaults of Keras and torch: which field of which layer gets which value."""

@@ -1,0 +1,1 @@
+"""XLA flags: read, checked in a child process, planned and written."""
