@@ -7,16 +7,16 @@ the loss of a training step, and ``value_and_grad`` differentiates it at its sca
 
 from jinit import _known
 from jinit.amp.autocast import Autocast, autocast
+from jinit.amp.casting.op_lists import OPS, OpLists
+from jinit.amp.casting.regions import disable_casts, float_function, half_function, promote_function
 from jinit.amp.explain import ExplainedOp, Explanation, explain
 from jinit.amp.initialize import initialize
-from jinit.amp.loss_scaling import LossScalingState, loss_scaling
-from jinit.amp.master_weights import MasterWeightsState, master_weights
-from jinit.amp.op_lists import OPS, OpLists
 from jinit.amp.policy import Policy
-from jinit.amp.regions import disable_casts, float_function, half_function, promote_function
-from jinit.amp.scaled_gradients import UnscaledGrads, scale_loss, unscale, value_and_grad
-from jinit.amp.state_dict import load_state_dict, state_dict
-from jinit.amp.stochastic_rounding import StochasticRoundingState, stochastic_rounding
+from jinit.amp.scaling.loss_scaling import LossScalingState, loss_scaling
+from jinit.amp.scaling.master_weights import MasterWeightsState, master_weights
+from jinit.amp.scaling.scaled_gradients import UnscaledGrads, scale_loss, unscale, value_and_grad
+from jinit.amp.scaling.state_dict import load_state_dict, state_dict
+from jinit.amp.scaling.stochastic_rounding import StochasticRoundingState, stochastic_rounding
 
 __all__ = [
     "OPS",

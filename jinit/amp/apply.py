@@ -9,15 +9,16 @@ import jax
 from jinit._trees import is_framework_type
 from jinit.amp.arguments import check_model
 from jinit.amp.autocast import autocast
-from jinit.amp.linen_casts import cast_between_modules, is_linen_apply
-from jinit.amp.module_types import (
+from jinit.amp.casting.dtypes import cast_floating
+from jinit.amp.casting.linen_casts import cast_between_modules, is_linen_apply
+from jinit.amp.casting.module_types import (
     ModuleTypes,
     find_graphdef,
     linen_types,
     nnx_types,
 )
-from jinit.amp.norms import NormsInFloat32
-from jinit.amp.policy import Policy, cast_floating
+from jinit.amp.norms_in_float32 import NormsInFloat32
+from jinit.amp.policy import Policy
 from jinit.tracing import partition
 
 __all__ = ["MixedPrecisionApply", "find_apply_fn", "function_name"]

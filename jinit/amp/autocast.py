@@ -10,11 +10,12 @@ from jax.extend import core as jex
 
 from jinit._known import known_arguments
 from jinit.amp.arguments import check_function, shown
-from jinit.amp.autocast_rule import Decisions, Record, cast_to
+from jinit.amp.casting.autocast_rule import Decisions, Record
+from jinit.amp.casting.dtypes import BFLOAT16, FLOAT32, cast_to
+from jinit.amp.casting.op_lists import OPS, OpLists
+from jinit.amp.casting.weak_operands import facts_below, find_tags
 from jinit.amp.levels import parse_ops, resolve_half_dtype
-from jinit.amp.op_lists import OPS, OpLists
-from jinit.amp.policy import BFLOAT16, FLOAT32, Policy
-from jinit.amp.weak_operands import facts_below, find_tags
+from jinit.amp.policy import Policy
 from jinit.tracing import Path, Static, TracedFunction, evaluate, partition, trace
 
 __all__ = ["Autocast", "autocast"]

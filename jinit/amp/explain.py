@@ -14,7 +14,7 @@ from jinit._tables import format_table
 from jinit.amp.apply import MixedPrecisionApply, function_name
 from jinit.amp.arguments import check_function
 from jinit.amp.autocast import Autocast, autocast
-from jinit.amp.autocast_rule import Decision, Record
+from jinit.amp.casting.autocast_rule import Decision, Record
 from jinit.tracing import (
     ARRAYS,
     EquationView,

@@ -8,13 +8,13 @@ import optax
 
 from jinit._known import known_arguments
 from jinit.amp.apply import MixedPrecisionApply, find_apply_fn
+from jinit.amp.casting.op_lists import OpLists
 from jinit.amp.half_support import check_backend
 from jinit.amp.levels import resolve_policy
-from jinit.amp.loss_scaling import loss_scaling
-from jinit.amp.master_weights import master_weights as stepping_masters
-from jinit.amp.op_lists import OpLists
 from jinit.amp.policy import KeepFp32
-from jinit.amp.scale_schedule import parse_bool, parse_count
+from jinit.amp.scaling.loss_scaling import loss_scaling
+from jinit.amp.scaling.master_weights import master_weights as stepping_masters
+from jinit.amp.scaling.scale_schedule import parse_bool, parse_count
 
 __all__ = ["initialize"]
 

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jinit.amp.op_lists import OpLists
-from jinit.amp.policy import BFLOAT16, FLOAT16, FLOAT32, Policy, opt_levels
-from jinit.amp.scale_schedule import parse_bool, parse_loss_scale, parse_positive
+from jinit.amp.casting.dtypes import BFLOAT16, FLOAT16, FLOAT32
+from jinit.amp.casting.op_lists import OpLists
+from jinit.amp.policy import Policy, opt_levels
+from jinit.amp.scaling.scale_schedule import parse_bool, parse_loss_scale, parse_positive
 
 __all__ = ["parse_ops", "resolve_half_dtype", "resolve_policy"]
 

@@ -6,20 +6,16 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jinit._tables import format_table
-from jinit._trees import is_nnx_statistic, param_mask, parameter_path
-from jinit.amp.module_types import ModuleTypes
-from jinit.amp.op_lists import OPS, OpLists
-from jinit.amp.ranges import within_range
+from jinit._trees import param_mask, parameter_path
+from jinit.amp.casting.dtypes import BFLOAT16, FLOAT16, FLOAT32, cast_floating
+from jinit.amp.casting.module_types import ModuleTypes
+from jinit.amp.casting.op_lists import OPS, OpLists
+from jinit.amp.casting.ranges import within_range
 
-__all__ = ["Policy", "cast_floating", "opt_levels"]
-
-FLOAT32 = jnp.dtype(jnp.float32)
-FLOAT16 = jnp.dtype(jnp.float16)
-BFLOAT16 = jnp.dtype(jnp.bfloat16)
+__all__ = ["Policy", "opt_levels"]
 
 KeepFp32 = Callable[[str, type | None], bool]
 
@@ -50,6 +46,7 @@ class Policy:
         keep_fp32: Says of a parameter's path and its module's type whether it stays float32.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jinit import amp
         >>> policy = amp.initialize(lambda params, x: x @ params, opt_level="O3",
         ...                         half_dtype="bfloat16").policy
@@ -266,27 +263,3 @@ def _cast_param(leaf: Any, dtype: np.dtype) -> Any:
     """Casts a parameter; one that float16 does not hold, as a mask of -1e9, to the nearest."""
     guarded = dtype == FLOAT16 and getattr(leaf, "dtype", None) == FLOAT32
     return cast_floating(within_range(leaf, dtype) if guarded else leaf, dtype)
-
-
-def cast_floating(tree: Any, dtype: np.dtype) -> Any:
-    """Casts the floating arrays of a tree.
-
-    Args:
-        tree: Any tree. Integers, booleans, keys, Python scalars (which follow the arrays they
-            meet), NNX variables other than ``nnx.Param`` (statistics) and whatever is not an
-            array are passed on as they are.
-        dtype: The dtype of floating leaves.
-
-    Returns:
-        The tree.
-    """
-
-    def cast(leaf: Any) -> Any:
-        if is_nnx_statistic(leaf):
-            return jax.tree.map(lambda value: value, leaf)  # a copy: NNX writes into it
-        array = isinstance(leaf, (jax.Array, np.ndarray, np.generic))
-        if array and jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jnp.asarray(leaf).astype(dtype)
-        return leaf
-
-    return jax.tree.map(cast, tree, is_leaf=is_nnx_statistic)

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jinit.amp import autocast, initialize
-from jinit.amp.op_lists import OPS
+from jinit.amp.casting.op_lists import OPS
 from tests.benchmarks.precision import (
     Transformer,
     at_level,

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from jinit import amp
-from jinit.amp.constants import is_lost
+from jinit.amp.casting.ranges import is_lost
 from tests.amp.reference import operand_dtypes
 
 ROWS = jnp.concatenate([jax.random.normal(jax.random.key(0), (3, 8)), jnp.zeros((2, 8))])

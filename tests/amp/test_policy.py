@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
+from jinit.amp.casting.dtypes import cast_floating
 from jinit.amp.levels import resolve_policy
-from jinit.amp.policy import cast_floating
 
 HALVES = ["bfloat16", "float16"]
 

@@ -11,8 +11,8 @@ import optax
 
 from jinit._known import known_arguments
 from jinit.amp.arguments import shown
-from jinit.amp.scale_schedule import GREATEST_SCALE, LEAST_SCALE
-from jinit.amp.scaled_gradients import find_scale
+from jinit.amp.scaling.scale_schedule import GREATEST_SCALE, LEAST_SCALE
+from jinit.amp.scaling.scaled_gradients import find_scale
 
 __all__ = ["load_state_dict", "state_dict"]
 

@@ -5,7 +5,6 @@ where it is smaller than what it meets, as a bias is.
 """
 
 import functools
-import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,8 @@ import numpy as np
 from jax.extend import core as jex
 
 from jinit._trees import param_mask
-from jinit.amp.policy import FLOAT32
+from jinit.amp.casting.dtypes import FLOAT32
+from jinit.amp.casting.ranges import fits
 from jinit.tracing import ARRAYS, Frame, Path, aval_of, propagate
 
 __all__ = [
@@ -119,7 +119,7 @@ def promote(operands: Sequence[tuple[Any, Tag]], half: np.dtype) -> tuple[np.dty
     if any(jnp.result_type(value) == FLOAT32 for value in voters):
         return FLOAT32, "the widest operand"
     for _, tag in operands:
-        if isinstance(tag, float) and not _fits(tag, half):
+        if isinstance(tag, float) and not fits(tag, half):
             return FLOAT32, f"{tag:g} is out of {half}'s range"
     return half, "the widest operand"
 
@@ -141,13 +141,6 @@ def votes_of(equation: jex.JaxprEqn, tags: Sequence[Tag], *, indicators: bool = 
         return None if tag == INDICATOR and indicators else tag
 
     return [vote(*pair) for pair in zip(equation.invars, tags, strict=True)]
-
-
-def _fits(constant: float, half: np.dtype) -> bool:
-    """Returns whether a constant is rounded neither to zero nor to infinity in the half dtype."""
-    limits = jnp.finfo(half)
-    normal = float(limits.tiny) <= abs(constant) <= float(limits.max)
-    return constant == 0 or not math.isfinite(constant) or normal
 
 
 class Weakness:

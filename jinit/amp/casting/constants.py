@@ -11,27 +11,13 @@ from typing import Any
 import numpy as np
 from jax.extend import core as jex
 
-from jinit.amp.policy import FLOAT32
+from jinit.amp.casting.dtypes import FLOAT32
+from jinit.amp.casting.ranges import is_lost
 from jinit.tracing import aval_of, sub_jaxprs
 
-__all__ = ["has_lost_constants", "is_lost", "restore_constants"]
+__all__ = ["has_lost_constants", "restore_constants"]
 
 _CONVERSION = "convert_element_type"
-
-
-def is_lost(constant: Any, half: np.dtype) -> bool:
-    """Returns whether a known number becomes zero or infinite in a half dtype.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> is_lost(1e-12, jnp.dtype("float16")), is_lost(1e-12, jnp.dtype("bfloat16"))
-        (True, False)
-    """
-    if not isinstance(constant, float) or not np.isfinite(constant) or constant == 0:
-        return False
-    with np.errstate(over="ignore"):
-        rounded = np.float32(np.asarray(constant, np.float32).astype(half))
-    return bool(rounded == 0 or np.isinf(rounded))
 
 
 def has_lost_constants(jaxpr: jex.Jaxpr, half: np.dtype) -> bool:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jinit.amp.arguments import check_optimizer, check_state
-from jinit.amp.half_updates import is_half, keep, needs_params, same_bits, step_to
+from jinit.amp.scaling.half_updates import is_half, keep, needs_params, same_bits, step_to
 
 __all__ = ["MasterWeightsState", "master_weights"]
 

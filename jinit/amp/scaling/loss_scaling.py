@@ -16,8 +16,8 @@ from jinit.amp.arguments import (
     check_overflow,
     check_state,
 )
-from jinit.amp.scale_schedule import ScaleSchedule, parse_count
-from jinit.amp.scaled_gradients import UnscaledGrads, check_loss_id, map_inexact, unscale
+from jinit.amp.scaling.scale_schedule import ScaleSchedule, parse_count
+from jinit.amp.scaling.scaled_gradients import UnscaledGrads, check_loss_id, map_inexact, unscale
 
 __all__ = ["LossScalingState", "loss_scaling"]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 from jinit._tables import format_table
-from jinit.amp.op_names import warn_of_names
+from jinit.amp.casting.op_names import warn_of_names
 
 __all__ = ["OPS", "OpLists"]
 

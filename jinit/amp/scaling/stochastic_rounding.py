@@ -8,7 +8,7 @@ import optax
 from jax import lax
 
 from jinit.amp.arguments import check_optimizer, check_state, shown
-from jinit.amp.half_updates import is_half, needs_params, step_to
+from jinit.amp.scaling.half_updates import is_half, needs_params, step_to
 
 __all__ = ["StochasticRoundingState", "stochastic_rounding"]
 

@@ -7,15 +7,14 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.extend import core as jex
 
-from jinit.amp.op_lists import OpLists
-from jinit.amp.policy import FLOAT16, FLOAT32
-from jinit.amp.products import asks_for_precision, contracts, inner
-from jinit.amp.ranges import within_range
-from jinit.amp.regions import casts_disabled, region_of
-from jinit.amp.weak_operands import INDICATOR, PARAMETER, Tag, promote, votes_of
+from jinit.amp.casting.dtypes import FLOAT16, FLOAT32, cast_to
+from jinit.amp.casting.op_lists import OpLists
+from jinit.amp.casting.products import asks_for_precision, contracts, inner
+from jinit.amp.casting.ranges import within_range
+from jinit.amp.casting.regions import casts_disabled, region_of
+from jinit.amp.casting.weak_operands import INDICATOR, PARAMETER, Tag, promote, votes_of
 from jinit.tracing import (
     EquationView,
     Path,
@@ -28,7 +27,7 @@ from jinit.tracing import (
     structure_of,
 )
 
-__all__ = ["CastRule", "Decision", "Decisions", "Record", "cast_to", "is_managed", "squares"]
+__all__ = ["CastRule", "Decision", "Decisions", "Record", "is_managed", "squares"]
 
 Record = Callable[[EquationView, Sequence[Any], "Decision"], None]
 
@@ -212,11 +211,6 @@ class Decisions:
 def is_managed(atom: Any, half: np.dtype) -> bool:
     """Returns whether an operand's declared dtype is one that is cast: float32 or half."""
     return getattr(aval_of(atom), "dtype", None) in (FLOAT32, half)
-
-
-def cast_to(value: Any, dtype: Any) -> Any:
-    """Casts a value that has another dtype."""
-    return value if jnp.result_type(value) == dtype else lax.convert_element_type(value, dtype)
 
 
 def _cast_managed(

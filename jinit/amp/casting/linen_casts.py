@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from jinit._trees import is_framework_type
-from jinit.amp.module_types import ModuleTypes
-from jinit.amp.policy import FLOAT32, cast_floating
+from jinit.amp.casting.dtypes import FLOAT32, cast_floating
+from jinit.amp.casting.module_types import ModuleTypes
 
 __all__ = ["cast_between_modules", "is_linen_apply"]
 
