@@ -17,6 +17,7 @@ from jinit.tracing._jax import (
 )
 from jinit.tracing.dataflow import DataflowRules, Frame, propagate
 from jinit.tracing.declared import in_context_mesh
+from jinit.tracing.equations import equations_of, replace_beside
 from jinit.tracing.evaluate import Run, evaluate
 from jinit.tracing.interpreter import EquationView, Region, Rule
 from jinit.tracing.rolling import Rolled, roll
@@ -39,12 +40,14 @@ __all__ = [
     "TracedFunction",
     "aval_of",
     "declares_dtypes",
+    "equations_of",
     "evaluate",
     "in_context_mesh",
     "is_hidden",
     "is_tracing",
     "partition",
     "propagate",
+    "replace_beside",
     "roll",
     "scopes_of",
     "source_line",
