@@ -237,9 +237,7 @@ def initialize(
     skips = parse_bool("skip_nonfinite", skip_nonfinite, among="True or False")
     parse_count("num_losses", num_losses)
     parse_count("hysteresis", hysteresis)
-    verbose = parse_bool("verbose", verbose, among="True or False")
-    if not isinstance(verbosity, int | np.integer | None):
-        raise ValueError(f"verbosity must be 0 or 1, not {verbosity!r}")
+    prints = _parse_verbose(verbose, verbosity)
     if enabled and opt_level != "O0":
         check_backend(policy.half_dtype)
 
@@ -263,9 +261,17 @@ def initialize(
     wrapped = _each(wrap_model, models)
     if optimizers is not None:
         wrapped = wrapped, _each(wrap_optimizer, optimizers)
-    if (verbose if verbosity is None else verbosity) and enabled:
+    if prints and enabled:
         print(policy)
     return wrapped
+
+
+def _parse_verbose(verbose: Any, verbosity: Any) -> bool:
+    """Reads ``verbose``, and apex's name of it, which wins."""
+    verbose = parse_bool("verbose", verbose, among="True or False")
+    if not isinstance(verbosity, int | np.integer | None):
+        raise ValueError(f"verbosity must be 0 or 1, not {verbosity!r}")
+    return verbose if verbosity is None else bool(verbosity)
 
 
 def _one_name(new: Any, old: Any) -> Any:
