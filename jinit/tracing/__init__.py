@@ -1,7 +1,7 @@
 """The one place that walks traced functions: dataflow over, and evaluation of, jaxprs.
 
 ``trace`` turns a function into its jaxpr, ``propagate`` carries abstract facts through it and
-``evaluate`` runs it while a rule looks at, and may replace, its equations. All three recurse
+``evaluate`` runs it while a rule looks at, and may replace, its equations. All of them recurse
 through jit, remat, scan, while, cond, shard_map and custom derivatives. ``roll`` makes loops of
 its equal blocks, so that none of this grows with depth.
 """

@@ -43,7 +43,7 @@ def replace_beside(
         counts: Returns whether an equation has one beside it; those that have none may be
             anywhere in both, and stay.
     """
-    return _Pairs(replace, counts).jaxpr(jaxpr, other)
+    return _Pairs(replace, counts).replaced(jaxpr, other)
 
 
 class _Pairs:
@@ -53,20 +53,24 @@ class _Pairs:
         self, replace: Callable[[Any, Any], Any], counts: Callable[[jex.JaxprEqn], bool]
     ) -> None:
         self.replace, self.counts = replace, counts
-        self._done: dict[tuple[int, int], jex.Jaxpr] = {}
+        self._done: dict[tuple[str, int, int], Any] = {}
 
-    def jaxpr(self, jaxpr: jex.Jaxpr, other: jex.Jaxpr) -> jex.Jaxpr:
-        key = id(jaxpr), id(other)
+    def _once(self, make: Callable[[Any, Any], Any], value: Any, other: Any) -> Any:
+        key = make.__name__, id(value), id(other)
         if key not in self._done:
-            self._done[key] = self._replaced(jaxpr, other)
+            self._done[key] = make(value, other)
         return self._done[key]
 
-    def _replaced(self, jaxpr: jex.Jaxpr, other: jex.Jaxpr) -> jex.Jaxpr:
+    def replaced(self, jaxpr: jex.Jaxpr, other: jex.Jaxpr) -> jex.Jaxpr:
         if self._names(jaxpr) != self._names(other):
             return jaxpr
         beside = filter(self.counts, other.eqns)
         new = [self._equation(e, next(beside)) if self.counts(e) else e for e in jaxpr.eqns]
         return jaxpr if _same(new, jaxpr.eqns) else jaxpr.replace(eqns=new)
+
+    def closed(self, closed: jex.ClosedJaxpr, other: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
+        inner = self._once(self.replaced, closed.jaxpr, other.jaxpr)
+        return closed if inner is closed.jaxpr else closed.replace(jaxpr=inner)
 
     def _names(self, jaxpr: jex.Jaxpr) -> list[str]:
         return [equation.primitive.name for equation in filter(self.counts, jaxpr.eqns)]
@@ -82,10 +86,9 @@ class _Pairs:
 
     def _param(self, value: Any, other: Any) -> Any:
         if isinstance(value, jex.ClosedJaxpr) and isinstance(other, jex.ClosedJaxpr):
-            inner = self.jaxpr(value.jaxpr, other.jaxpr)
-            return value if inner is value.jaxpr else value.replace(jaxpr=inner)
+            return self._once(self.closed, value, other)
         if isinstance(value, jex.Jaxpr) and isinstance(other, jex.Jaxpr):
-            return self.jaxpr(value, other)
+            return self._once(self.replaced, value, other)
         if isinstance(value, tuple) and isinstance(other, tuple) and len(value) == len(other):
             new = tuple(self._param(*pair) for pair in zip(value, other, strict=True))
             return value if _same(new, value) else new
