@@ -16,6 +16,7 @@ from jinit.startup import startup, startup_report
 
 if TYPE_CHECKING:
     from jinit import amp, defaults, empirical, initializers, inspect, reproducibility
+    from jinit import typing as typing
     from jinit.defaults import global_keras_initializers, keras_defaults, torch_defaults
     from jinit.empirical import Calibration, calibrate, empirical_init
     from jinit.inspect import CoordCheck, coord_check, describe
@@ -80,7 +81,10 @@ _MOVED = {
 }
 """Names that live in a submodule, and still answer here."""
 
-_SUBMODULES = {"amp", "defaults", "empirical", "initializers", "inspect", "reproducibility"}
+_SUBMODULES = {
+    *("amp", "defaults", "empirical", "initializers", "inspect", "reproducibility"),
+    "typing",  # not in __all__: import * would replace the standard library's
+}
 
 
 def __getattr__(name: str) -> object:

@@ -20,6 +20,7 @@ from jinit.amp.casting.module_types import (
 from jinit.amp.norms_in_float32 import NormsInFloat32
 from jinit.amp.policy import Policy
 from jinit.tracing import partition
+from jinit.typing import ApplyFn, PyTree
 
 __all__ = ["MixedPrecisionApply", "find_apply_fn", "function_name"]
 
@@ -39,14 +40,14 @@ class MixedPrecisionApply:
         policy: What is cast.
     """
 
-    def __init__(self, apply_fn: Callable[..., Any], policy: Policy):
+    def __init__(self, apply_fn: ApplyFn, policy: Policy):
         self.apply_fn = apply_fn
         self.policy = policy
         self._known_types: dict[Any, ModuleTypes] = {}
         self._functions: dict[Any, NormsInFloat32] = {}
         functools.update_wrapper(self, apply_fn, updated=())
 
-    def __call__(self, variables: Any, *inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, variables: PyTree, *inputs: PyTree, **kwargs: Any) -> PyTree:
         """Casts variables and inputs, applies the function and casts its outputs.
 
         Args:
@@ -58,31 +59,44 @@ class MixedPrecisionApply:
         Returns:
             What the function returns, in the policy's output dtype.
         """
-        function = self.function_for(variables, inputs, kwargs)
-        return self.run(function, variables, inputs, kwargs)
+        return self.run(variables, inputs, kwargs)
 
-    def run(self, function: Callable[..., Any], variables: Any, inputs: Any, kwargs: Any) -> Any:
-        """Calls a function on cast variables and inputs, and casts its outputs."""
-        self.policy.check_params(variables)
+    def run(
+        self,
+        variables: PyTree,
+        inputs: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        wrap: Callable[[ApplyFn], ApplyFn] | None = None,
+    ) -> PyTree:
+        """Calls the function, as ``__call__`` does.
+
+        Args:
+            variables: As for ``__call__``.
+            inputs: Likewise.
+            kwargs: Likewise.
+            wrap: Given the function that runs on cast values, returns what runs in its place.
+        """
         types = self._types(variables, inputs, kwargs)
+        function = self._function_for(variables, types)
+        self.policy.check_params(variables)
         given = variables
         variables = self._with_cache(self.policy.cast_to_compute(variables, types))
         if self.policy.cast_model_type is not None:
             inputs, kwargs = cast_floating((inputs, kwargs), self.policy.cast_model_type)
-        outputs = function(variables, *inputs, **kwargs)
+        outputs = (function if wrap is None else wrap(function))(variables, *inputs, **kwargs)
         if kwargs.get("mutable", False) is False:
             return self.policy.cast_to_output(outputs)
         outputs, updated = outputs
         return self.policy.cast_to_output(outputs), _as_given(updated, given)
 
-    def _with_cache(self, variables: Any) -> Any:
+    def _with_cache(self, variables: PyTree) -> Any:
         """Casts the collection ``cache``: what is written into it is data of the function."""
         if not self.policy.computes_in_half or not _has_cache(variables):
             return variables
         cache = cast_floating(variables[_CACHE], self.policy.half_dtype)
         return {**variables, _CACHE: cache}
 
-    def module_types(self, variables: Any, *inputs: Any, **kwargs: Any) -> ModuleTypes:
+    def module_types(self, variables: PyTree, *inputs: PyTree, **kwargs: Any) -> ModuleTypes:
         """Returns the type of the module at each path below the parameters.
 
         Args:
@@ -100,13 +114,12 @@ class MixedPrecisionApply:
         graphdef = find_graphdef(self.apply_fn)
         return {} if graphdef is None else nnx_types(graphdef)
 
-    def function_for(self, variables: Any, inputs: Any, kwargs: Any) -> Callable[..., Any]:
+    def _function_for(self, variables: PyTree, types: ModuleTypes) -> ApplyFn:
         """Returns the function as it is, or with casts inside where some are to be made."""
         if self.policy.patch_functions:
             return self._autocast
         if not self.policy.computes_in_half:
             return self.apply_fn
-        types = self._types(variables, inputs, kwargs)
         kept = frozenset(self.policy.kept_paths(variables, types))
         return self._with_norms(kept, types)
 
@@ -121,7 +134,7 @@ class MixedPrecisionApply:
             self._functions[key] = NormsInFloat32(fn, self.policy, kept=bool(kept) and not linen)
         return self._functions[key]
 
-    def _types(self, variables: Any, inputs: Any, kwargs: Any) -> ModuleTypes:
+    def _types(self, variables: PyTree, inputs: Any, kwargs: Any) -> ModuleTypes:
         """Returns the module types where the casts depend on them, from the last such call."""
         policy = self.policy
         stateless = set(variables) == {"params"} if isinstance(variables, Mapping) else False
@@ -138,7 +151,7 @@ class MixedPrecisionApply:
         return self._known_types[key]
 
     @functools.cached_property
-    def _autocast(self) -> Callable[..., Any]:
+    def _autocast(self) -> ApplyFn:
         return autocast(self.apply_fn, self.policy)
 
     def __reduce__(self) -> Any:
@@ -157,7 +170,7 @@ class MixedPrecisionApply:
         return f"<{name} at {self.policy.opt_level} with {self.policy.half_dtype}>"
 
 
-def _has_cache(variables: Any) -> bool:
+def _has_cache(variables: PyTree) -> bool:
     return isinstance(variables, Mapping) and "params" in variables and _CACHE in variables
 
 
@@ -179,7 +192,7 @@ def function_name(fn: Callable[..., Any]) -> str:
     return getattr(fn, "__qualname__", type(fn).__qualname__)
 
 
-def find_apply_fn(model: Any) -> Callable[..., Any]:
+def find_apply_fn(model: Any) -> ApplyFn:
     """Finds the apply function of a model.
 
     Args:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 import jax
 import numpy as np
@@ -17,11 +17,16 @@ from jinit.amp.casting.weak_operands import facts_below, find_tags
 from jinit.amp.levels import parse_ops, resolve_half_dtype
 from jinit.amp.policy import Policy
 from jinit.tracing import Path, Static, TracedFunction, evaluate, partition, trace
+from jinit.typing import HalfDType
 
 __all__ = ["Autocast", "autocast"]
 
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
 
-class Autocast:
+
+class Autocast(Generic[P, R]):
     """A function under autocast; see ``autocast``.
 
     Args:
@@ -33,20 +38,29 @@ class Autocast:
 
     def __init__(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[P, R],
         half_dtype: np.dtype,
         params_argnums: Sequence[int],
         ops: OpLists,
     ) -> None:
-        self.fn, self.half_dtype, self.ops = fn, half_dtype, ops
+        self.fn: Callable[..., R] = fn
+        self.half_dtype, self.ops = half_dtype, ops
         self.params_argnums = tuple(params_argnums)
         functools.update_wrapper(self, fn, updated=())
         self._jitted = _jit_named_as(fn, self.evaluate)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function."""
         static, values = partition((args, kwargs))
         return (self._jitted if static.hashable else self.evaluate)(static, values)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(
+        self: "Autocast[Concatenate[Any, Q], R]", instance: object, owner: type | None = None
+    ) -> Callable[Q, R]: ...
 
     def __get__(self, instance: Any, owner: type | None = None) -> Callable[..., Any]:
         """Binds a decorated method."""
@@ -98,13 +112,13 @@ class Autocast:
 
 @known_arguments
 def autocast(
-    fn: Callable[..., Any],
+    fn: Callable[P, R],
     policy: Policy | None = None,
     *,
-    half_dtype: Any = None,
+    half_dtype: HalfDType | None = None,
     params_argnums: int | Sequence[int] = (0,),
     ops: OpLists | None = None,
-) -> Autocast:
+) -> Autocast[P, R]:
     """Returns ``fn`` with the dtype of every operation chosen anew.
 
     The function is traced, and its equations run so: products and convolutions in

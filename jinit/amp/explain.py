@@ -25,6 +25,7 @@ from jinit.tracing import (
     source_line,
     trace,
 )
+from jinit.typing import PyTree
 
 __all__ = ["ExplainedOp", "Explanation", "explain"]
 
@@ -81,7 +82,7 @@ class Explanation(PlainData):
         return format_table(columns, cells, title=repr(self)[1:-1])
 
 
-def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+def explain(fn: Callable[..., Any], *args: PyTree, **kwargs: PyTree) -> Explanation:
     """Prints which operations of a function run in which dtype, and why; nothing is run.
 
     Operations without a floating operand are left out. To see the backward pass, explain the
@@ -133,10 +134,8 @@ def _runner(fn: Callable[..., Any], record: Record) -> tuple[str, Any, Callable[
     if isinstance(fn, MixedPrecisionApply):
 
         def run(variables: Any, *inputs: Any, **kwargs: Any) -> Any:
-            function = _recorded(
-                fn.function_for(variables, inputs, kwargs), record, fn.policy.opt_level
-            )
-            return fn.run(function, variables, inputs, kwargs)
+            level = fn.policy.opt_level
+            return fn.run(variables, inputs, kwargs, lambda f: _recorded(f, record, level))
 
         return repr(fn)[1:-1].split(" with ")[0], fn.policy.half_dtype, run
     cast = fn if isinstance(fn, Autocast) else autocast(fn)

@@ -1,7 +1,7 @@
 """The one call that gives models and optimizers their precision."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 import optax
@@ -15,24 +15,110 @@ from jinit.amp.policy import KeepFp32
 from jinit.amp.scaling.loss_scaling import loss_scaling
 from jinit.amp.scaling.master_weights import master_weights as stepping_masters
 from jinit.amp.scaling.scale_schedule import parse_bool, parse_count
+from jinit.typing import ApplyFn, DTypeLike, HalfDType, OptLevel, PyTree
 
 __all__ = ["initialize"]
+
+Tx: TypeAlias = optax.GradientTransformation
+Scaled: TypeAlias = optax.GradientTransformationExtraArgs
+Truth: TypeAlias = bool | Literal["True", "False"]
+M = TypeVar("M", bound=ApplyFn)
+T = TypeVar("T", bound=Tx)
+
+
+class Options(TypedDict, total=False):
+    """The keywords of ``initialize``, for its overloads; their defaults stand there."""
+
+    half_dtype: HalfDType
+    cast_model_type: DTypeLike | None
+    patch_functions: Truth | None
+    patch_torch_functions: Truth | None
+    keep_batchnorm_fp32: Truth | None
+    master_weights: Truth | Literal["optimizer"] | None
+    loss_scale: float | str | None
+    cast_model_outputs: DTypeLike | None
+    num_losses: int
+    min_loss_scale: float | None
+    max_loss_scale: float
+    hysteresis: int
+    skip_nonfinite: bool
+    ops: OpLists | None
+    keep_fp32: KeepFp32 | None
+    verbose: bool
+    verbosity: int | None
+    enabled: bool
+
+
+# With enabled=False a model is the function itself; it is typed as what it is otherwise.
+@overload
+def initialize(
+    models: ApplyFn, optimizers: None = ..., opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> MixedPrecisionApply: ...
+
+
+@overload
+def initialize(
+    models: list[M], optimizers: None = ..., opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> list[MixedPrecisionApply]: ...
+
+
+@overload
+def initialize(
+    models: tuple[M, ...],
+    optimizers: None = ...,
+    opt_level: OptLevel = ...,
+    **options: Unpack[Options],
+) -> tuple[MixedPrecisionApply, ...]: ...
+
+
+@overload
+def initialize(
+    models: ApplyFn, optimizers: Tx, opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> tuple[MixedPrecisionApply, Scaled]: ...
+
+
+@overload
+def initialize(
+    models: list[M], optimizers: Tx, opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> tuple[list[MixedPrecisionApply], Scaled]: ...
+
+
+@overload
+def initialize(
+    models: ApplyFn, optimizers: list[T], opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> tuple[MixedPrecisionApply, list[Scaled]]: ...
+
+
+@overload
+def initialize(
+    models: list[M], optimizers: list[T], opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> tuple[list[MixedPrecisionApply], list[Scaled]]: ...
+
+
+# Whatever else is a list or a tuple, each side in the form it came in.
+@overload
+def initialize(
+    models: M | Sequence[M],
+    optimizers: T | Sequence[T],
+    opt_level: OptLevel = ...,
+    **options: Unpack[Options],
+) -> tuple[PyTree, PyTree]: ...
 
 
 @known_arguments
 def initialize(
-    models: Any,
-    optimizers: Any = None,
-    opt_level: str = "O1",
+    models: ApplyFn | Sequence[ApplyFn],
+    optimizers: Tx | Sequence[Tx] | None = None,
+    opt_level: OptLevel = "O1",
     *,
-    half_dtype: Any = "auto",
-    cast_model_type: Any = None,
-    patch_functions: bool | None = None,
-    patch_torch_functions: bool | None = None,
-    keep_batchnorm_fp32: bool | str | None = None,
-    master_weights: bool | str | None = None,
+    half_dtype: HalfDType = "auto",
+    cast_model_type: DTypeLike | None = None,
+    patch_functions: Truth | None = None,
+    patch_torch_functions: Truth | None = None,
+    keep_batchnorm_fp32: Truth | None = None,
+    master_weights: Truth | Literal["optimizer"] | None = None,
     loss_scale: float | str | None = None,
-    cast_model_outputs: Any = None,
+    cast_model_outputs: DTypeLike | None = None,
     num_losses: int = 1,
     min_loss_scale: float | None = None,
     max_loss_scale: float = 2.0**24,
@@ -43,7 +129,7 @@ def initialize(
     verbose: bool = False,
     verbosity: int | None = None,
     enabled: bool = True,
-) -> Any:
+) -> PyTree:
     """Gives models and optimizers the precision of a level.
 
     With C the cast to ``cast_model_type``::
@@ -151,9 +237,7 @@ def initialize(
     skips = parse_bool("skip_nonfinite", skip_nonfinite, among="True or False")
     parse_count("num_losses", num_losses)
     parse_count("hysteresis", hysteresis)
-    verbose = parse_bool("verbose", verbose, among="True or False")
-    if not isinstance(verbosity, int | np.integer | None):
-        raise ValueError(f"verbosity must be 0 or 1, not {verbosity!r}")
+    prints = _parse_verbose(verbose, verbosity)
     if enabled and opt_level != "O0":
         check_backend(policy.half_dtype)
 
@@ -177,9 +261,17 @@ def initialize(
     wrapped = _each(wrap_model, models)
     if optimizers is not None:
         wrapped = wrapped, _each(wrap_optimizer, optimizers)
-    if (verbose if verbosity is None else verbosity) and enabled:
+    if prints and enabled:
         print(policy)
     return wrapped
+
+
+def _parse_verbose(verbose: Any, verbosity: Any) -> bool:
+    """Reads ``verbose``, and apex's name of it, which wins."""
+    verbose = parse_bool("verbose", verbose, among="True or False")
+    if not isinstance(verbosity, int | np.integer | None):
+        raise ValueError(f"verbosity must be 0 or 1, not {verbosity!r}")
+    return verbose if verbosity is None else bool(verbosity)
 
 
 def _one_name(new: Any, old: Any) -> Any:

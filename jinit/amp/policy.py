@@ -14,6 +14,7 @@ from jinit.amp.casting.dtypes import BFLOAT16, FLOAT16, FLOAT32, cast_floating
 from jinit.amp.casting.module_types import ModuleTypes
 from jinit.amp.casting.op_lists import OPS, OpLists
 from jinit.amp.casting.ranges import within_range
+from jinit.typing import OptLevel, PyTree
 
 __all__ = ["Policy", "opt_levels"]
 
@@ -72,7 +73,7 @@ class Policy:
         ``cast_to_output`` are the terms of jmp. In apex ``half_dtype`` is always float16.
     """
 
-    opt_level: str
+    opt_level: OptLevel
     half_dtype: np.dtype
     cast_model_type: np.dtype | None
     patch_functions: bool
@@ -103,7 +104,7 @@ class Policy:
         """Whether parameters and inputs enter the function in the half type."""
         return self.cast_model_type == self.half_dtype
 
-    def cast_to_param(self, variables: Any, module_types: ModuleTypes | None = None) -> Any:
+    def cast_to_param(self, variables: PyTree, module_types: ModuleTypes | None = None) -> PyTree:
         """Casts floating parameters to the dtype in which they are stored.
 
         Args:
@@ -123,7 +124,7 @@ class Policy:
         self.check_params(variables)
         return self._cast_params(variables, self.param_dtype, module_types)
 
-    def cast_to_compute(self, variables: Any, module_types: ModuleTypes | None = None) -> Any:
+    def cast_to_compute(self, variables: PyTree, module_types: ModuleTypes | None = None) -> PyTree:
         """Casts floating parameters to the dtype in which they enter the function.
 
         Args:
@@ -138,7 +139,7 @@ class Policy:
             return variables
         return self._cast_params(variables, self.cast_model_type, module_types)
 
-    def check_params(self, variables: Any) -> None:
+    def check_params(self, variables: PyTree) -> None:
         """Checks that parameters come in float32 where they are stored in it.
 
         Raises:
@@ -159,7 +160,7 @@ class Policy:
                 "or store them in half with 'O3' or master_weights='optimizer'"
             )
 
-    def cast_to_output(self, outputs: Any) -> Any:
+    def cast_to_output(self, outputs: PyTree) -> PyTree:
         """Casts floating outputs to the dtype that the caller sees.
 
         Args:
@@ -170,11 +171,11 @@ class Policy:
         """
         return outputs if self.output_dtype is None else cast_floating(outputs, self.output_dtype)
 
-    def keeps_any(self, variables: Any, module_types: ModuleTypes | None = None) -> bool:
+    def keeps_any(self, variables: PyTree, module_types: ModuleTypes | None = None) -> bool:
         """Returns whether a parameter enters a half computation in float32."""
         return self.computes_in_half and any(self.kept_mask(variables, module_types))
 
-    def kept_mask(self, variables: Any, module_types: ModuleTypes | None = None) -> list[bool]:
+    def kept_mask(self, variables: PyTree, module_types: ModuleTypes | None = None) -> list[bool]:
         """Returns for every leaf whether it is a parameter that stays float32 by itself."""
         leaves = jax.tree_util.tree_leaves_with_path(variables)
         marked = zip(leaves, param_mask(variables), strict=True)
@@ -184,7 +185,7 @@ class Policy:
         ]
 
     def kept_paths(
-        self, variables: Any, module_types: ModuleTypes | None = None
+        self, variables: PyTree, module_types: ModuleTypes | None = None
     ) -> set[tuple[str, ...]]:
         """Returns the paths of the modules that own what ``kept_mask`` marks."""
         leaves = jax.tree_util.tree_leaves_with_path(variables)
@@ -199,7 +200,7 @@ class Policy:
         return self.keep_fp32 is not None and bool(self.keep_fp32("/".join(path), module_type))
 
     def _cast_params(
-        self, variables: Any, dtype: np.dtype, module_types: ModuleTypes | None
+        self, variables: PyTree, dtype: np.dtype, module_types: ModuleTypes | None
     ) -> Any:
         leaves, structure = jax.tree.flatten(variables)
         masks = param_mask(variables), self.kept_mask(variables, module_types)
@@ -227,7 +228,7 @@ def _cell(value: Any) -> str:
     return getattr(value, "__qualname__", str(value))
 
 
-def opt_levels(half_dtype: np.dtype) -> dict[str, Policy]:
+def opt_levels(half_dtype: np.dtype) -> dict[OptLevel, Policy]:
     """Tabulates the four levels for a half type.
 
     Args:
@@ -245,7 +246,7 @@ def opt_levels(half_dtype: np.dtype) -> dict[str, Policy]:
         "master_weights",
         "loss_scale",
     )
-    rows: dict[str, tuple] = {
+    rows: dict[OptLevel, tuple] = {
         "O0": (FLOAT32, False, None, False, 1.0),
         "O1": (None, True, None, None, dynamic),
         "O2": (half_dtype, False, True, True, dynamic),

@@ -4,12 +4,14 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 import jax
 
 from jinit.demo.data import Digits
 from jinit.demo.model import INITIALIZATIONS, Initialization
 from jinit.demo.training import Recipe, Run, Trainer
+from jinit.typing import OptLevel
 
 __all__ = [
     "LEVELS",
@@ -25,7 +27,7 @@ __all__ = [
 
 SEEDS = 3
 FLAX_RATE = 4e-3  # Adam's best of 1e-3, 4e-3 and 1.6e-2 on this network
-LEVELS = ("O0", "O1", "O2", "O3")
+LEVELS: tuple[OptLevel, ...] = ("O0", "O1", "O2", "O3")
 TOO_HIGH = 2.0**24
 
 Progress = Callable[[str], None]
@@ -63,7 +65,9 @@ class Outcome:
         return min(self.runs, key=lambda run: run.final_loss)
 
 
-def level_recipes(opt_level: str, half_dtype: str, depth: int) -> list[Recipe]:
+def level_recipes(
+    opt_level: OptLevel | Literal["all"], half_dtype: str, depth: int
+) -> list[Recipe]:
     """Lists Flax's defaults, the levels asked for, and a float16 scale that starts too high."""
     flax = Recipe("Flax's defaults, O0", "flax", depth, learning_rate=FLAX_RATE)
     levels = LEVELS if opt_level == "all" else (opt_level,)
@@ -89,7 +93,9 @@ def rates(how: Initialization, depth: int) -> list[float]:
     return [middle * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0)]
 
 
-def depth_recipes(opt_level: str, half_dtype: str, depth: int) -> list[Recipe]:
+def depth_recipes(
+    opt_level: OptLevel | Literal["all"], half_dtype: str, depth: int
+) -> list[Recipe]:
     """Lists the three initializations at one level."""
     level = "O0" if opt_level == "all" else opt_level
     return [

@@ -13,6 +13,7 @@ import optax
 import jinit
 from jinit.demo.data import Digits
 from jinit.demo.model import Initialization, PlainCNN, initialize
+from jinit.typing import OptLevel
 
 __all__ = ["BATCH", "Recipe", "Run", "Trainer"]
 
@@ -38,7 +39,7 @@ class Recipe:
     label: str
     how: Initialization = "jinit"
     depth: int = 4
-    opt_level: str = "O0"
+    opt_level: OptLevel = "O0"
     half_dtype: str = "bfloat16"
     learning_rate: float = 0.0625
     epochs: int = 15

@@ -1,7 +1,7 @@
 """The one place that walks traced functions: dataflow over, and evaluation of, jaxprs.
 
 ``trace`` turns a function into its jaxpr, ``propagate`` carries abstract facts through it and
-``evaluate`` runs it while a rule looks at, and may replace, its equations. All three recurse
+``evaluate`` runs it while a rule looks at, and may replace, its equations. All of them recurse
 through jit, remat, scan, while, cond, shard_map and custom derivatives. ``roll`` makes loops of
 its equal blocks, so that none of this grows with depth.
 """
@@ -17,6 +17,7 @@ from jinit.tracing._jax import (
 )
 from jinit.tracing.dataflow import DataflowRules, Frame, propagate
 from jinit.tracing.declared import in_context_mesh
+from jinit.tracing.equations import equations_of, replace_beside
 from jinit.tracing.evaluate import Run, evaluate
 from jinit.tracing.interpreter import EquationView, Region, Rule
 from jinit.tracing.rolling import Rolled, roll
@@ -39,12 +40,14 @@ __all__ = [
     "TracedFunction",
     "aval_of",
     "declares_dtypes",
+    "equations_of",
     "evaluate",
     "in_context_mesh",
     "is_hidden",
     "is_tracing",
     "partition",
     "propagate",
+    "replace_beside",
     "roll",
     "scopes_of",
     "source_line",

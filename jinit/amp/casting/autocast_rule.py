@@ -1,4 +1,15 @@
-"""The rule of autocast: which dtype an equation runs in, and why."""
+"""The rule of autocast: which dtype an equation runs in, and why.
+
+An equation has the dtypes of the traced program, its values those that earlier decisions gave them.
+Only values declared float32 or half are cast. With float32 data x and parameters w and b, at
+bfloat16::
+
+    p = x @ w       bfloat16    half list
+    y = p + b       bfloat16    promote: b is a parameter, and has no vote
+    h = y * 0.5     bfloat16    promote: neither has a constant
+    e = exp(h)      float32     float32 list
+    z = e / p       float32     promote: the widest of two that vote
+"""
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -137,6 +148,7 @@ class Decisions:
             return self.half
         pairs = zip(values, equation.invars, strict=True)
         wide = any(jnp.result_type(v) == FLOAT32 for v, a in pairs if is_managed(a, self.half))
+        # promote_function: the widest that comes in, whatever is declared
         return FLOAT32 if wide or kind == "float_function" else self.half
 
     def _uniform_rule(self, decision: Decision) -> CastRule:
@@ -148,6 +160,7 @@ class Decisions:
         return self._uniform[decision]
 
     def _before_lists(self, equation: jex.JaxprEqn) -> Decision | None:
+        """Decides on what no list, no region and no norm may cast; None leaves it to them."""
         name = equation.primitive.name
         if casts_disabled(equation):
             return _DISABLED
@@ -167,6 +180,7 @@ class Decisions:
         return None
 
     def _by_list(self, view: EquationView, values: Sequence[Any]) -> Decision:
+        """Decides by the lists; what is in none, and meets two floats or more, promotes."""
         equation, name, ops = view.equation, view.equation.primitive.name, self.ops
         first = self._before_lists(equation)
         if first is not None:
@@ -201,6 +215,7 @@ class Decisions:
     def _promoted(
         self, equation: jex.JaxprEqn, values: Sequence[Any], votes: Sequence[Tag], note: str = ""
     ) -> Decision:
+        # A value votes with the dtype it comes in, not its declared one: half stays half.
         triples = zip(equation.invars, values, votes, strict=True)
         mine = [(v, t) for a, v, t in triples if is_managed(a, self.half)]
         dtype, reason = promote(mine, self.half)

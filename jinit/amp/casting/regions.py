@@ -8,7 +8,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax.extend import core as jex
@@ -26,11 +26,14 @@ __all__ = [
     "region_of",
 ]
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _DISABLED = "jinit.amp.disable_casts"
 _REGION = re.compile(r"jinit\.amp\.((?:half|float|promote)_function)\((.*)\)")
 
 
-def half_function(fn: Callable[..., Any]) -> Callable[..., Any]:
+def half_function(fn: Callable[P, R]) -> Callable[P, R]:
     """Lets a function run whole in the half dtype wherever it is called under ``autocast``.
 
     Its floating arguments are cast to half, and so is every operation in it, whatever its list:
@@ -63,7 +66,7 @@ def half_function(fn: Callable[..., Any]) -> Callable[..., Any]:
     return _region("half_function", fn)
 
 
-def float_function(fn: Callable[..., Any]) -> Callable[..., Any]:
+def float_function(fn: Callable[P, R]) -> Callable[P, R]:
     """Lets a function run whole in float32 wherever it is called under ``autocast``.
 
     Args:
@@ -89,7 +92,7 @@ def float_function(fn: Callable[..., Any]) -> Callable[..., Any]:
     return _region("float_function", fn)
 
 
-def promote_function(fn: Callable[..., Any]) -> Callable[..., Any]:
+def promote_function(fn: Callable[P, R]) -> Callable[P, R]:
     """Lets a function run whole in the widest dtype of its arguments under ``autocast``.
 
     Every floating argument votes, parameters as well; Python numbers do not.

@@ -1,7 +1,14 @@
 """What votes in promotion: neither parameters nor constants, at most reshaped, do.
 
 An argument that is one array may be the data as well, as in ``f(x, w)``: it is a parameter only
-where it is smaller than what it meets, as a bias is.
+where it is smaller than what it meets, as a bias is. With data x and a tree of parameters p::
+
+    equation                   tags of its operands    votes
+    b = broadcast(p["b"])      parameter               it keeps its tag, and meets nothing
+    z = x + b                  None, parameter         x
+    s = z * (1 / sqrt(64.0))   None, 0.125             z; constants are folded to one number
+    m = where(x > 0, s, z)     None, None, None        s and z
+    o = one_hot(i) @ x         indicator, None         x; what selects its rows does not
 """
 
 import functools
@@ -103,7 +110,8 @@ def facts_below(
 def promote(operands: Sequence[tuple[Any, Tag]], half: np.dtype) -> tuple[np.dtype, str]:
     """Chooses the dtype that operands are promoted to; parameters and constants do not vote.
 
-    Where nothing votes, parameters do.
+    Where nothing votes, parameters do. A constant that the half dtype does not hold makes float32
+    of what it meets.
 
     Args:
         operands: Values with their tags, those of ``votes_of``.
@@ -182,6 +190,10 @@ class Weakness:
 
 
 def _result(equation: jex.JaxprEqn, tags: Sequence[Tag]) -> Tag:
+    """Returns the tag of a result: what is computed from data or parameters is data, and votes.
+
+    A choice among constants is an indicator, also where data makes it: it is a mask.
+    """
     name = equation.primitive.name
     if name == "iota" or (name == "convert_element_type" and _counts(equation.invars[0])):
         return INDICATOR

@@ -188,7 +188,7 @@ def _scaled(
         state: Any,
         params: optax.Params | None = None,
         *,
-        overflow: Mapping[int, Any] | None = None,
+        overflow: Mapping[int, jax.Array] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, LossScalingState]:
         check_state("loss_scaling", state, LossScalingState)

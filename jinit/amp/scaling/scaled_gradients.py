@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jinit.amp.arguments import (
     check_opt_state,
     shown,
 )
+from jinit.typing import PyTree
 
 __all__ = [
     "UnscaledGrads",
@@ -27,6 +28,9 @@ __all__ = [
     "unscale",
     "value_and_grad",
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _OUTSIDE = {
     "ApplyIfFiniteState": "optax.apply_if_finite",
@@ -58,8 +62,8 @@ class UnscaledGrads:
         ([2.0, 2.0], [0, 1])
     """
 
-    grads: Any
-    overflow: dict[int, Any]
+    grads: PyTree
+    overflow: dict[int, jax.Array]
 
     def __add__(self, other: Any) -> "UnscaledGrads":
         """Adds gradients leaf by leaf; the sum comes from the losses of both."""
@@ -132,7 +136,7 @@ def scale_loss(
 
 
 @known_arguments
-def unscale(grads: Any, opt_state: optax.OptState, loss_id: int = 0) -> UnscaledGrads:
+def unscale(grads: PyTree, opt_state: optax.OptState, loss_id: int = 0) -> UnscaledGrads:
     """Divides gradients of a scaled loss by its scale, and marks whether they overflowed.
 
     Args:
@@ -169,13 +173,13 @@ def unscale(grads: Any, opt_state: optax.OptState, loss_id: int = 0) -> Unscaled
 
 @known_arguments
 def value_and_grad(
-    loss_fn: Callable[..., Any],
+    loss_fn: Callable[P, R],
     opt_state: optax.OptState,
     loss_id: int = 0,
     *,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
-) -> Callable[..., tuple[Any, UnscaledGrads]]:
+) -> Callable[P, tuple[R, UnscaledGrads]]:
     """Returns a function of a loss and its true gradients, differentiated at its scale.
 
     As ``jax.value_and_grad``, with the loss multiplied by its scale on the way in and the
@@ -214,15 +218,15 @@ def value_and_grad(
     _check_outermost(opt_state)
     check_loss_id(loss_id, find_scale(opt_state).size)
 
-    def of_scaled(*args: Any, **kwargs: Any) -> tuple[jax.Array, Any]:
-        value = loss_fn(*args, **kwargs)
+    def of_scaled(*args: P.args, **kwargs: P.kwargs) -> tuple[jax.Array, Any]:
+        value: Any = loss_fn(*args, **kwargs)
         if has_aux:
             check_aux(value)
         return scale_loss(value[0] if has_aux else value, opt_state, loss_id), value
 
     differentiated = jax.value_and_grad(of_scaled, argnums, has_aux=True)
 
-    def value_and_unscaled_grads(*args: Any, **kwargs: Any) -> tuple[Any, UnscaledGrads]:
+    def value_and_unscaled_grads(*args: P.args, **kwargs: P.kwargs) -> tuple[R, UnscaledGrads]:
         (_, value), grads = differentiated(*args, **kwargs)
         return value, unscale(grads, opt_state, loss_id)
 
@@ -277,7 +281,7 @@ def _scale_of(opt_state: optax.OptState, loss_id: int) -> jax.Array:
     return scale[loss_id] if scale.ndim else scale
 
 
-def map_inexact(function: Callable[[jax.Array], jax.Array], tree: Any) -> Any:
+def map_inexact(function: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
     """Maps a function over float32 (or wider) views; integers and float0 gradients stay."""
 
     def visit(leaf: Any) -> Any:

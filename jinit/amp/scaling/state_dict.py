@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from jinit._known import known_arguments
 from jinit.amp.arguments import shown
@@ -54,7 +55,7 @@ def state_dict(opt_state: optax.OptState) -> dict[str, dict[str, float | int]]:
 
 @known_arguments
 def load_state_dict(
-    opt_state: optax.OptState, state: Mapping[str, Mapping[str, Any]]
+    opt_state: optax.OptState, state: Mapping[str, Mapping[str, ArrayLike]]
 ) -> optax.OptState:
     """Returns an optimizer's state with its scales set as in a dictionary.
 
