@@ -9,7 +9,7 @@ import pytest
 
 from jinit import amp
 from jinit.amp.initialize import Options
-from tests import fresh
+from tests import processes
 
 SETUP = """
 import jax
@@ -135,7 +135,7 @@ def errors(tmp_path_factory):
     folder = tmp_path_factory.mktemp("user")
     for name, code in {**GOOD, **BAD}.items():
         (folder / f"{name}.py").write_text(SETUP + code)
-    done = fresh.python("-m", "pyright", "--outputjson", folder, warn="default")
+    done = processes.python("-m", "pyright", "--outputjson", folder, warn="default")
     found = {name: {} for name in {**GOOD, **BAD}}
     for report in json.loads(done.stdout)["generalDiagnostics"]:
         name = report["file"].replace("\\", "/").rsplit("/", 1)[1].removesuffix(".py")
