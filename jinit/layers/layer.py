@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jinit._arithmetic import is_float
-from jinit.layers.degrees import Degree, Degrees
+from jinit.layers.degrees import Degree, Degrees, common_prefix
 from jinit.layers.fans import ProductShape
 from jinit.tracing import Frame, Path
 
@@ -135,7 +135,7 @@ def _agreed(several: Sequence[tuple[int, ...]]) -> int:
     """Returns how many axes can be taken, such that all uses begin with them or by fewer."""
     longest = max(several, key=len)
     return min(
-        (len(_common_loops([p, longest])) for p in several if p != longest[: len(p)]),
+        (len(common_prefix([p, longest])) for p in several if p != longest[: len(p)]),
         default=len(longest),
     )
 
@@ -230,13 +230,6 @@ def _stuck(layers: Sequence[Layer]) -> frozenset[int]:
     )
 
 
-def _common_loops(several: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Returns the longest beginning that all have."""
-    first = min(several, key=len)
-    same = [all(loops[i] == level for loops in several) for i, level in enumerate(first)]
-    return first[: same.index(False) if False in same else len(first)]
-
-
 def _users(leaves: Iterable[Iterable[int]]) -> dict[int, list[int]]:
     """Lists by leaf the layers that have it."""
     users: dict[int, list[int]] = {}
@@ -312,7 +305,7 @@ class _Ties:
             if len(self.own[member]) > 1 or member == number
             for degree in self.own[member].values()
         ]
-        return _common_loops(several)
+        return common_prefix(several)
 
     def _tied(self, number: int) -> Layer:
         layer, members = self.layers[number], sorted(self.class_of[number])
