@@ -193,7 +193,10 @@ def joined(terms: Sequence[Degrees]) -> dict[int, Degree]:
 
 
 def _together(term: Degrees) -> dict[int, float]:
-    """Returns the degrees of a term in all its leaves together; none where it has no such."""
+    """Returns the degrees of a term in all its leaves together; none where it has no such.
+
+    ``A @ B``, of degree 1 in each, is of degree 2 in both: each takes ``s ** (1 / 2)``.
+    """
     parts: dict[Any, float] = {}
     for leaf, d in term.items():
         if d.degree is None:

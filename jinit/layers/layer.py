@@ -147,7 +147,7 @@ def _biases(meetings: Mapping[Path, Meeting], alone: frozenset[int]) -> dict[Pat
         for path, meeting in meetings.items()
         if _may_belong(meeting, meetings) and not alone & meeting.leaves.keys()
     }
-    while True:
+    while True:  # one that is left out makes its leaves others', which may leave out more
         others = {leaf for path, s in meetings.items() if path not in found for leaf in s.leaves}
         kept = {
             path: meeting for path, meeting in found.items() if not others & meeting.leaves.keys()
@@ -243,7 +243,9 @@ class _Ties:
     """Which leaves take one scale, since a layer has them both, or layers that share one of them.
 
     Within such a class one number s stands for all: a layer's output is multiplied by ``s**k``,
-    a leaf by ``s**e``, and ``k = e * degree`` wherever a layer has a leaf.
+    a leaf by ``s**e``, and ``k = e * degree`` wherever a layer has a leaf. In
+    ``(x @ w) @ (w * w) + b`` the first layer has k = 1, hence w has e = 1; in the second one w is
+    of degree 2, hence k = 2; there b is of degree 1, hence e = 2.
 
     A bias of zeros scales with anything, so it ties no layers to each other.
 

@@ -78,7 +78,16 @@ class Survey:
 
 
 class _Rules:
-    """Dataflow rules that find the meetings."""
+    """Dataflow rules that find the meetings.
+
+    Of ``y = reshape(x @ w) + b; z = tanh(y)``, where x is an input::
+
+        w          degrees {w: 1}
+        x @ w      data, a linear meeting at (0,), pending=(0,)
+        reshape    data, still pending=(0,)
+        y          data, a meeting of kind bias whose adds_to is (0,), so it is that layer's
+        z          data; a bias that is added now stands alone
+    """
 
     def literal(self, value: Any) -> _Tag:
         return _Tag(fill=_small(value))
@@ -128,6 +137,7 @@ class _Rules:
             return list(tags), None
         if equation.primitive.name in PRODUCTS:
             tags = [_input_if_zero(tag) for tag in tags]
+        # Operands free of data have degrees; of data alone there is none; both together meet.
         if not any(tag.data for tag in tags):
             fills = [tag.fill for tag in tags]
             several = degrees_of(equation, [tag.degrees for tag in tags], fills)
