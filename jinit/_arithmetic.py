@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.typing import DTypeLike
 
 __all__ = [
     "apply_scale",
     "inverse_rms",
     "is_float",
+    "is_float_dtype",
     "merge",
     "multiply",
     "namespace",
@@ -26,7 +28,12 @@ __all__ = [
 
 def is_float(x: Any) -> bool:
     """Returns whether a value is a real or complex floating-point number."""
-    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+    return is_float_dtype(jnp.result_type(x))
+
+
+def is_float_dtype(dtype: DTypeLike) -> bool:
+    """Returns whether a dtype, which may be one of keys, is of real or complex floats."""
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def wider(dtype: Any) -> Any:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     import jax
 
+    from jinit.typing import MatmulPrecision, MemoryPolicy, PRNGImpl
+
 __all__ = ["StartupReport", "startup", "startup_report"]
 
 
@@ -79,20 +81,20 @@ def startup(
     *,
     forkserver_instead_of_fork: bool = True,
     allow_tf32: bool = True,
-    matmul_precision: str | None = None,
-    memory: str | None = None,
+    matmul_precision: "MatmulPrecision | None" = None,
+    memory: "MemoryPolicy | None" = None,
     expandable_segments: bool | None = None,
     memory_fraction: float | None = None,
     xla_flags: "Mapping[str, bool | int | float | str] | Sequence[str] | str | None" = None,
     deterministic: bool = False,
-    prng_impl: str | None = None,
+    prng_impl: "PRNGImpl | None" = None,
     enable_x64: bool | None = None,
     debug_nans: bool | None = None,
     debug_key_reuse: bool | None = None,
     platform: str | None = None,
     cpu_devices: int | None = None,
     compilation_cache: bool | str | os.PathLike[str] | None = None,
-    distributed: bool | Mapping[str, Any] = False,
+    distributed: bool | Mapping[str, object] = False,
     strict: bool = False,
 ) -> "jax.Array":
     """Starts a JAX process: seeds, threads, precision, memory, XLA flags, devices, processes.

@@ -16,9 +16,11 @@ __all__ = [
     "HalfDType",
     "Key",
     "LossFn",
+    "MatmulPrecision",
     "MemoryPolicy",
     "Mode",
     "OptLevel",
+    "PRNGImpl",
     "Patterns",
     "PyTree",
     "Step",
@@ -56,3 +58,33 @@ HalfDType: TypeAlias = Literal["auto", "bfloat16", "float16", "bf16", "fp16"] | 
 
 MemoryPolicy: TypeAlias = Literal["preallocate", "grow", "cuda_async", "vmm"]
 """How the memory of a GPU is taken."""
+
+PRNGImpl: TypeAlias = Literal[
+    "threefry2x32", "threefry4x32", "rbg", "unsafe_rbg", "philox2x32", "philox4x32"
+]
+"""The generator of JAX's keys."""
+
+MatmulPrecision: TypeAlias = Literal[
+    "default",
+    "high",
+    "highest",
+    "bfloat16",
+    "tensorfloat32",
+    "float32",
+    "ANY_F8_ANY_F8_F32",
+    "ANY_F8_ANY_F8_F32_FAST_ACCUM",
+    "ANY_F8_ANY_F8_ANY",
+    "ANY_F8_ANY_F8_ANY_FAST_ACCUM",
+    "F16_F16_F16",
+    "F16_F16_F32",
+    "BF16_BF16_BF16",
+    "BF16_BF16_F32",
+    "BF16_BF16_F32_X3",
+    "BF16_BF16_F32_X6",
+    "BF16_BF16_F32_X9",
+    "TF32_TF32_F32",
+    "TF32_TF32_F32_X3",
+    "F32_F32_F32",
+    "F64_F64_F64",
+]
+"""The precision of matrix products, as ``jax_default_matmul_precision`` takes it."""

@@ -5,7 +5,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, cast
+from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 
 import flax.linen as nn
 
@@ -36,7 +36,7 @@ class LayerDefaults:
 
     table: LayerTable
     name: str
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, bool | float | None]
 
     def __enter__(self) -> Self:
         begin(self.table, self, lasts=False)
@@ -55,7 +55,13 @@ class LayerDefaults:
                 "the task that enters them, and in those that begin inside"
             ) from error
 
-    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
+    @overload
+    def __call__(self, function: M) -> M: ...
+
+    @overload
+    def __call__(self, function: Callable[P, T]) -> Callable[P, T]: ...
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Decorates a function: the defaults are active while it runs.
 
         Args:
@@ -70,7 +76,7 @@ class LayerDefaults:
                 or a module of another library than Flax's Linen.
         """
         if _is_linen(function):
-            return cast(Any, self.wrap(cast(Any, function)))
+            return self.wrap(cast(Any, function))
         if is_generator(function):
             raise TypeError(
                 f"{self.name}() cannot decorate the generator {class_name(function)}, whose body "
@@ -85,16 +91,16 @@ class LayerDefaults:
             )
 
         @functools.wraps(function)
-        def decorated(*args: P.args, **kwargs: P.kwargs) -> T:
+        def decorated(*args: Any, **kwargs: Any) -> Any:
             with self:
                 return function(*args, **kwargs)
 
         @functools.wraps(function)
-        async def awaited(*args: P.args, **kwargs: P.kwargs) -> Any:
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
             with self:
-                return await cast(Any, function(*args, **kwargs))
+                return await function(*args, **kwargs)
 
-        return cast(Any, awaited) if inspect.iscoroutinefunction(function) else decorated
+        return awaited if inspect.iscoroutinefunction(function) else decorated
 
     def wrap(self, module: M) -> M:
         """Returns the same module, with the defaults active whenever one of its methods runs.

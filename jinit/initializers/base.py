@@ -15,7 +15,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from jinit._arithmetic import is_float_dtype
 from jinit._kinds import is_key
+from jinit.typing import Key
 
 __all__ = [
     "RARE",
@@ -160,7 +162,7 @@ class Distribution(Initializer):
         """Returns itself."""
         return self
 
-    def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+    def check(self, key: Key | None, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
         """Raises if it cannot draw with this key, or an array of this shape and dtype."""
 
 
@@ -176,16 +178,16 @@ class Unit(Distribution):
         return Affine()
 
     @abstractmethod
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Draws from a unit, within jit, in a dtype that is not narrower than float32."""
 
 
 class RandomDistribution(Unit):
     """A distribution over real or complex numbers that needs a key."""
 
-    def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+    def check(self, key: Key | None, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
         """Raises if there is no key, or the dtype is none of numbers around zero."""
-        if not jnp.issubdtype(dtype, jnp.inexact) or not holds_zero(dtype):
+        if not is_float_dtype(dtype) or not holds_zero(dtype):
             raise TypeError(f"{self!r} draws floating-point numbers, it cannot make a {dtype}")
         if key is None:
             raise TypeError(f"{self!r} needs a key, e.g. jax.random.key(0)")

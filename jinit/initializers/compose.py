@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jinit._arithmetic import is_float_dtype
 from jinit._known import known_arguments
 from jinit.initializers.base import Affine, Distribution, Initializer, Unit, set_floats
 from jinit.initializers.variance_scaling import VarianceScaling
+from jinit.typing import Key
 
 __all__ = ["AnyInitializer", "as_initializer", "draws", "scaled", "with_fan"]
 
@@ -26,7 +28,7 @@ class _Foreign(Unit):
 
     init: Callable[..., Any]
 
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Calls the function."""
         values = self.init(key, shape, dtype)
         if not isinstance(values, jax.Array):
@@ -128,9 +130,9 @@ class _Multiplied(Distribution):
     base: Distribution
     scale: float
 
-    def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+    def check(self, key: Key | None, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
         """Raises what the distribution raises, and for integers."""
-        if not jnp.issubdtype(dtype, jnp.inexact):
+        if not is_float_dtype(dtype):
             raise TypeError(f"{self!r} draws floating-point numbers, it cannot make a {dtype}")
         self.base.check(key, shape, dtype)
 

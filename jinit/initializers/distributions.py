@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 
 from jinit._known import known_arguments
 from jinit.initializers.base import (
@@ -18,6 +19,7 @@ from jinit.initializers.base import (
     is_complex,
     set_floats,
 )
+from jinit.typing import Key
 
 __all__ = ["constant", "normal", "ones", "uniform", "zeros"]
 
@@ -45,7 +47,7 @@ class constant(Unit):
         ``torch.nn.init.constant_``.
     """
 
-    value: Any
+    value: ArrayLike
 
     def __post_init__(self) -> None:
         value = np.asarray(self.value)
@@ -53,12 +55,12 @@ class constant(Unit):
             raise TypeError(f"value must be a number or an array of numbers, got {self.value!r}")
         object.__setattr__(self, "value", _hashable(value.tolist()))
 
-    def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+    def check(self, key: Key | None, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
         """Raises for a dtype of positive numbers alone, unless the value is one."""
         if not holds_zero(dtype) and np.min(self.value) <= 0:
             raise TypeError(f"{self!r} cannot make a {dtype}, which holds positive numbers alone")
 
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Broadcasts the value."""
         return jnp.broadcast_to(jnp.asarray(self.value, dtype), shape)
 
@@ -154,7 +156,7 @@ class normal(RandomDistribution):
         """Returns the standard deviation, over that of a sample of the unit, and the mean."""
         return Affine(self.std * (1 if is_complex(dtype) else math.sqrt(2)), self.mean)
 
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         r"""Draws numbers whose real and imaginary parts have a variance of 1/2."""
         # Not jax.random.normal, which multiplies by sqrt(2): compilers fold that and the factor
         # into one number where the factor is a constant, and the last bit would follow.
@@ -210,7 +212,7 @@ class uniform(RandomDistribution):
         if self.high - self.low > float(jnp.finfo(jnp.float32).max):
             raise ValueError(f"high - low must fit float32, got [{self.low}, {self.high})")
 
-    def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+    def check(self, key: Key | None, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
         """Raises for complex numbers too."""
         super().check(key, shape, dtype)
         if is_complex(dtype):
@@ -227,7 +229,7 @@ class uniform(RandomDistribution):
         """Returns the width of the interval and its lower end."""
         return Affine(self.high - self.low, self.low, self.low, self.high)
 
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Draws from [0, 1)."""
         return jax.random.uniform(key, shape, dtype)
 

@@ -19,6 +19,7 @@ from jinit.initializers.layout import (
     spatial_roles,
     unstack,
 )
+from jinit.typing import Key
 
 __all__ = ["delta_orthogonal", "orthogonal"]
 
@@ -79,7 +80,7 @@ class orthogonal(_Orthogonal):
         """Returns which axes are rows and columns."""
         return matrix_roles(shape, self.out_axis, self.batch_axis)
 
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Draws with gain 1."""
         roles = self.roles(shape)
         return unstack(_haar(key, *sizes(shape, roles), dtype), shape, roles)
@@ -134,7 +135,7 @@ class delta_orthogonal(_Orthogonal):
             )
         return roles
 
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Draws with gain 1."""
         roles = self.roles(shape)
         return centred(_haar(key, *sizes(shape, roles), dtype), shape, roles)

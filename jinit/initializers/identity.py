@@ -1,7 +1,6 @@
 """Matrices and convolutions that pass their input through."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from jinit.initializers.layout import (
     spatial_roles,
     unstack,
 )
+from jinit.typing import Key
 
 __all__ = ["dirac", "eye", "identity"]
 
@@ -62,7 +62,7 @@ class eye(KernelDistribution):
             )
         return matrix_roles(shape, matrix[1], self.batch_axis)
 
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Fills the array."""
         roles = self.roles(shape)
         batch, *matrix = sizes(shape, roles)
@@ -130,7 +130,7 @@ class dirac(KernelDistribution):
             )
         return roles
 
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Fills the array."""
         roles = self.roles(shape)
         batch, inputs, outputs = sizes(shape, roles)

@@ -3,7 +3,6 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 
 from jinit.initializers.base import Unit, holds_zero
 from jinit.initializers.fans import Axes, Roles, axis_roles
+from jinit.typing import Key
 
 __all__ = ["KernelDistribution", "centred", "matrix_roles", "sizes", "spatial_roles", "unstack"]
 
@@ -22,7 +22,7 @@ class KernelDistribution(Unit):
     def roles(self, shape: tuple[int, ...]) -> Roles:
         """Returns the roles of the axes; raises ValueError if an axis is missing."""
 
-    def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+    def check(self, key: Key | None, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
         """Raises for shapes without the axes too."""
         super().check(key, shape, dtype)
         if not holds_zero(dtype):

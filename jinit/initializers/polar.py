@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jinit.initializers.base import Affine, RandomDistribution, is_complex, set_floats
+from jinit.typing import Key
 
 __all__ = ["disc", "polar"]
 
@@ -43,7 +44,7 @@ class disc(RandomDistribution):
         if self.radius < 0:
             raise ValueError(f"radius must not be negative, got {self.radius}")
 
-    def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+    def check(self, key: Key | None, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
         """Raises for real numbers too."""
         super().check(key, shape, dtype)
         if not is_complex(dtype):
@@ -57,7 +58,7 @@ class disc(RandomDistribution):
         """Returns the radius."""
         return Affine(self.radius)
 
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Draws from the disc with radius 1."""
         return polar(key, shape, dtype, jnp.sqrt)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jinit.initializers.base import RARE, Affine, RandomDistribution, set_floats
 from jinit.initializers.distributions import normal
 from jinit.initializers.fans import Axes, Roles
 from jinit.initializers.layout import KernelDistribution, matrix_roles, sizes, unstack
+from jinit.typing import Key
 
 __all__ = ["sparse"]
 
@@ -74,7 +75,7 @@ class sparse(KernelDistribution, RandomDistribution):
         """Returns the factor of the normal distribution."""
         return normal(std=self.std).affine(dtype)
 
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Draws from the unit of the normal distribution, with zeros."""
         values, order = jax.random.split(key)
         roles = self.roles(shape)

@@ -3,13 +3,13 @@
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jinit.initializers.base import RandomDistribution
+from jinit.typing import Key
 
 __all__ = ["Tail"]
 
@@ -47,7 +47,7 @@ class Tail(RandomDistribution):
     low: float
     width: float
 
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Draws distances from the lower bound."""
         ranks = jax.random.uniform(key, shape, dtype)
         # No rank lies closer to 1 than half a unit in the last place.

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from jinit.initializers.base import (
 )
 from jinit.initializers.polar import polar
 from jinit.initializers.tails import Tail
+from jinit.typing import Key
 
 __all__ = ["truncated_normal", "truncated_std"]
 
@@ -99,7 +99,7 @@ class truncated_normal(RandomDistribution):
             return self.mean, self.mean
         return self.mean + self.low * self.std, self.mean + self.high * self.std
 
-    def check(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
+    def check(self, key: Key | None, shape: tuple[int, ...], dtype: jnp.dtype) -> None:
         """Raises for complex numbers around another mean than 0, or with two bounds."""
         super().check(key, shape, dtype)
         if is_complex(dtype) and (self.mean or self.low != -self.high):
@@ -130,7 +130,7 @@ class truncated_normal(RandomDistribution):
         upward = self._cut()[0] >= 0
         return Affine(self.std if upward else -self.std, bounds[not upward], *bounds)
 
-    def sample(self, key: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    def sample(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         r"""Draws with a variance of 1/2 before the cut, or of 1 where it is complex."""
         if is_complex(dtype):
             mass = -math.expm1(-(self.high**2))

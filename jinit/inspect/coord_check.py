@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
@@ -23,24 +23,38 @@ from jinit.empirical.arguments import (
 from jinit.empirical.user_functions import draw_inputs, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
 from jinit.inspect.training import Model, Program, Sizes, train_and_measure
+from jinit.typing import ApplyFn, DrawFn, Key, LossFn, PyTree
+
+if TYPE_CHECKING:
+    import optax
 
 __all__ = ["coord_check"]
+
+MakeModel: TypeAlias = Callable[
+    ..., "tuple[PyTree, ApplyFn] | tuple[PyTree, ApplyFn, optax.GradientTransformation]"
+]
+"""Takes ``(width)`` or ``(width, key)``."""
+
+Optimizer: TypeAlias = (
+    "optax.GradientTransformation | Callable[[int], optax.GradientTransformation]"
+)
+"""A transformation, or what makes one of a width."""
 
 _LEARNING_RATE = 1e-4
 
 
 @known_arguments
 def coord_check(
-    make_model: Callable[..., Any],
+    make_model: MakeModel,
     widths: Iterable[int],
-    dummy_input: Any,
-    dummy_loss: Callable[..., Any],
+    dummy_input: PyTree | DrawFn,
+    dummy_loss: LossFn,
     *,
-    optimizer: Any = None,
+    optimizer: "Optimizer | None" = None,
     steps: int = 5,
     seeds: int = 1,
     batch_size: int = 64,
-    key: jax.Array | None = None,
+    key: Key | None = None,
     tolerance: float = 0.25,
 ) -> CoordCheck:
     """Trains a model at several widths, and measures how its layers depend on width.

@@ -14,6 +14,7 @@ from jinit.defaults.provenance.linen import read_linen
 from jinit.defaults.provenance.nnx import read_nnx
 from jinit.defaults.provenance.reading import UNKNOWN, Path, Reading
 from jinit.empirical.user_functions import positional
+from jinit.typing import PyTree
 
 __all__ = ["Description", "NormDescription", "ParameterDescription", "describe"]
 
@@ -84,7 +85,7 @@ class Description(PlainData):
 
 
 def describe(
-    model: nn.Module | nnx.Module | Callable[[], nnx.Module], *inputs: Any, **kwargs: Any
+    model: nn.Module | nnx.Module | Callable[[], nnx.Module], *inputs: PyTree, **kwargs: object
 ) -> Description:
     """Describes every parameter of a model: what it is drawn from, and who decided that.
 

@@ -3,15 +3,19 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
-import jax.numpy as jnp
 from jax.extend import core as jex
 
 from jinit.layers.rows import ELEMENTWISE, keeps_rows
-from jinit.tracing import aval_of
+from jinit.tracing import holds_float
 
-__all__ = ["SAME", "SMALL", "Degree", "Degrees", "combine", "degrees_of", "hands_on", "joined"]
+__all__ = [
+    "SAME", "SMALL", "Degree", "Degrees", "combine", "common_prefix", "degrees_of", "hands_on",
+    "joined",
+]  # fmt: skip
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,19 @@ def combine(
 def _common(several: Sequence[Degree]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the outermost loops that slice the leaf alike in all, and the axes they go along."""
     pairs = [zip(d.loops, d.places, strict=True) for d in several]
-    same = [pair for pair, *_ in takewhile(_all_equal, zip(*pairs, strict=False))]
+    same = common_prefix([tuple(each) for each in pairs])
     return tuple(loop for loop, _ in same), tuple(place for _, place in same)
 
 
-def _all_equal(several: Sequence[Any]) -> bool:
-    return len({*several}) == 1
+def common_prefix(several: Sequence[tuple[T, ...]]) -> tuple[T, ...]:
+    """Returns the longest beginning that all have.
+
+    Example:
+        >>> common_prefix([(0, 1, 2), (0, 1), (0, 1, 3)])
+        (0, 1)
+    """
+    alike = takewhile(lambda column: len({*column}) == 1, zip(*several, strict=False))
+    return tuple(first for first, *_ in alike)
 
 
 def _split_groups(operands: Sequence[Degrees]) -> frozenset[int]:
@@ -182,7 +193,10 @@ def joined(terms: Sequence[Degrees]) -> dict[int, Degree]:
 
 
 def _together(term: Degrees) -> dict[int, float]:
-    """Returns the degrees of a term in all its leaves together; none where it has no such."""
+    """Returns the degrees of a term in all its leaves together; none where it has no such.
+
+    ``A @ B``, of degree 1 in each, is of degree 2 in both: each takes ``s ** (1 / 2)``.
+    """
     parts: dict[Any, float] = {}
     for leaf, d in term.items():
         if d.degree is None:
@@ -243,11 +257,7 @@ def hands_on(equation: jex.JaxprEqn) -> bool:
     if equation.primitive.name not in SAME or len(equation.invars) != len(equation.outvars):
         return False
     pairs = zip(equation.invars, equation.outvars, strict=True)
-    return not any(_is_float(operand) and not _is_float(result) for operand, result in pairs)
-
-
-def _is_float(atom: Any) -> bool:
-    return jnp.issubdtype(aval_of(atom).dtype, jnp.inexact)
+    return not any(holds_float(operand) and not holds_float(result) for operand, result in pairs)
 
 
 def _with_axes(
@@ -258,7 +268,7 @@ def _with_axes(
     if equation.primitive.name == "transpose":
         order = equation.params["permutation"]
         return replace(degree, axes=tuple(first[i] for i in takewhile(len(first).__gt__, order)))
-    alike = tuple(axis for axis, *_ in takewhile(_all_equal, zip(*several, strict=False)))
+    alike = common_prefix(several)
     if equation.primitive.name in ELEMENTWISE:
         return replace(degree, axes=alike)
     return replace(degree, axes=alike[:1] if keeps_rows(equation) else ())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jinit._arithmetic import is_float
-from jinit.layers.degrees import Degree, Degrees
+from jinit.layers.degrees import Degree, Degrees, common_prefix
 from jinit.layers.fans import ProductShape
 from jinit.tracing import Frame, Path
 
@@ -135,7 +135,7 @@ def _agreed(several: Sequence[tuple[int, ...]]) -> int:
     """Returns how many axes can be taken, such that all uses begin with them or by fewer."""
     longest = max(several, key=len)
     return min(
-        (len(_common_loops([p, longest])) for p in several if p != longest[: len(p)]),
+        (len(common_prefix([p, longest])) for p in several if p != longest[: len(p)]),
         default=len(longest),
     )
 
@@ -147,7 +147,7 @@ def _biases(meetings: Mapping[Path, Meeting], alone: frozenset[int]) -> dict[Pat
         for path, meeting in meetings.items()
         if _may_belong(meeting, meetings) and not alone & meeting.leaves.keys()
     }
-    while True:
+    while True:  # one that is left out makes its leaves others', which may leave out more
         others = {leaf for path, s in meetings.items() if path not in found for leaf in s.leaves}
         kept = {
             path: meeting for path, meeting in found.items() if not others & meeting.leaves.keys()
@@ -230,13 +230,6 @@ def _stuck(layers: Sequence[Layer]) -> frozenset[int]:
     )
 
 
-def _common_loops(several: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Returns the longest beginning that all have."""
-    first = min(several, key=len)
-    same = [all(loops[i] == level for loops in several) for i, level in enumerate(first)]
-    return first[: same.index(False) if False in same else len(first)]
-
-
 def _users(leaves: Iterable[Iterable[int]]) -> dict[int, list[int]]:
     """Lists by leaf the layers that have it."""
     users: dict[int, list[int]] = {}
@@ -250,7 +243,9 @@ class _Ties:
     """Which leaves take one scale, since a layer has them both, or layers that share one of them.
 
     Within such a class one number s stands for all: a layer's output is multiplied by ``s**k``,
-    a leaf by ``s**e``, and ``k = e * degree`` wherever a layer has a leaf.
+    a leaf by ``s**e``, and ``k = e * degree`` wherever a layer has a leaf. In
+    ``(x @ w) @ (w * w) + b`` the first layer has k = 1, hence w has e = 1; in the second one w is
+    of degree 2, hence k = 2; there b is of degree 1, hence e = 2.
 
     A bias of zeros scales with anything, so it ties no layers to each other.
 
@@ -312,7 +307,7 @@ class _Ties:
             if len(self.own[member]) > 1 or member == number
             for degree in self.own[member].values()
         ]
-        return _common_loops(several)
+        return common_prefix(several)
 
     def _tied(self, number: int) -> Layer:
         layer, members = self.layers[number], sorted(self.class_of[number])

@@ -5,10 +5,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from jinit._arithmetic import is_float_dtype
 from jinit.layers.degrees import (
     SAME,
     SMALL,
@@ -21,7 +21,15 @@ from jinit.layers.degrees import (
 )
 from jinit.layers.fans import shape_of_product
 from jinit.layers.layer import Layer, LayerKind, Meeting, layers_of
-from jinit.tracing import PRODUCTS, Frame, Path, TracedFunction, aval_of, propagate, sub_jaxprs
+from jinit.tracing import (
+    PRODUCTS,
+    Frame,
+    Path,
+    TracedFunction,
+    holds_float,
+    propagate,
+    sub_jaxprs,
+)
 
 __all__ = ["Layer", "Survey", "survey"]
 
@@ -70,7 +78,16 @@ class Survey:
 
 
 class _Rules:
-    """Dataflow rules that find the meetings."""
+    """Dataflow rules that find the meetings.
+
+    Of ``y = reshape(x @ w) + b; z = tanh(y)``, where x is an input::
+
+        w          degrees {w: 1}
+        x @ w      data, a linear meeting at (0,), pending=(0,)
+        reshape    data, still pending=(0,)
+        y          data, a meeting of kind bias whose adds_to is (0,), so it is that layer's
+        z          data; a bias that is added now stands alone
+    """
 
     def literal(self, value: Any) -> _Tag:
         return _Tag(fill=_small(value))
@@ -120,6 +137,7 @@ class _Rules:
             return list(tags), None
         if equation.primitive.name in PRODUCTS:
             tags = [_input_if_zero(tag) for tag in tags]
+        # Operands free of data have degrees; of data alone there is none; both together meet.
         if not any(tag.data for tag in tags):
             fills = [tag.fill for tag in tags]
             several = degrees_of(equation, [tag.degrees for tag in tags], fills)
@@ -167,10 +185,6 @@ def _passed_on(equation: jex.JaxprEqn, tags: Sequence[_Tag]) -> Path | None:
     return None
 
 
-def _is_float(atom: Any) -> bool:
-    return jnp.issubdtype(aval_of(atom).dtype, jnp.inexact)
-
-
 def _meeting(
     equation: jex.JaxprEqn, tags: Sequence[_Tag], frames: tuple[Frame, ...], path: Path
 ) -> Meeting:
@@ -182,7 +196,7 @@ def _meeting(
         adds_to = summand.pending
     leaves = combine([tags[index].degrees for index in operands], sum)
     differentiable = any(
-        tag.data and _is_float(atom) for tag, atom in zip(tags, equation.invars, strict=True)
+        tag.data and holds_float(atom) for tag, atom in zip(tags, equation.invars, strict=True)
     )
     shape = shape_of_product(equation, operands[0])
     return Meeting(path, kind, leaves, operands, differentiable, frames, shape, adds_to)
@@ -194,7 +208,7 @@ def _kind(
     name = equation.primitive.name
     if sub_jaxprs(equation) or any(f.kind not in _ENTERED for f in frames):
         return "opaque"
-    if not _is_float(equation.outvars[0]):
+    if not holds_float(equation.outvars[0]):
         return "other"
     if name in PRODUCTS:
         return "linear"
@@ -223,7 +237,7 @@ def survey(
     """
     parameters = [
         _Tag(degrees={leaf: Degree(axes=tuple(range(len(aval.shape))))}, reached=1 << leaf)
-        if flag and jnp.issubdtype(aval.dtype, jnp.inexact)
+        if flag and is_float_dtype(aval.dtype)
         else _Tag()
         for leaf, (aval, flag) in enumerate(zip(traced.in_avals, trainable, strict=False))
     ]

@@ -4,22 +4,23 @@ import json
 from typing import Any
 
 from jinit.reproducibility.processes import process_count
+from jinit.reproducibility.schema import ProcessState
 
 __all__ = ["gather"]
 
 
-def gather(entry: dict[str, Any]) -> list[dict[str, Any]]:
+def gather(entry: ProcessState) -> list[ProcessState]:
     """Lists the entries of all processes in their order; all of them must call it."""
     if process_count() == 1:
         return [entry]
     return [_decode(text) for text in _gather_bytes(_encode(entry))]
 
 
-def _encode(entry: dict[str, Any]) -> bytes:
+def _encode(entry: ProcessState) -> bytes:
     return json.dumps(entry, default=lambda array: array.tolist()).encode()
 
 
-def _decode(text: bytes) -> dict[str, Any]:
+def _decode(text: bytes) -> ProcessState:
     import numpy as np
 
     def with_arrays(fields: dict[str, Any]) -> dict[str, Any]:

@@ -18,15 +18,15 @@ LEGACY = "raw"
 class Place:
     """Where a key lives."""
 
-    get: Callable[[], Any]
-    set: Callable[[Any], Any]
+    get: Callable[[], "jax.Array"]
+    set: Callable[["jax.Array"], object]
 
 
 _PLACES: dict[str, Place] = {}
 
 
 def register_key(
-    name: str, get: Callable[[], "jax.Array"], set: Callable[["jax.Array"], Any]
+    name: str, get: Callable[[], "jax.Array"], set: Callable[["jax.Array"], object]
 ) -> Callable[[], None]:
     """Registers where a key lives, so that RNG states hold it and loading one puts it back.
 

@@ -3,15 +3,23 @@
 import contextlib
 import random
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from jinit._kinds import kind_of
 from jinit.reproducibility.gather import gather
 from jinit.reproducibility.generators import require_mt19937
 from jinit.reproducibility.keys import check_name, pack_key, place_key, registered_keys
 from jinit.reproducibility.processes import process_count, process_index
-from jinit.reproducibility.schema import expected, member, read_state, refuse
+from jinit.reproducibility.schema import (
+    NumpyState,
+    ProcessState,
+    PythonState,
+    expected,
+    member,
+    read_state,
+    refuse,
+)
 
 if TYPE_CHECKING:
     import jax
@@ -19,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["get_rng_state", "load_rng_state"]
 
 
-def get_rng_state(keys: "Mapping[str, jax.Array] | None" = None) -> list[dict[str, Any]]:
+def get_rng_state(keys: "Mapping[str, jax.Array] | None" = None) -> list[ProcessState]:
     """Gathers the state of Python's and NumPy's generators and of JAX keys, of all processes.
 
     The entry of a process is plain data, arrays and numbers::
@@ -68,7 +76,7 @@ def get_rng_state(keys: "Mapping[str, jax.Array] | None" = None) -> list[dict[st
 
 
 def load_rng_state(
-    state: list[dict[str, Any]],
+    state: Sequence[Mapping[str, object]],
     shardings: "Mapping[str, jax.sharding.Sharding] | None" = None,
 ) -> "dict[str, jax.Array]":
     """Puts back this process's streams from what ``get_rng_state`` returned.
@@ -122,7 +130,7 @@ def load_rng_state(
     return {} if kept else _restore(entries[index], shardings or {})
 
 
-def _with_registered(keys: "Mapping[str, jax.Array]") -> dict[str, Any]:
+def _with_registered(keys: "Mapping[str, jax.Array]") -> "dict[str, jax.Array]":
     places = registered_keys()
     for name in keys:
         check_name(name)
@@ -131,7 +139,7 @@ def _with_registered(keys: "Mapping[str, jax.Array]") -> dict[str, Any]:
     return {**keys, **{name: place.get() for name, place in places.items()}}
 
 
-def _python_state() -> dict[str, Any]:
+def _python_state() -> PythonState:
     import numpy as np
 
     version, state, gauss = random.getstate()
@@ -143,14 +151,15 @@ def _python_state() -> dict[str, Any]:
     }
 
 
-def _numpy_state() -> dict[str, Any]:
+def _numpy_state() -> NumpyState:
     import numpy as np
 
-    _, state, pos, has_gauss, gauss = np.random.get_state(legacy=True)
+    saved = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    _, state, pos, has_gauss, gauss = saved
     return {"state": state, "pos": pos, "has_gauss": has_gauss, "gauss": gauss}
 
 
-def _require_keys(path: str, keys: Mapping[str, Any], shardings: Mapping[str, Any]) -> None:
+def _require_keys(path: str, keys: Mapping[str, Any], shardings: Mapping[str, object]) -> None:
     wanted = dict.fromkeys(shardings, "the key of shardings")
     wanted |= dict.fromkeys(registered_keys(), "the registered key")
     problems: list[str] = []

@@ -6,14 +6,14 @@ converts what is right and changes nothing. So one reading finds all faults.
 
 import reprlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from jinit.reproducibility.keys import wrap_key
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["read_state"]
+__all__ = ["NumpyState", "ProcessState", "PythonState", "read_state"]
 
 Reader = Callable[[str, Any, list[str]], Any]
 
@@ -22,8 +22,37 @@ _SHOWN = 8
 _MT_WORDS = 624
 
 
-def read_state(state: Any) -> list[dict[str, Any]]:
-    """Converts a saved state, or raises a ValueError that names each field at fault."""
+class PythonState(TypedDict):
+    """Python's generator, as ``random.getstate`` has it."""
+
+    version: int
+    state: "np.ndarray"
+    has_gauss: int
+    gauss: float
+
+
+class NumpyState(TypedDict):
+    """NumPy's global generator, as ``numpy.random.get_state`` has it."""
+
+    state: "np.ndarray"
+    pos: int
+    has_gauss: int
+    gauss: float
+
+
+class ProcessState(TypedDict):
+    """What ``get_rng_state`` saves of one process; ``_ENTRY`` says what each field may hold."""
+
+    python: PythonState
+    numpy: NumpyState
+    keys: "dict[str, dict[str, np.ndarray]]"
+
+
+def read_state(state: object) -> list[dict[str, Any]]:
+    """Converts a saved state, or raises a ValueError that names each field at fault.
+
+    What it returns is a ``ProcessState`` a process, but that its keys are JAX keys again.
+    """
     problems: list[str] = []
     if not isinstance(state, list | tuple) or not state:
         expected(problems, "rng_state", "a list of one entry for each process", state)

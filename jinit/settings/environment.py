@@ -39,7 +39,8 @@ def written() -> dict[str, str]:
     """What jinit set, here or in the process that started this one.
 
     A child process inherits the variables, so it must inherit the knowledge of who set them: the
-    record is itself a variable.
+    record is itself a variable. With ``XLA_FLAGS="--a=1 --b=2"`` and the record
+    ``{"XLA_FLAGS": "--b=2"}`` it is the user who set a.
     """
     try:
         record = json.loads(os.environ.get(_MARK, "{}"))

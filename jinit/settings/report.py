@@ -69,7 +69,7 @@ class StartupReport(PlainData):
 
     settings: Mapping[str, Outcome]
     flags: Mapping[str, FlagOutcome]
-    compiler_options: Mapping[str, Any]
+    compiler_options: Mapping[str, str | bool | None]
     versions: Mapping[str, str]
     backend: str
     devices: Mapping[str, int]
@@ -108,7 +108,7 @@ class StartupReport(PlainData):
 def make_report(
     settings: Mapping[str, Outcome],
     flags: Mapping[str, FlagOutcome],
-    compiler_options: Mapping[str, Any],
+    compiler_options: Mapping[str, str | bool | None],
 ) -> StartupReport:
     """Adds what the settings apply to."""
     import jax

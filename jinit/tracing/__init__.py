@@ -8,6 +8,7 @@ its equal blocks, so that none of this grows with depth.
 
 from jinit.tracing._jax import (
     aval_of,
+    holds_float,
     is_hidden,
     is_tracing,
     scopes_of,
@@ -42,6 +43,7 @@ __all__ = [
     "declares_dtypes",
     "equations_of",
     "evaluate",
+    "holds_float",
     "in_context_mesh",
     "is_hidden",
     "is_tracing",

@@ -19,6 +19,8 @@ from jax._src.linear_util import DebugInfo, WrappedFun
 from jax._src.named_sharding import UNSPECIFIED
 from jax.extend import core as jex
 
+from jinit._arithmetic import is_float_dtype
+
 _HIDDEN = frozenset({"call_hi_primitive", "call_hi_primitive_linearized", "CustomVJPTraced"})
 _THUNK_MODULES = ("jax._src.interpreters.partial_eval", "jax._src.custom_derivatives")
 
@@ -34,6 +36,7 @@ __all__ = [
     "define_vjp",
     "equation_context",
     "hoist_consts",
+    "holds_float",
     "is_hidden",
     "is_pinned",
     "is_tracing",
@@ -56,6 +59,11 @@ def close(jaxpr: Any) -> tuple[jex.Jaxpr, Sequence[Any]]:
 def aval_of(atom: Any) -> Any:
     """Returns the declared shape and dtype of an operand or a result."""
     return atom.aval
+
+
+def holds_float(atom: Any) -> bool:
+    """Returns whether an operand or a result is of real or complex floats."""
+    return is_float_dtype(aval_of(atom).dtype)
 
 
 def sub_jaxprs(equation: jex.JaxprEqn) -> list[Any]:

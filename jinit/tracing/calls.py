@@ -82,6 +82,8 @@ def _call(
 ) -> Call:
     if run.alike is None:
         return _evaluated(run, body, values, planted, path)
+    # All that an evaluation can depend on: the program, the rule, shapes, and what the rule knows.
+    # An id is good as long as its object lives, which the Call sees to.
     key = (id(body.jaxpr), run.rule, *map(jax.typeof, values), run.alike(path))
     if key in run.calls:
         return run.calls[key]

@@ -134,6 +134,8 @@ class _Pass(Generic[Tag, Fact]):
         return self.run(structure.bodies[0], tags, inside, path)
 
     def fixed_point(self, body: Body, consts, carry, rest, frames, path):
+        # Each round only joins more into the carry, and the lattice is of finite height. What the
+        # last round found holds for every iteration, the first one included.
         while True:
             results, facts = self.run(body, [*consts, *carry, *rest], frames, path)
             after = _handed_on(self.rules, results[: len(carry)], frames)

@@ -105,6 +105,7 @@ class Run:
         def step(index: int, equation: jex.JaxprEqn, values: list[Any]) -> list[Any]:
             place, found = (*path, index), {}
             with equation_context(equation):
+                # what crosses into the equation's mesh, or out of it, is brought to the other one
                 here = in_context_mesh(planted.get(place))
                 view = EquationView(equation, place, here, memo, found)
                 results = self.equation(view, values, planted)

@@ -74,7 +74,11 @@ def _where(going: jax.Array, new: Sequence[Any], old: Sequence[Any]) -> list[Any
 
 
 def evaluate_cond(run: Interpreter, entry: Entry) -> tuple[list[Any], Reaped]:
-    """Goes into the branches of a cond; each also produces zeros for what the others reap."""
+    """Goes into the branches of a cond; each also produces zeros for what the others reap.
+
+    The branches of a switch return the same tree, and what a branch reaps is known only once it
+    has been traced. So each is traced first, and then run with zeros for what it lacks.
+    """
     predicate, *operands = entry.values
     operands = cast_to_declared(operands, entry.equation.invars[1:])
 

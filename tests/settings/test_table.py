@@ -1,6 +1,7 @@
 """The table of settings against JAX, the signature of startup, and itself."""
 
 import inspect
+from typing import get_args
 
 import jax
 import pytest
@@ -15,6 +16,7 @@ from jinit.settings.setting import Choice
 from jinit.settings.table import SETTINGS, STRICT
 from jinit.settings.threads import MAX_THREADS, THREADS
 from jinit.startup import startup
+from jinit.typing import MatmulPrecision, MemoryPolicy, PRNGImpl
 
 TABLE = (*SETTINGS.values(), STRICT)
 SOURCES = [source for setting in TABLE for source in setting.variables]
@@ -95,6 +97,12 @@ def _is_refused(preset, platform):
         text = str(error)
     assert not text or text.endswith("such as 'high' or 'highest', which every backend has.")
     return bool(text)
+
+
+def test_a_type_checker_knows_the_values_that_a_start_takes():
+    assert get_args(MatmulPrecision) == PRECISIONS
+    assert get_args(PRNGImpl) == PRNG_IMPLS
+    assert get_args(MemoryPolicy) == tuple(POLICIES)
 
 
 def test_precisions_are_those_of_jax():

@@ -5,7 +5,6 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import flax.linen as nn
 
@@ -32,7 +31,7 @@ class Derived:
         features
     """
 
-    derive: Callable[..., Any]
+    derive: Callable[..., object]
     text: str
 
     def __repr__(self) -> str:
@@ -72,11 +71,11 @@ class Row:
 
     layer: type
     field: str
-    value: Any
+    value: object
     role: Role | None = None
 
     @functools.cached_property
-    def library_default(self) -> Any:
+    def library_default(self) -> object:
         """The object that a layer carries when its user passed nothing."""
         if issubclass(self.layer, nn.Module):
             return self.layer.__dataclass_fields__[self.field].default
@@ -149,7 +148,7 @@ def declared(layer: type, field: str) -> bool:
     return parameter is not None and parameter.default is not parameter.empty
 
 
-def rows(defaults: Mapping[type, Mapping[str, Any]]) -> tuple[Row, ...]:
+def rows(defaults: Mapping[type, Mapping[str, object]]) -> tuple[Row, ...]:
     """Returns the rows of values by layer and field."""
     return tuple(
         Row(layer, field, value)

@@ -4,7 +4,7 @@ import functools
 import threading
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import flax.linen as nn
 from flax import nnx
@@ -75,7 +75,7 @@ def _table_of(
 
 
 @known_arguments
-def register(layer: type, fields: Mapping[str, Any], system: System = "keras") -> Undo:
+def register(layer: type, fields: Mapping[str, object], system: System = "keras") -> Undo:
     """Adds defaults for a layer to the table of a system, or replaces those that it has.
 
     They count for ``keras_defaults`` and its like that are called afterwards, in the whole
@@ -125,7 +125,7 @@ def _unregister(added: tuple[tuple[System, Row], ...]) -> None:
         _registered = tuple(entry for entry in _registered if entry not in added)
 
 
-def _check(layer: type, fields: Mapping[str, Any], system: str) -> None:
+def _check(layer: type, fields: Mapping[str, object], system: str) -> None:
     if not (isinstance(layer, type) and issubclass(layer, nn.Module | nnx.Module)):
         raise TypeError(f"register takes a class of flax.linen or flax.nnx modules, got {layer!r}")
     if system not in get_args(System):

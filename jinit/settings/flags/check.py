@@ -84,6 +84,15 @@ def _find_unknown_to_libtpu(flags: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def _find_faults(flags: Mapping[str, str | None]) -> dict[str, str]:
+    """Starts under the flags, each time without those that were found at fault, until it starts.
+
+    Of ``--a=1 --no_such=2 --b=bad --c=3``, where the first computation ends under c::
+
+        a, no_such, b, c    "Unknown flag in XLA_FLAGS"     XLA names no_such
+        a, b, c             "Couldn't interpret value"      XLA names b
+        a, c                ends without a word             a alone starts: it is c
+        a                   starts
+    """
     faults = _too_great(flags)
     rest = {name: value for name, value in flags.items() if name not in faults}
     while answer := _ask(_START, rest):

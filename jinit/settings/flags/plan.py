@@ -102,6 +102,7 @@ def plan_flags(asked: Mapping[str, AskedFlag]) -> FlagPlan:
     present = present_flags()
     outcomes = _decide(asked, present, written_down)
     complaints = [_complaint(name, found) for name, found in outcomes.items()]
+    # What stands in the environment wins; where it is refused, what was asked for counts after all.
     useless = {n for n in asked if outcomes[n].status == "refused" and n in present}
     if useless:
         rest = {name: flag for name, flag in present.items() if name not in useless}

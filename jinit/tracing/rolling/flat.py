@@ -36,6 +36,14 @@ class FlatEquation(NamedTuple):
 class FlatProgram:
     """A program of equations over numbered values; the first are the inputs.
 
+    ``tanh(x @ w) + 1`` as a function of w and x has the inputs 0 and 1, the equations::
+
+        2 = dot_general 1 0
+        3 = tanh 2
+        5 = add 3 4
+
+    the literal ``fixed[4] == 1`` and the output 5.
+
     Attributes:
         avals: Shape and dtype of every value.
         fixed: The literals and constants by their number.

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend import core as jex
 
-from jinit.tracing._jax import aval_of, bind, equation_context
+from jinit.tracing._jax import aval_of, bind, equation_context, holds_float
 from jinit.tracing.structure import Body, inlined_body, structure_of
 from jinit.tracing.walk import walk
 
@@ -27,8 +26,7 @@ def is_liftable(atom: Any) -> bool:
     """Returns whether an operand is a whole number in the program, which may vary over blocks."""
     if not isinstance(atom, jex.Literal):
         return False
-    aval = aval_of(atom)
-    return aval.shape == () and not jnp.issubdtype(aval.dtype, jnp.inexact)
+    return aval_of(atom).shape == () and not holds_float(atom)
 
 
 def lifted_literals(jaxpr: jex.Jaxpr) -> Iterator[Any]:

@@ -149,6 +149,15 @@ def _execute(flat: FlatEquation, values: Sequence[Any]) -> list[Any]:
 class _Emission:
     """Runs a program with its loops, each equation of a block once.
 
+    A value is computed once and lies in one of three places. Of ``x = tanh(x @ w)`` three times,
+    with w the variables 0, 1, 2 and x the input 3::
+
+        env      3: x                            values on their own, by number
+        stacks   (0, 1, 2): w, of shape (3, n, n)    values that came or were put one on another
+        rows     result of tanh in block 1: (stack, 1)   what the loop stacked, if it is read later
+
+    A row becomes a value of ``env`` when something reads it alone.
+
     Attributes:
         scans: For each scan that was run, in order, whether it is one of the loops.
     """

@@ -15,10 +15,10 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from jinit._arithmetic import is_float_dtype
 from jinit.tracing._jax import sub_jaxprs
 from jinit.tracing.rolling.fingerprint import Fingerprints
 from jinit.tracing.rolling.flat import FlatEquation, FlatProgram
@@ -145,7 +145,7 @@ def _reach(program: FlatProgram, trainable: Sequence[bool], num_inputs: int) -> 
     for value in range(num_inputs):
         if value >= len(trainable):
             reach[value] = _DATA
-        elif not jnp.issubdtype(program.avals[value].dtype, jnp.inexact):
+        elif not is_float_dtype(program.avals[value].dtype):
             reach[value] = _LOOSE
         else:
             reach[value] = _FLOAT | (_TRAINED if trainable[value] else 0)
@@ -263,7 +263,7 @@ def _parts(program: FlatProgram, fingerprints: Fingerprints) -> dict[int, set[in
         if flat.equation.primitive.name == "slice":
             (whole,) = flat.operands
             known = parts.setdefault(whole, set())
-            if not jnp.issubdtype(program.avals[whole].dtype, jnp.inexact):
+            if not is_float_dtype(program.avals[whole].dtype):
                 known.add(fingerprints.equation(flat.equation))
     return parts
 
