@@ -60,7 +60,7 @@ class DataflowRules(Protocol[Tag, Fact]):
         ...
 
     def stacked(self, tag: Tag, level: int) -> Tag:
-        """Returns the tag of the values that all iterations of a scan put out."""
+        """Returns the tag of the values that all iterations of a scan produce."""
         ...
 
 

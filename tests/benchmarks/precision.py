@@ -271,7 +271,7 @@ def table_of_times(compiled: dict[str, Any]) -> str:
 
 
 def table_of_memory(compiled: dict[str, Any]) -> str:
-    """Tabulates what a step needs besides the parameters and the optimizer's state."""
+    """Tabulates what a step needs beside the parameters and the optimizer's state."""
     rows, base = [], None
     for name, (program, _) in compiled.items():
         memory = program.memory_analysis()

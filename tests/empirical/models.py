@@ -1,4 +1,4 @@
-"""Models to calibrate, and an independent measure of what a layer puts out."""
+"""Models to calibrate, and an independent measure of what a layer produces."""
 
 import flax.linen as nn
 import jax

@@ -21,7 +21,7 @@ BATCH, WIDTH, STEP = 4, 8, 1e-5
 
 
 class Layers:
-    """Applies layers in turn, and keeps what each put out."""
+    """Applies layers in turn, and keeps what each produced."""
 
     def __init__(self, params: Any, taps: Any):
         self.params, self.taps, self.outputs = params, taps, {}

@@ -57,7 +57,7 @@ USES = {
 
 
 def references(name, p, inputs):
-    """What the uses of a layer put out, in float64."""
+    """What the uses of a layer produce, in float64."""
     w, b = (np.asarray(p[leaf], np.float64) for leaf in ("w", "b"))
     if len(inputs) == 2:
         return [x @ w + b for x in inputs]
@@ -121,7 +121,7 @@ def calibrated(params, model, inputs):
 @pytest.mark.cases
 @pytest.mark.parametrize("steps", [2, 5])
 def test_an_unrolled_recurrence_from_zeros(steps):
-    """The first use of the recurrent layer puts out its bias alone."""
+    """The first use of the recurrent layer produces its bias alone."""
 
     def model(p, xs, xp=jnp):
         h, outputs = xp.zeros_like(xs[0]), []

@@ -84,10 +84,10 @@ def mode_options(mode: str) -> dict[str, Any]:
 
 @functools.cache
 def from_outside(name: str, mode: str, optimizer: str) -> dict[str, np.ndarray]:
-    """Measures the RMS of what every site puts out on keys that calibrated nothing.
+    """Measures the RMS of what every layer produces on keys that calibrated nothing.
 
     Returns:
-        By the leaf's path an array of shape (own iterations..., uses); 0 where a use put out
+        By the leaf's path an array of shape (own iterations..., uses); 0 where a use produced
         nothing.
     """
     found, result = built(name), calibrated(name, mode, optimizer)
@@ -114,7 +114,7 @@ def mean_square(y: jax.Array, scans: int) -> jax.Array:
 
 
 def mean_over_keys(power: np.ndarray) -> np.ndarray:
-    """Averages over the keys on which something was put out: a branch may not be taken."""
+    """Averages over the keys on which something was produced: a branch may not be taken."""
     return power.sum(0) / np.maximum((power != 0).sum(0), 1)
 
 
@@ -142,13 +142,13 @@ def outside(bounds: tuple[float, float], values: dict[str, float]) -> dict[str, 
 
 
 def geometric_mean(values: Any) -> float:
-    """The mean over the uses that put out something."""
+    """The mean over the uses that produced something."""
     values = np.asarray(values, np.float64)
     return float(np.exp(np.mean(np.log(values[values > 0]))))
 
 
 def tuned_rows(found: Case, report: Any) -> list[Any]:
-    """The rows of sites with a leaf of their own that put out something and may be scaled."""
+    """The rows of sites with a leaf of their own that produced something and may be scaled."""
     left = left_alone(found, report)
     alone = [row for row in report.rows if not matches(found.shared, base(row.path))]
     return [row for row in alone if base(row.path) not in left]

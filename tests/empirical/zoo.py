@@ -43,7 +43,7 @@ OPAQUE = "inside an operation that is not entered"
 MIXED = "not homogeneous in any of its parameters"
 
 Outputs = dict[str, list[jax.Array]]
-"""By the path of a leaf, what each of its uses put out."""
+"""By the path of a leaf, what each of its uses produced."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def weights(seed: int, *shape: int, size: float = 0.3) -> jax.Array:
 
 
 def hand_out(path: str, outputs: Outputs, y: jax.Array) -> jax.Array:
-    """Records what a site put out, and returns it."""
+    """Records what a layer produced, and returns it."""
     outputs.setdefault(path, []).append(y)
     return y
 

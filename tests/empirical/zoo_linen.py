@@ -377,7 +377,7 @@ def rezero() -> Case:
 
 @case("dead_relu")
 def dead_relu() -> Case:
-    """A bias of -100 switches every unit off: the layer behind puts out nothing."""
+    """A bias of -100 switches every unit off: the layer behind produces nothing."""
 
     class Net(nn.Module):
         @nn.compact

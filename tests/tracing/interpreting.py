@@ -62,7 +62,7 @@ def same(first, second, rtol=1e-5, atol=1e-6):
 
 
 def squared(fn):
-    """A loss of everything a function puts out."""
+    """A loss of everything a function produces."""
     return lambda *args: sum(jnp.sum(y * y) for y in jax.tree.leaves(fn(*args)))
 
 

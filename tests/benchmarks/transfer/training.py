@@ -26,8 +26,9 @@ class Trainer:
     """A network, its starting points from all seeds, and the compiled training.
 
     Attributes:
-        layers: As in ``Curve``.
-        spread: As in ``Curve``.
+        layers: How much a unit step of all layers at once changes the output of each, the head
+            last; 1 for a default.
+        spread: The largest growth of a seed over the smallest.
     """
 
     def __init__(self, family: Family, start: str, size: Size) -> None:
