@@ -137,7 +137,7 @@ def check_params(leaves: Sequence[Any], paths: Sequence[str]) -> None:
             f"params has several leaves at the path {', '.join(twice)}, which keys that hold '/' "
             "can bring about; rename them, so that reports and scales can tell them apart"
         )
-    if any(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves):
+    if any(map(is_float, leaves)):
         return
     kinds = [f"{p or '.'}: {jnp.result_type(x)}" for p, x in zip(paths, leaves, strict=True)]
     raise ValueError(

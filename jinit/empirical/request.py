@@ -142,6 +142,7 @@ def read_arguments(
     drawn, trainable = callable(dummy_input), param_mask(params, collection)
     if not drawn:
         check_finite(dummy_input)
+    modules = tuple(wrapped_modules(params)) if mode == "explicit" else ()
     request = Request(
         apply_fn=CachedFunction(apply_fn),
         dummy_input=CachedFunction(dummy_input) if drawn else None,
@@ -159,10 +160,9 @@ def read_arguments(
         rngs=_listed("rngs", rngs) or (),
         has_aux=has_aux,
         detailed=detailed,
-        modules=tuple(wrapped_modules(params)) if mode == "explicit" else (),
+        modules=modules,
     )
-    own = unscaled(params) if mode == "explicit" else params
-    return Problem(request, own, None if drawn else dummy_input, key)
+    return Problem(request, unscaled(params, modules), None if drawn else dummy_input, key)
 
 
 def _check_choice(name: str, value: Any, known: Sequence[str]) -> None:

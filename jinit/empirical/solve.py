@@ -113,9 +113,9 @@ def solve(problem: Problem, progress: Progress) -> Findings:
         logs = solver.scales(np.log(model.targets) - size, produced)
         scale = namespace(logs).exp(logs)
     multiplier = solver.multipliers(*log_mean(solved.update), null)
-    explicit = model.request.mode == "explicit"
-    find = _folded
+    find, explicit = _folded, False
     if gradient_scale is not None:
+        explicit = True
         find = functools.partial(_explicit, solved, degrees, gradient_scale)
     solution = find(model, scale, multiplier)
     after = measurement.after(scale, **_factors(solution, explicit)).statistics
@@ -143,10 +143,7 @@ def _gradient_scale(
     if measurement.model.request.mode == "fold":
         return None
 
-    def sweep(factors: Factors) -> Any:
-        found, _ = measurement.decisive(scale, **forward, gradient_scale=factors, nudged=False)
-        return found.statistics.gradient
-
+    sweep = functools.partial(measurement.gradients, scale, **forward)
     return find_gradient_scales(measurement.model.solver, sweep)
 
 
@@ -182,7 +179,7 @@ def _explicit(
         multiplier,
         applied_scale=xp.where(follows, scale, multiplier),
         leaf_gradient_scale=xp.where(follows, multiplier / scale / scale, 1.0),
-        gradient_scale=xp.where(balanced.own, xp.exp(-slope), balanced.value),
+        gradient_scale=balanced.resolved(xp.exp(-slope)),
     )
 
 

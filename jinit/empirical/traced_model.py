@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
@@ -158,14 +157,13 @@ def _traced_model(problem: Problem) -> tuple[TracedModel, Sequence[Any]]:
 
 
 def _first_step(request: Request, rolled: Rolled, params: PyTree) -> FirstStep:
-    shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, params))
     return FirstStep(
         request.optimizer,
         rolled,
         jax.tree.structure(params),
         request.collection,
         request.trainable,
-        first_moves(request.optimizer, optimized(shapes, request.collection)),
+        first_moves(request.optimizer, optimized(params, request.collection)),
     )
 
 

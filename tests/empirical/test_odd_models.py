@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import jinit
 from tests.empirical.models import random_loss, rms
@@ -373,3 +374,27 @@ def test_a_calibration_that_was_mapped_twice():
     report = jax.vmap(jax.vmap(calibrated))(SLICES.reshape(2, 2, 32, 32)).report
     assert [row.path for row in report.rows] == ["0:0:w", "0:1:w", "1:0:w", "1:1:w"]
     assert [len(member.members) for member in report.members] == [2, 2]
+
+
+def test_what_an_nnx_state_holds_beside_its_parameters_is_carried_along():
+    """Statistics are no layer's bias: what is computed from them is data, as in linen."""
+    model = nnx.Sequential(
+        nnx.Linear(8, 16, rngs=nnx.Rngs(0)),
+        nnx.BatchNorm(16, use_running_average=True, rngs=nnx.Rngs(1)),
+        nnx.Linear(16, 4, rngs=nnx.Rngs(2)),
+    )
+    graphdef, state = nnx.split(model)
+    x = jax.random.normal(jax.random.key(3), (64, 8))
+
+    def apply_fn(state, x):
+        return nnx.merge(graphdef, state)(x)
+
+    result = jinit.calibrate(state, apply_fn, x, random_loss)
+    assert not any("mean" in row.path or "var" in row.path for row in result.report.rows)
+    for before, after in zip(
+        jax.tree.leaves(nnx.filter_state(state, nnx.BatchStat)),
+        jax.tree.leaves(nnx.filter_state(result.params, nnx.BatchStat)),
+        strict=True,
+    ):
+        assert jnp.array_equal(before, after)
+    assert rms(apply_fn(result.params, x)) == pytest.approx(1, rel=0.01)

@@ -9,7 +9,7 @@ for its further uses::
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -109,7 +109,7 @@ def wrapped_modules(variables: PyTree) -> dict[str, dict[str, Any]]:
     return dict(_below(variables[COLLECTION], variables.get("params", {}), ()))
 
 
-def _below(scales: Any, parameters: Any, path: tuple[str, ...]) -> Any:
+def _below(scales: Any, parameters: Any, path: tuple[str, ...]) -> Iterator[Any]:
     if set(scales) == {*NAMES} and isinstance(parameters, Mapping):
         yield "/".join(path), dict(scales)
         return
@@ -131,7 +131,7 @@ def with_scales(variables: PyTree, modules: Mapping[str, Mapping[str, Any]]) -> 
     return {**variables, COLLECTION: unflatten_dict(flat)}
 
 
-def unscaled(variables: PyTree) -> PyTree:
+def unscaled(variables: PyTree, modules: Iterable[str]) -> PyTree:
     """Returns variables whose wrapped modules have all their scales at 1."""
     ones = {name: jnp.ones((), jnp.float32) for name in NAMES}
-    return with_scales(variables, dict.fromkeys(wrapped_modules(variables), ones))
+    return with_scales(variables, dict.fromkeys(modules, ones))

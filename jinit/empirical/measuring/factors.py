@@ -2,8 +2,9 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
+
+from jinit._arithmetic import namespace
 
 __all__ = ["Factors"]
 
@@ -35,4 +36,4 @@ class Factors(NamedTuple):
 
     def resolved(self, measured: Any) -> Any:
         """Returns the factors, the layer's own where one was left open."""
-        return jnp.where(self.own, measured, self.value)
+        return namespace(measured, self.value).where(self.own, measured, self.value)

@@ -1,7 +1,7 @@
 """One model measured over many keys, in the compiled passes or inside a traced program."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,25 @@ from jinit.tracing import is_tracing
 
 __all__ = ["Measurement", "single"]
 
-_STAGES: Mapping[int, tuple[str, Callable[[int], int]]] = {
-    1: ("measuring as given", lambda samples: samples // 4 - 1),
-    # one pass more, on a key that is repeated, comes off what is only shown
-    2: ("measuring the pillars", lambda samples: samples),
-    3: ("measuring the result", lambda samples: samples // 2),
-}
-"""By its number, what a measurement says that it does, and how many keys it takes, at least 1."""
+
+class _Series(NamedTuple):
+    """A measurement on keys of its own.
+
+    Attributes:
+        number: Its place among the three, by which its keys are told from the others'.
+        what: What it says that it does.
+        keys: Of the samples asked for, how many keys it takes, at least 1.
+    """
+
+    number: int
+    what: str
+    keys: Callable[[int], int]
+
+
+# one pass more, on a key that is repeated, comes off what is only shown
+_BEFORE = _Series(1, "measuring as given", lambda samples: samples // 4 - 1)
+_DECISIVE = _Series(2, "measuring what scales follow from", lambda samples: samples)
+_AFTER = _Series(3, "measuring the result", lambda samples: samples // 2)
 
 
 class Measurement:
@@ -67,36 +79,44 @@ class Measurement:
 
     def before(self) -> Statistics:
         """Measures the parameters as they were given."""
-        return self._measure(1, None).statistics
+        return self._measure(_BEFORE, None).statistics
 
-    def decisive(self, scale: Any, *, nudged: bool = True, **factors: Any) -> tuple[Measured, Any]:
+    def gradients(self, scale: Any, gradient_scale: Factors, **factors: Any) -> Any:
+        """Measures, on the keys of ``decisive``, the RMS of gradients before their factors."""
+        found = self._measure(_DECISIVE, scale, gradient_scale=gradient_scale, **factors)
+        return found.statistics.gradient
+
+    def decisive(self, scale: Any, **factors: Any) -> tuple[Measured, Any]:
         """Measures what the scales are found from.
 
         Args:
             scale: What each slot of a leaf is multiplied by; None for the leaves as given.
-            nudged: Whether the first key is measured once more, every parameter changed by a
-                rounding error.
             **factors: Those of ``Stage`` that are not 1 throughout.
 
         Returns:
             That, and of every slot whether its gradient is rounding, or 0 on all keys.
         """
-        unit = self.model.rounding_unit if nudged else 0.0
-        found = self._measure(2, scale, unit, **factors)
-        null = (found.statistics.leaf_gradient == 0).all(0)
-        if nudged:
-            # on one key alone, a branch may not be taken
-            null = is_rounding(found.sketch[0], found.sketch[-1], unit) | (
-                found.statistics.leaf_gradient[:-1] == 0
-            ).all(0)
-            found = jax.tree.map(lambda x: x[:-1], found)
-        return found, null
+        unit = self.model.rounding_unit
+        found = self._measure(_DECISIVE, scale, unit, **factors)
+        null = is_rounding(found.sketch[0], found.sketch[-1], unit)
+        found = jax.tree.map(lambda x: x[:-1], found)
+        # on one key alone, a branch may not be taken
+        return found, null | (found.statistics.leaf_gradient == 0).all(0)
 
     def after(self, scale: Any, **factors: Any) -> Measured:
         """Measures the result, on keys used for nothing else."""
-        return self._measure(3, scale, **factors)
+        return self._measure(_AFTER, scale, **factors)
 
-    def _measure(self, number: int, scale: Any, nudge: float = 0.0, **factors: Any) -> Measured:
+    def _measure(self, series: _Series, scale: Any, nudge: float = 0.0, **factors: Any) -> Measured:
+        """Measures once a key.
+
+        Args:
+            series: Which keys.
+            scale: What each slot of a leaf is multiplied by; None for the leaves as given.
+            nudge: Where it is not 0, the first key is measured once more at the end, with every
+                parameter changed by this part of it.
+            **factors: Those of ``Stage`` that are not 1 throughout.
+        """
         leaves, stage = self._leaves(scale), self._stage(**factors)
 
         def one(number: Any, nudge: Any) -> Any:
@@ -105,12 +125,11 @@ class Measurement:
             )
 
         samples = self.model.request.samples
-        what, count = _STAGES[number]
-        keys = number * samples + np.arange(max(1, count(samples)))
+        keys = series.number * samples + np.arange(max(1, series.keys(samples)))
         nudges = np.zeros(len(keys))
         if nudge:
             keys, nudges = np.append(keys, keys[0]), np.append(nudges, nudge)
-        return self._over_keys(what, one, keys, nudges)
+        return self._over_keys(series.what, one, keys, nudges)
 
     def _leaves(self, scale: Any) -> list[Any]:
         """Returns the stacked leaves, each slot multiplied by its scale; None leaves them be."""

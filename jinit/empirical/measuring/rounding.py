@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
-from jinit._arithmetic import is_float, multiply, namespace, wider
-from jinit.tracing import aval_of, sub_jaxprs
+from jinit._arithmetic import is_float, is_float_dtype, multiply, namespace, wider
+from jinit.tracing import aval_of, equations_of
 
 __all__ = ["is_rounding", "nudged", "rounding_unit", "sketch"]
 
@@ -35,10 +35,9 @@ def rounding_unit(jaxpr: jex.Jaxpr) -> float:
 
 
 def _coarsest(jaxpr: jex.Jaxpr) -> float:
-    dtypes = {getattr(aval_of(v), "dtype", None) for eqn in jaxpr.eqns for v in eqn.outvars}
-    known = [d for d in dtypes if d is not None and jnp.issubdtype(d, jnp.inexact)]
-    inner = [_coarsest(sub) for eqn in jaxpr.eqns for sub in sub_jaxprs(eqn)]
-    return max([float(jnp.finfo(d).eps) for d in known] + inner, default=0.0)
+    avals = [aval_of(v) for equation in equations_of(jaxpr) for v in equation.outvars]
+    dtypes = {aval.dtype for aval in avals if hasattr(aval, "dtype")}
+    return max((float(jnp.finfo(d).eps) for d in dtypes if is_float_dtype(d)), default=0.0)
 
 
 def _bits(shape: Sequence[int]) -> jax.Array:
