@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 
 import jax
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from tests import compiler, selection
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+MOST_KEPT = 2**30  # a run of everything leaves a tenth of it
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,9 +42,16 @@ def pytest_configure(config):
 
 
 def _keep_programs(config):
-    """Keeps compiled programs for all workers and later runs, until ``pytest --cache-clear``."""
+    """Keeps compiled programs for all workers and later runs.
+
+    Until ``pytest --cache-clear``, or until a run begins with more than MOST_KEPT bytes of them.
+    """
     if hasattr(config, "cache"):
-        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
+        folder = config.cache.mkdir("programs")
+        begins = not hasattr(config, "workerinput")  # a worker's files may be another's by now
+        if begins and sum(file.stat().st_size for file in folder.iterdir()) > MOST_KEPT:
+            shutil.rmtree(folder)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

@@ -76,7 +76,7 @@ def printers(calibration):
         "defaults": lambda: print(table),
         "policy": lambda: print(policy),
         "operations": lambda: print(amp.OPS),
-        "explain": lambda: amp.explain(Net().apply, params, x),
+        "explain": lambda: print(amp.explain(Net().apply, params, x)),
         "startup": lambda: print(started),
         "layers": lambda: print(show.layers_table(calibration)),
         "levels": lambda: print(show.levels_table(outcomes)),

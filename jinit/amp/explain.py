@@ -83,7 +83,7 @@ class Explanation(PlainData):
 
 
 def explain(fn: Callable[..., Any], *args: PyTree, **kwargs: PyTree) -> Explanation:
-    """Prints which operations of a function run in which dtype, and why; nothing is run.
+    """Returns which operations of a function run in which dtype, and why; nothing is run.
 
     Operations without a floating operand are left out. To see the backward pass, explain the
     gradient of the function.
@@ -95,7 +95,7 @@ def explain(fn: Callable[..., Any], *args: PyTree, **kwargs: PyTree) -> Explanat
         **kwargs: Its keywords, likewise.
 
     Returns:
-        What was printed, as data.
+        A table when it is printed, and its rows as data.
 
     Raises:
         TypeError: If ``fn`` is not a function.
@@ -104,7 +104,7 @@ def explain(fn: Callable[..., Any], *args: PyTree, **kwargs: PyTree) -> Explanat
         >>> import jax.numpy as jnp
         >>> from jinit import amp
         >>> found = amp.explain(lambda w, x: jnp.exp(x @ w), jnp.ones((2, 2)), jnp.ones((2, 2)))
-        ... # doctest: +ELLIPSIS
+        >>> print(found)  # doctest: +ELLIPSIS
         <lambda> with bfloat16: operations 1 in bfloat16, 1 in float32
           operation     runs in    why            at ... count
          ─...
@@ -124,9 +124,7 @@ def explain(fn: Callable[..., Any], *args: PyTree, **kwargs: PyTree) -> Explanat
 
     jax.eval_shape(of_values, values)
     operations = tuple(ExplainedOp(*row, count) for row, count in Counter(rows.values()).items())
-    found = Explanation(name, str(half), operations)
-    print(found)
-    return found
+    return Explanation(name, str(half), operations)
 
 
 def _runner(fn: Callable[..., Any], record: Record) -> tuple[str, Any, Callable[..., Any]]:

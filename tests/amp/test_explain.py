@@ -208,12 +208,12 @@ def test_the_source_is_the_users_line():
     assert sources == dict.fromkeys(("dot_general", "tanh"), f"test_explain.py:{first + 1} (fn)")
 
 
-def test_it_prints_a_table_and_returns_data(capsys):
+def test_it_returns_data_that_prints_as_a_table(capsys):
     def fn(w, x):
         return jnp.exp(x @ w) + jnp.exp(x @ w)
 
     result = amp.explain(fn, W, X)
-    assert capsys.readouterr().out == f"{result}\n"
+    assert capsys.readouterr().out == ""
     text = [" ".join(line.split()) for line in str(result).splitlines()]
     assert text[0] == "fn with bfloat16: operations 2 in bfloat16, 3 in float32"
     assert text[1] == "operation runs in why at count"
