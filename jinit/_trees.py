@@ -40,9 +40,25 @@ def leaf_paths(tree: Any) -> list[str]:
     return [path_text(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def collection_of(variables: Any) -> str | None:
-    """Returns the top-level entry that holds the parameters; None where the whole tree does."""
-    return "params" if isinstance(variables, Mapping) and "params" in variables else None
+def collection_of(variables: Any, collection: str | None = None) -> str | None:
+    """Returns the top-level entry that holds the parameters; None where the whole tree does.
+
+    Args:
+        variables: Any tree.
+        collection: The entry, where it is not Flax's.
+
+    Raises:
+        ValueError: There is no such entry.
+    """
+    entries = variables if isinstance(variables, Mapping) else ()
+    if collection is None:
+        return "params" if "params" in entries else None
+    if collection not in entries:
+        found = ", ".join(map(repr, entries)) if entries else type(variables)
+        raise ValueError(
+            f"collection={collection!r} is no top-level entry of params, which has {found}"
+        )
+    return collection
 
 
 def param_mask(variables: Any, collection: str | None = None) -> tuple[bool, ...]:
@@ -58,7 +74,7 @@ def param_mask(variables: Any, collection: str | None = None) -> tuple[bool, ...
         >>> param_mask({"batch_stats": {"mean": 0.0}, "params": {"scale": 1.0}})
         (False, True)
     """
-    collection = collection_of(variables) if collection is None else collection
+    collection = collection_of(variables, collection)
     mask: list[bool] = []
     nodes = jax.tree_util.tree_leaves_with_path(variables, is_leaf=_is_nnx_variable)
     for path, node in nodes:
@@ -77,7 +93,7 @@ def optimized(variables: Any, collection: str | None = None) -> Any:
     leaves, tree = jax.tree.flatten(variables)
     mask = param_mask(variables, collection)
     kept = [x if flag and is_float(x) else None for x, flag in zip(leaves, mask, strict=True)]
-    whole, name = jax.tree.unflatten(tree, kept), collection or collection_of(variables)
+    whole, name = jax.tree.unflatten(tree, kept), collection_of(variables, collection)
     return whole if name is None else whole[name]
 
 

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jinit._arithmetic import is_float, on_cpu
 from jinit._kinds import is_bare_function, is_key, kind_of, model_kind
 from jinit.empirical.user_functions import ARGUMENT_ORDER, describe_call
+from jinit.layers import Survey
 
 __all__ = [
     "check_arguments",
@@ -25,6 +26,7 @@ __all__ = [
     "check_loss",
     "check_model",
     "check_params",
+    "check_survey",
     "zero_leaves",
 ]
 
@@ -118,6 +120,16 @@ def check_counts(**counts: Any) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{name}={value!r} must be a positive integer")
+
+
+def check_survey(found: Survey, apply_fn: Callable[..., Any]) -> None:
+    """Raises ValueError where no parameter reaches the output, or none meets an input."""
+    if not found.reached:
+        raise ValueError(
+            f"the output of {describe_call(apply_fn)} depends on no parameter; "
+            "apply_fn must compute it from its first argument"
+        )
+    check_layers(found.layers, apply_fn)
 
 
 def check_layers(layers: Sequence[Any], apply_fn: Callable[..., Any]) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 from jinit._arithmetic import is_float, merge
 from jinit._trees import optimized
 from jinit.empirical.optimizers import Optimizer, applied, like
+from jinit.empirical.request import Request
 from jinit.tracing import Rolled
 from jinit.typing import PyTree
 
-__all__ = ["FirstStep", "first_moves"]
+__all__ = ["FirstStep", "first_moves", "first_step"]
 
 _FOLLOWED = 1000  # steps of a small copy of the model
 
@@ -89,6 +90,24 @@ class FirstStep:
             return chosen, like(new, state)
 
         return jax.lax.fori_loop(2, max(self.moves) + 1, step, first)[0]
+
+
+def first_step(request: Request, rolled: Rolled, params: PyTree) -> FirstStep:
+    """Returns the first step that is not zero of the optimizer that was asked for.
+
+    Args:
+        request: What is asked for.
+        rolled: How the leaves of the variables are stacked.
+        params: The variables, as arrays or their shapes.
+    """
+    return FirstStep(
+        request.optimizer,
+        rolled,
+        jax.tree.structure(params),
+        request.collection,
+        request.trainable,
+        first_moves(request.optimizer, optimized(params, request.collection)),
+    )
 
 
 def first_moves(optimizer: Optimizer, params: PyTree) -> tuple[int, ...]:

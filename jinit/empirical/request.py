@@ -136,7 +136,7 @@ def read_arguments(
     optimizer = resolve_optimizer(optimizer)
     _check_choice("mode", mode, get_args(Mode))
     _check_choice("step", step, get_args(Step))
-    collection = _collection(params, collection)
+    collection = collection_of(params, collection)
     if not callable(target):
         check_target(target)
     drawn, trainable = callable(dummy_input), param_mask(params, collection)
@@ -168,17 +168,6 @@ def read_arguments(
 def _check_choice(name: str, value: Any, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"{name}={value!r} is not known; pass {known[0]!r} or {known[1]!r}")
-
-
-def _collection(params: PyTree, collection: str | None) -> str | None:
-    if collection is None:
-        return collection_of(params)
-    if not isinstance(params, Mapping) or collection not in params:
-        found = ", ".join(map(repr, params)) if isinstance(params, Mapping) else type(params)
-        raise ValueError(
-            f"collection={collection!r} is no top-level entry of params, which has {found}"
-        )
-    return collection
 
 
 def _listed(name: str, value: Patterns) -> tuple[str, ...] | None:

@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
-from jax.extend import core as jex
 
-from jinit._trees import leaf_paths, optimized
-from jinit.empirical.arguments import check_layers
+from jinit._trees import leaf_paths
+from jinit.empirical.arguments import check_survey
 from jinit.empirical.explicit.wrapped_modules import frozen_outside
-from jinit.empirical.first_step import FirstStep, first_moves
+from jinit.empirical.first_step import FirstStep, first_step
 from jinit.empirical.layer_names import LayerNames
 from jinit.empirical.measuring.meter import Meter
 from jinit.empirical.measuring.rounding import rounding_unit
@@ -22,15 +21,9 @@ from jinit.empirical.measuring.vector_layout import VectorLayout
 from jinit.empirical.request import Problem, Request
 from jinit.empirical.scales import Solver
 from jinit.empirical.targets import target_of
-from jinit.empirical.user_functions import (
-    call_loss,
-    check_call,
-    describe_call,
-    explaining_pairs,
-)
+from jinit.empirical.user_functions import check_loss_depends, trace_model
 from jinit.layers import Survey, survey
-from jinit.tracing import Rolled, TracedFunction, roll, trace, trace_context
-from jinit.typing import Key, PyTree
+from jinit.tracing import Rolled, roll, trace_context
 
 __all__ = ["TracedModel", "traced_model"]
 
@@ -135,13 +128,14 @@ def traced_model(problem: Problem) -> tuple[TracedModel, Sequence[Any]]:
 def _traced_model(problem: Problem) -> tuple[TracedModel, Sequence[Any]]:
     request, params = problem.request, problem.params
     drawn, rngs = jax.eval_shape(lambda key: request.draw(problem.inputs, key), problem.key)
-    traced = _traced(request, params, drawn, rngs)
-    _check_loss(request, traced.unflatten(traced.out_avals), problem.key)
+    traced = trace_model(request.apply, request.apply_fn, params, drawn, rngs)
+    outputs = traced.unflatten(traced.out_avals)
+    check_loss_depends(request.dummy_loss, outputs, problem.key, request.apply_fn)
     rolled = roll(traced, request.trainable)
     trainable = [request.trainable[group[0]] for group in rolled.groups]
     zeros = [i for i, group in enumerate(rolled.groups) if {*group} <= {*request.zeros}]
     found = survey(rolled.traced, trainable, zeros)
-    _check_found(found, request)
+    check_survey(found, request.apply_fn)
     measured = tuple(layer for layer in found.layers if layer.measured)
     layout = VectorLayout(measured, len(rolled.groups), rolled.loops)
     names = LayerNames(tuple(leaf_paths(params)), rolled.groups, layout)
@@ -151,66 +145,6 @@ def _traced_model(problem: Problem) -> tuple[TracedModel, Sequence[Any]]:
         found,
         names,
         frozen_outside(request.modules, names, request.frozen),
-        _first_step(request, rolled, params),
+        first_step(request, rolled, params),
     )
     return model, rolled.traced.consts
-
-
-def _first_step(request: Request, rolled: Rolled, params: PyTree) -> FirstStep:
-    return FirstStep(
-        request.optimizer,
-        rolled,
-        jax.tree.structure(params),
-        request.collection,
-        request.trainable,
-        first_moves(request.optimizer, optimized(params, request.collection)),
-    )
-
-
-def _traced(request: Request, params: PyTree, drawn: Any, rngs: Any) -> TracedFunction:
-    try:
-        check_call(request.apply_fn.fn, drawn, **({"rngs": rngs} if rngs else {}))
-        return trace(request.apply, params, drawn, rngs)
-    except Exception as error:
-        if _are_single_integers(jax.tree.leaves(drawn)):
-            error.add_note(
-                "dummy_input holds single numbers: for inputs of a shape pass jnp.ones(shape)"
-            )
-        if type(error).__name__ != "InvalidRngError":  # Flax's; it need not be installed
-            raise
-        name = describe_call(request.apply_fn)
-        raise ValueError(
-            f"{name} needs random keys that it was not given ({error}); pass rngs=('dropout',) "
-            "with the names it asks for, or take a key among the inputs and hand it on"
-        ) from error
-
-
-def _are_single_integers(leaves: Sequence[Any]) -> bool:
-    """Returns whether inputs may be a shape that was given in place of an array."""
-    single = [x.shape == () and np.issubdtype(x.dtype, np.integer) for x in leaves]
-    return bool(single) and all(single)
-
-
-def _check_loss(request: Request, output: PyTree, key: Key) -> None:
-    """Raises ValueError unless the loss is a real scalar that depends on the output."""
-    with explaining_pairs(output, request.apply_fn, "pass has_aux=True"):
-        loss = trace(lambda out, key: call_loss(request.dummy_loss, out, key), output, key)
-    reached = set(loss.jaxpr.invars[: len(jax.tree.leaves(output))])
-    for equation in loss.jaxpr.eqns:
-        if any(not isinstance(v, jex.Literal) and v in reached for v in equation.invars):
-            reached.update(equation.outvars)
-    (result,) = loss.jaxpr.outvars
-    if isinstance(result, jex.Literal) or result not in reached:
-        raise ValueError(
-            f"dummy_loss does not depend on the output of {describe_call(request.apply_fn)}; "
-            "compute it from its first argument"
-        )
-
-
-def _check_found(found: Survey, request: Request) -> None:
-    if not found.reached:
-        raise ValueError(
-            f"the output of {describe_call(request.apply_fn)} depends on no parameter; "
-            "apply_fn must compute it from its first argument"
-        )
-    check_layers(found.layers, request.apply_fn)

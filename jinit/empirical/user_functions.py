@@ -3,24 +3,30 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
 
 from jinit._kinds import kind_of
+from jinit.tracing import TracedFunction, trace
+from jinit.typing import Key, PyTree
 
 __all__ = [
     "ARGUMENT_ORDER",
     "CachedFunction",
     "call_loss",
     "check_call",
+    "check_loss_depends",
     "check_pair",
     "describe_call",
     "draw_inputs",
     "explaining_pairs",
     "positional",
+    "trace_model",
 ]
 
 ARGUMENT_ORDER = "the order is params, apply_fn, dummy_input, dummy_loss"
@@ -136,6 +142,63 @@ def check_call(apply_fn: Callable[..., Any], inputs: Sequence[Any], **options: A
             f"apply_fn is called as {describe_call(apply_fn)}({given}), but {error}; pass a "
             f"function of (params, *inputs), and several inputs as a tuple; {ARGUMENT_ORDER}"
         ) from None
+
+
+def trace_model(
+    apply: Callable[..., Any],
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    inputs: Sequence[Any],
+    rngs: Mapping[str, Any],
+) -> TracedFunction:
+    """Traces a model, and says what is missing where that fails.
+
+    Args:
+        apply: What is traced, of params, inputs and rngs: the model as it is called.
+        apply_fn: The model itself.
+        params: Its variables.
+        inputs: Its inputs, as arrays or their shapes.
+        rngs: Its random keys by name.
+    """
+    try:
+        check_call(apply_fn, inputs, **({"rngs": rngs} if rngs else {}))
+        return trace(apply, params, inputs, rngs)
+    except Exception as error:
+        if _are_single_integers(jax.tree.leaves(inputs)):
+            error.add_note(
+                "dummy_input holds single numbers: for inputs of a shape pass jnp.ones(shape)"
+            )
+        if type(error).__name__ != "InvalidRngError":  # Flax's; it need not be installed
+            raise
+        name = describe_call(apply_fn)
+        raise ValueError(
+            f"{name} needs random keys that it was not given ({error}); pass rngs=('dropout',) "
+            "with the names it asks for, or take a key among the inputs and hand it on"
+        ) from error
+
+
+def _are_single_integers(leaves: Sequence[Any]) -> bool:
+    """Returns whether inputs may be a shape that was given in place of an array."""
+    single = [x.shape == () and np.issubdtype(x.dtype, np.integer) for x in leaves]
+    return bool(single) and all(single)
+
+
+def check_loss_depends(
+    dummy_loss: Callable[..., Any], output: PyTree, key: Key, apply_fn: Callable[..., Any]
+) -> None:
+    """Raises ValueError unless a loss is a real scalar that depends on the model's output."""
+    with explaining_pairs(output, apply_fn, "pass has_aux=True"):
+        loss = trace(lambda out, key: call_loss(dummy_loss, out, key), output, key)
+    reached = set(loss.jaxpr.invars[: len(jax.tree.leaves(output))])
+    for equation in loss.jaxpr.eqns:
+        if any(not isinstance(v, jex.Literal) and v in reached for v in equation.invars):
+            reached.update(equation.outvars)
+    (result,) = loss.jaxpr.outvars
+    if isinstance(result, jex.Literal) or result not in reached:
+        raise ValueError(
+            f"dummy_loss does not depend on the output of {describe_call(apply_fn)}; "
+            "compute it from its first argument"
+        )
 
 
 def check_pair(returned: Any, apply_fn: Any) -> None:
