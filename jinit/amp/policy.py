@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from jinit._tables import format_table
-from jinit._trees import param_mask, parameter_path
+from jinit._trees import parameter_path
 from jinit.amp.casting.dtypes import BFLOAT16, FLOAT16, FLOAT32, cast_floating
 from jinit.amp.casting.module_types import ModuleTypes
 from jinit.amp.casting.op_lists import OPS, OpLists
 from jinit.amp.casting.ranges import within_range
+from jinit.modules.roles import param_mask
 from jinit.typing import OptLevel, PyTree
 
 __all__ = ["Policy", "opt_levels"]

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from jinit._trees import param_mask
 from jinit.amp.casting.dtypes import FLOAT32
 from jinit.amp.casting.ranges import fits
+from jinit.modules.roles import param_mask
 from jinit.tracing import ARRAYS, Frame, Path, aval_of, propagate
 
 __all__ = [
