@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import jax
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibration"]
 
+P = TypeVar("P")
+
 _PARTS = ("params", "multipliers", "scales")
 
 
@@ -30,7 +32,7 @@ _PARTS = ("params", "multipliers", "scales")
     meta_fields=[],
 )
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Generic[P]):
     """What ``calibrate`` measured; a pytree, so that it may be returned from a jitted function.
 
     It can be pickled: the arrays, the report, and ``apply_fn`` where pickle takes the function; and
@@ -53,7 +55,7 @@ class Calibration:
             leaves the layer through its input is multiplied by ``gx * gy``).
     """
 
-    params: Any
+    params: P
     multipliers: Any
     scales: Any
     _findings: Findings | Saved
@@ -160,10 +162,10 @@ class Calibration:
     def __reduce__(self) -> tuple[Any, ...]:
         return Calibration, (self.params, self.multipliers, self.scales, saved(self._findings))
 
-    def __copy__(self) -> "Calibration":
+    def __copy__(self) -> "Calibration[P]":
         return replace(self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Calibration":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Calibration[P]":
         params, multipliers, scales = copy.deepcopy(
             (self.params, self.multipliers, self.scales), memo
         )

@@ -1,8 +1,9 @@
 """A calibration in a file: its arrays as NumPy keeps them, and all else as JSON among them.
 
 The JSON holds trees as ``{"dict": ...}``, ``{"list": ...}``, ``{"tuple": ...}``, null, and
-``{"array": number, "dtype": name}``, with ``"key"`` for those of random keys; array n is the entry ``array_n`` of the npz archive, with the
-bits of a dtype that NumPy lacks as unsigned integers.
+``{"array": number, "dtype": name}``; array n is the entry ``array_n`` of the npz archive, with the
+bits of a dtype that NumPy lacks as unsigned integers, and the data of random keys, with their
+generator as ``"key"``.
 """
 
 import json
@@ -133,7 +134,7 @@ def _encoded(tree: Any, path: str, arrays: list[np.ndarray]) -> Any:
             f"a file holds dicts by string, lists, tuples and arrays, but {path} is of type "
             f"{type(tree).__name__}; pickle the calibration, or save such a tree with orbax"
         )
-    if jnp.issubdtype(jnp.result_type(tree), jax.dtypes.prng_key):
+    if isinstance(tree, jax.Array) and jnp.issubdtype(tree.dtype, jax.dtypes.prng_key):
         arrays.append(np.asarray(jax.random.key_data(tree)))
         return {"array": len(arrays) - 1, "dtype": "uint32", "key": str(jax.random.key_impl(tree))}
     array = np.asarray(tree)
