@@ -65,7 +65,7 @@ def empirical_init(
 
 
 @known_arguments
-def empirical_init(
+def empirical_init(  # pyright: ignore[reportInconsistentOverload]: a module shifts places
     params: PyTree,
     apply_fn: ApplyFn | Model | PyTree = None,
     dummy_input: PyTree | DrawFn = None,
@@ -173,7 +173,7 @@ def calibrate(
 
 
 @known_arguments
-def calibrate(
+def calibrate(  # pyright: ignore[reportInconsistentOverload]: a module shifts places
     params: PyTree,
     apply_fn: ApplyFn | Model | PyTree = None,
     dummy_input: PyTree | DrawFn = None,

@@ -243,9 +243,9 @@ def test_it_prints_and_is_plain_data():
     ("call", "message"),
     [
         (
-            lambda: jinit.describe(eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(0)), X),
+            lambda: jinit.describe(hk.transform(lambda x: hk.Linear(2)(x)), X),
             "describe takes a flax.linen module, an NNX module or a function that constructs one, "
-            "got an Equinox module (MLP)",
+            "got Haiku's Transformed; haiku.experimental.tabulate lists its parameters",
         ),
         (
             lambda: jinit.describe(nn.Dense, X),
