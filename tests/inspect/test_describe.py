@@ -2,7 +2,6 @@
 
 import re
 
-import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
