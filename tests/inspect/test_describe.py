@@ -2,6 +2,7 @@
 
 import re
 
+import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
