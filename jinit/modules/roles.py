@@ -108,14 +108,13 @@ def leaf_roles(
     found: list[Role] = []
     nodes = jax.tree_util.tree_leaves_with_path(variables, is_leaf=is_nnx_variable)
     for path, node in nodes:
+        entry = path_text(path[:1])
+        role: Role = "parameter"
         if is_nnx_variable(node):
             role = role_of(type(node), roles)
-        elif name is None or path_text(path[:1]) == name:
-            role = "parameter"
-        else:
-            entry = path_text(path[:1])
-            role = role_of(entry, roles) if entry != "params" else "statistic"
-        found += [role] * len(jax.tree.leaves(node))
+        elif name is not None and entry != name:
+            role = "statistic" if entry == "params" else role_of(entry, roles)
+        found.extend(role for _ in jax.tree.leaves(node))
     return tuple(found)
 
 

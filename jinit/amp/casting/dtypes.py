@@ -10,7 +10,7 @@ from jax import lax
 from jinit.modules.roles import is_nnx_variable, role_of
 from jinit.typing import PyTree
 
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "cast_floating", "cast_to"]
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "cast_floating", "cast_to", "holds_float32"]
 
 FLOAT32 = jnp.dtype(jnp.float32)
 FLOAT16 = jnp.dtype(jnp.float16)
@@ -44,6 +44,11 @@ def cast_floating(tree: PyTree, dtype: np.dtype) -> PyTree:
         return leaf
 
     return jax.tree.map(cast, tree, is_leaf=_is_statistic)
+
+
+def holds_float32(tree: PyTree) -> bool:
+    """Returns whether a leaf is a float32 array."""
+    return any(getattr(leaf, "dtype", None) == FLOAT32 for leaf in jax.tree.leaves(tree))
 
 
 def _is_statistic(node: Any) -> bool:
