@@ -104,9 +104,9 @@ class MixedPrecisionApply:
         return self.policy.cast_to_output(outputs), _as_given(updated, variables)
 
     def _cast(self, apart: Apart, types: ModuleTypes) -> Apart:
-        """Casts variables and inputs to what they enter the function in."""
+        """Casts parameters and inputs to what they enter the function in."""
         given, *inputs = apart.args
-        variables = wrapped_as(self.policy.cast_to_compute(unwrapped(given), types), given)
+        variables = wrapped_as(self.policy.cast_parameters(unwrapped(given), types), given)
         inputs, kwargs = tuple(inputs), apart.kwargs
         if self.policy.cast_model_type is not None:
             inputs, kwargs = cast_floating((inputs, kwargs), self.policy.cast_model_type)
@@ -139,7 +139,7 @@ class MixedPrecisionApply:
             fits = _can_run(function, fitted)
             if static.hashable:
                 self._fits[key] = fits
-        return fitted if fits else _with_activations(entering, came)
+        return fitted if fits else entering
 
     def _activations(self, apart: Apart) -> Halves:
         """Returns the dtypes of the state that follows activations, in variables and inputs."""
@@ -234,8 +234,12 @@ class MixedPrecisionApply:
     def _found_types(self, apart: Apart) -> ModuleTypes:
         if isinstance(apart.args[0], Part):
             return graphdef_types(apart.graphdef, ("0",))
-        entering = self._cast(apart, {})  # as the function will see them: a cache in half
-        return self.module_types(*entering.args, **entering.kwargs)
+        try:  # wholly in half, since what is kept is not known before
+            variables = self.policy.keeping_none().cast_to_compute(apart.args[0])
+            inputs, kwargs = cast_floating((apart.args[1:], apart.kwargs), self.policy.half_dtype)
+            return self.module_types(variables, *inputs, **kwargs)
+        except (TypeError, ValueError):  # a module has its own dtype, and its cache that one
+            return self.module_types(*apart.args, **apart.kwargs)
 
     @functools.cached_property
     def _autocast(self) -> ApplyFn:

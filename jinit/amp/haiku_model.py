@@ -121,8 +121,8 @@ class HaikuModel(MixedPrecisionApply):
         if len(first) < len(names) or not all(isinstance(value, Mapping) for value in first):
             given = ", ".join(map(shown, args))
             raise TypeError(
-                f"{repr(self)[1:-1]} is called as model({', '.join(names)}, rng, *inputs) with what "
-                f"init returned, not as model({given})"
+                f"{repr(self)[1:-1]} is called as model({', '.join(names)}, rng, *inputs) with "
+                f"what init returned, not as model({given})"
             )
 
     def __reduce__(self) -> Any:

@@ -266,14 +266,14 @@ def test_in_a_list_and_disabled():
         (
             lambda: at("O2", PLAIN).apply(X, PLAIN.init(KEY, X)),
             TypeError,
-            "Transformed.apply at O2 with bfloat16 is called as model(params, rng, *inputs) with what "
-            "init returned, not as model(an array of float32[16, 8], dict)",
+            "Transformed.apply at O2 with bfloat16 is called as model(params, rng, *inputs) with "
+            "what init returned, not as model(an array of float32[16, 8], dict)",
         ),
         (
             lambda: at("O2", STATEFUL)(STATEFUL.init(KEY, X)[0], KEY, X),
             TypeError,
             "TransformedWithState.apply at O2 with bfloat16 is called as model(params, state, rng, "
-            "*inputs) with what init returned, not as model(dict, an array of key<fry>[], an array ",
+            "*inputs) with what init returned, not as model(dict, an array of key<fry>[], an ",
         ),
     ],
 )
