@@ -30,6 +30,7 @@ from jinit.amp.casting.module_types import (
 )
 from jinit.amp.norms_in_float32 import NormsInFloat32
 from jinit.amp.policy import Policy
+from jinit.modules.lost_state import check_states, holds_states
 from jinit.modules.nnx_calls import Apart, Part, Returned, call, on_objects, unwrapped, wrapped_as
 from jinit.tracing import partition
 from jinit.typing import ApplyFn, PyTree
@@ -263,7 +264,15 @@ class MixedPrecisionApply:
 
 def _running(fn: ApplyFn) -> Callable[[Apart], Any]:
     """Returns a function, under autocast or not, as one of arguments taken apart."""
-    return fn.run if isinstance(fn, Autocast) else functools.partial(call, fn)
+    if isinstance(fn, Autocast):
+        return fn.run
+
+    def run(apart: Apart) -> Any:
+        if holds_states(apart):
+            check_states(fn, apart)
+        return call(fn, apart)
+
+    return run
 
 
 def _can_run(function: ApplyFn, apart: Apart) -> bool:

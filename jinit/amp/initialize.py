@@ -8,7 +8,6 @@ import optax
 
 from jinit._known import known_arguments
 from jinit.amp.apply import MixedPrecisionApply, find_apply_fn
-from jinit.amp.arguments import shown
 from jinit.amp.casting.linen_casts import is_linen_apply
 from jinit.amp.casting.op_lists import OpLists
 from jinit.amp.haiku_model import HaikuModel, Transformed, is_haiku
@@ -298,8 +297,8 @@ def initialize(
         return MixedPrecisionApply(apply_fn, policy) if enabled else apply_fn
 
     def wrap_optimizer(tx: Any) -> Any:
-        if is_nnx_optimizer(tx):
-            return optimizer_at(tx, wrap_optimizer(tx.tx), _module_of(tx, models, wrapped))
+        if is_nnx_optimizer(tx) and is_module(models):
+            return optimizer_at(tx, wrap_optimizer(tx.tx), wrapped)
         scaled = loss_scaling(
             tx,
             policy.loss_scale if enabled else 1.0,
@@ -318,20 +317,6 @@ def initialize(
     if prints and enabled:
         print(policy)
     return wrapped
-
-
-def _module_of(optimizer: Any, models: Any, wrapped: Any) -> Any:
-    """Returns the module at its level that an ``nnx.Optimizer`` steps.
-
-    Raises:
-        ValueError: There are several modules: an optimizer does not say whose it is.
-    """
-    if is_module(models):
-        return wrapped
-    raise ValueError(
-        f"an nnx.Optimizer does not hold its module, and models is {shown(models)}: call "
-        "amp.initialize(module, optimizer) for each pair, or pass optimizer.tx"
-    )
 
 
 def _parse_verbose(verbose: Any, verbosity: Any) -> bool:
