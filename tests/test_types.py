@@ -12,6 +12,7 @@ from jinit.amp.initialize import Options
 from tests import processes
 
 SETUP = """
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
@@ -39,10 +40,22 @@ tx = optax.adam(0.1)
 GOOD = {
     "initialize": """
 from jinit.amp.apply import MixedPrecisionApply as Mixed
+from jinit.amp.haiku_model import HaikuModel
+from jinit.amp.linen_model import LinenModel
 from optax import GradientTransformationExtraArgs as Scaled
 
 assert_type(amp.initialize(f), Mixed)
-assert_type(amp.initialize(Net(), opt_level="O3"), Mixed)
+assert_type(amp.initialize(Net(), opt_level="O3"), LinenModel)
+assert_type(amp.initialize(Net(), tx), tuple[LinenModel, Scaled])
+assert_type(amp.initialize(Net().apply), Mixed)
+pair = hk.transform_with_state(lambda x: x)
+assert_type(amp.initialize(pair), HaikuModel)
+assert_type(amp.initialize(hk.transform(lambda x: x), tx), tuple[HaikuModel, Scaled])
+model = amp.initialize(Net())
+variables = model.init(jax.random.key(0), x)
+model.apply(variables, x, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+model.bind(variables)(x)
+assert_type(model.tabulate(jax.random.key(0), x), str)
 assert_type(amp.initialize([f, Net().apply]), list[Mixed])
 assert_type(amp.initialize((f, f)), tuple[Mixed, ...])
 assert_type(amp.initialize(f, tx), tuple[Mixed, Scaled])
