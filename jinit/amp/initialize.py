@@ -31,7 +31,8 @@ __all__ = ["initialize"]
 Tx: TypeAlias = optax.GradientTransformation
 Scaled: TypeAlias = optax.GradientTransformationExtraArgs
 Truth: TypeAlias = bool | Literal["True", "False"]
-M = TypeVar("M", bound=ApplyFn)
+Model: TypeAlias = ApplyFn | Transformed
+M = TypeVar("M", bound=Model)
 T = TypeVar("T", bound=Tx)
 
 
@@ -144,7 +145,7 @@ def initialize(
 
 @known_arguments
 def initialize(
-    models: ApplyFn | Sequence[ApplyFn],
+    models: Model | Sequence[Model],
     optimizers: Tx | Sequence[Tx] | None = None,
     opt_level: OptLevel = "O1",
     *,
