@@ -9,10 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from jinit._arithmetic import is_float
-from jinit._trees import is_framework_type
+from jinit._trees import collection_of, is_framework_type
 from jinit.amp.arguments import check_model
 from jinit.amp.autocast import Autocast, autocast
-from jinit.amp.casting.dtypes import cast_floating, holds_float32
+from jinit.amp.casting.activations import (
+    Activations,
+    cast_activations,
+    find_activations,
+    owner_is_kept,
+    restore_activations,
+)
+from jinit.amp.casting.dtypes import FLOAT32, cast_floating, holds_float32
 from jinit.amp.casting.linen_casts import cast_between_modules, is_linen_apply
 from jinit.amp.casting.module_types import (
     ModuleTypes,
@@ -23,6 +30,7 @@ from jinit.amp.casting.module_types import (
 )
 from jinit.amp.norms_in_float32 import NormsInFloat32
 from jinit.amp.policy import Policy
+from jinit.modules.lost_state import check_states, holds_states
 from jinit.modules.nnx_calls import Apart, Part, Returned, call, on_objects, unwrapped, wrapped_as
 from jinit.tracing import partition
 from jinit.typing import ApplyFn, PyTree
@@ -31,6 +39,7 @@ __all__ = ["MixedPrecisionApply", "find_apply_fn", "function_name"]
 
 
 Path = tuple[str, ...]
+Halves = tuple[Activations, Activations]  # of the variables, and of the other arguments
 
 
 class MixedPrecisionApply:
@@ -49,6 +58,7 @@ class MixedPrecisionApply:
         self.policy = policy
         self._known_types: dict[Any, ModuleTypes] = {}
         self._functions: dict[Any, NormsInFloat32] = {}
+        self._fits: dict[Any, bool] = {}
         functools.update_wrapper(self, apply_fn, updated=())
 
     def __call__(self, variables: PyTree, *inputs: PyTree, **kwargs: Any) -> PyTree:
@@ -63,7 +73,10 @@ class MixedPrecisionApply:
         Returns:
             What the function returns, in the policy's output dtype.
         """
-        return on_objects(self.run_apart, (variables, *inputs), kwargs)
+        args = variables, *inputs
+        outputs = on_objects(self.run_apart, args, kwargs)
+        given = find_activations([args, kwargs], self.policy.roles)
+        return restore_activations(outputs, given, self.policy.roles)
 
     def run_apart(
         self, apart: Apart, wrap: Callable[[ApplyFn], Callable[[Apart], Any]] | None = None
@@ -79,6 +92,7 @@ class MixedPrecisionApply:
         types = self._types(apart)
         entering = self._cast(apart, types)
         function = self._function_for(unwrapped(entering.args[0]), variables, types)
+        entering = self._fitting(function, apart, entering, types)
         outputs = (wrap or _running)(function)(entering)
         if isinstance(outputs, Returned):
             restored = outputs.map_written(_restorer(apart.states(), entering.states()))
@@ -91,13 +105,70 @@ class MixedPrecisionApply:
         return self.policy.cast_to_output(outputs), _as_given(updated, variables)
 
     def _cast(self, apart: Apart, types: ModuleTypes) -> Apart:
-        """Casts variables and inputs to what they enter the function in."""
+        """Casts parameters and inputs to what they enter the function in."""
         given, *inputs = apart.args
-        variables = wrapped_as(self.policy.cast_to_compute(unwrapped(given), types), given)
+        variables = wrapped_as(self.policy.cast_parameters(unwrapped(given), types), given)
         inputs, kwargs = tuple(inputs), apart.kwargs
         if self.policy.cast_model_type is not None:
             inputs, kwargs = cast_floating((inputs, kwargs), self.policy.cast_model_type)
         return dataclasses.replace(apart, args=(variables, *inputs), kwargs=kwargs)
+
+    def _fitting(
+        self, function: ApplyFn, given: Apart, entering: Apart, types: ModuleTypes
+    ) -> Apart:
+        """Gives state that follows activations their dtype, unless the function has its own.
+
+        Args:
+            function: What will run.
+            given: The arguments as they came.
+            entering: The arguments as they are cast.
+            types: The types of modules.
+
+        Returns:
+            The arguments. Where a module's user said ``dtype=``, it computes in that whatever the
+            level: then its state enters as it came.
+        """
+        came = self._activations(given)
+        inside = self._dtypes_inside(unwrapped(given.args[0]), came, types)
+        fitted = _with_activations(entering, inside)
+        if inside == came:
+            return fitted
+        static, values = partition(given)
+        key = static, tuple((x.shape, x.dtype) for x in values)
+        fits = self._fits.get(key) if static.hashable else None
+        if fits is None:
+            fits = _can_run(function, fitted)
+            if static.hashable:
+                self._fits[key] = fits
+        return fitted if fits else entering
+
+    def _activations(self, apart: Apart) -> Halves:
+        """Returns the dtypes of the state that follows activations, in variables and inputs."""
+        variables, *inputs = apart.args
+        linen, roles = is_linen_apply(self.apply_fn), self.policy.roles
+        return (
+            find_activations(unwrapped(variables), roles, collections=linen),
+            find_activations([inputs, apart.kwargs], roles),
+        )
+
+    def _dtypes_inside(self, variables: PyTree, came: Halves, types: ModuleTypes) -> Halves:
+        """Returns the dtypes of activations where there is such state.
+
+        Args:
+            variables: As they were given.
+            came: The dtypes of the state.
+            types: The types of modules.
+        """
+        policy = self.policy
+        dtype = policy.half_dtype if policy.computes_in_half else FLOAT32
+        in_variables, in_inputs = (dict.fromkeys(paths, dtype) for paths in came)
+        if in_variables and policy.keeps_any(variables, types):
+            kept, others = policy.owners(variables, types)
+            depth = 0 if collection_of(variables) is None else 1
+            for path in in_variables:
+                if owner_is_kept(path[depth:], kept, others):
+                    in_variables[path] = FLOAT32
+        return in_variables, in_inputs
 
     def module_types(self, variables: PyTree, *inputs: PyTree, **kwargs: Any) -> ModuleTypes:
         """Returns the type of the module at each path below the parameters.
@@ -164,8 +235,12 @@ class MixedPrecisionApply:
     def _found_types(self, apart: Apart) -> ModuleTypes:
         if isinstance(apart.args[0], Part):
             return graphdef_types(apart.graphdef, ("0",))
-        entering = self._cast(apart, {})  # as the function will see them: a cache in half
-        return self.module_types(*entering.args, **entering.kwargs)
+        try:  # wholly in half, since what is kept is not known before
+            variables = self.policy.keeping_none().cast_to_compute(apart.args[0])
+            inputs, kwargs = cast_floating((apart.args[1:], apart.kwargs), self.policy.half_dtype)
+            return self.module_types(variables, *inputs, **kwargs)
+        except (TypeError, ValueError):  # a module has its own dtype, and its cache that one
+            return self.module_types(*apart.args, **apart.kwargs)
 
     @functools.cached_property
     def _autocast(self) -> ApplyFn:
@@ -189,7 +264,33 @@ class MixedPrecisionApply:
 
 def _running(fn: ApplyFn) -> Callable[[Apart], Any]:
     """Returns a function, under autocast or not, as one of arguments taken apart."""
-    return fn.run if isinstance(fn, Autocast) else functools.partial(call, fn)
+    if isinstance(fn, Autocast):
+        return fn.run
+
+    def run(apart: Apart) -> Any:
+        if holds_states(apart):
+            check_states(fn, apart)
+        return call(fn, apart)
+
+    return run
+
+
+def _can_run(function: ApplyFn, apart: Apart) -> bool:
+    """Returns whether a function can be traced with some arguments."""
+    static, values = partition(apart)
+    try:
+        jax.eval_shape(lambda values: _running(function)(static.fill(values)), values)
+    except (TypeError, ValueError):  # of dtypes that do not fit; any other shows when it runs
+        return False
+    return True
+
+
+def _with_activations(apart: Apart, dtypes: Halves) -> Apart:
+    """Returns arguments with the state that follows activations cast."""
+    variables, *inputs = apart.args
+    cast = wrapped_as(cast_activations(unwrapped(variables), dtypes[0]), variables)
+    inputs, kwargs = cast_activations([inputs, apart.kwargs], dtypes[1])
+    return dataclasses.replace(apart, args=(cast, *inputs), kwargs=kwargs)
 
 
 def _restorer(given: PyTree, entered: PyTree) -> Callable[[Any, Any], Any]:
@@ -251,8 +352,9 @@ def find_apply_fn(model: Any) -> ApplyFn:
         TypeError: If the model is neither.
         ValueError: If it went through ``initialize`` before.
     """
-    if isinstance(model, MixedPrecisionApply):
-        raise ValueError(f"the model {model!r} was initialized twice")
+    owner = getattr(model, "__self__", model)  # of a method
+    if isinstance(owner, MixedPrecisionApply):
+        raise ValueError(f"the model {owner!r} was initialized twice")
     if is_framework_type(model, "flax.linen", "Module"):
         return model.apply
     check_model(model)

@@ -7,7 +7,7 @@ is a module of the same kind, with the same fields and paths; what the framework
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jinit._trees import is_framework_type
@@ -15,7 +15,7 @@ from jinit.amp.apply import MixedPrecisionApply
 from jinit.amp.casting.module_types import nnx_types
 from jinit.amp.policy import Policy
 
-__all__ = ["is_module", "module_at"]
+__all__ = ["apply_of", "is_module", "module_at"]
 
 
 class _AtLevel:
@@ -44,6 +44,13 @@ def is_module(value: Any) -> bool:
     )
 
 
+def apply_of(fn: Any, args: Sequence[Any]) -> tuple[Callable[..., Any], Sequence[Any]]:
+    """Returns a module's call as a function of the module, with it first; else what is given."""
+    if isinstance(fn, _AtLevel):
+        return type(fn)._apply, (fn, *args)
+    return (_calling(type(fn)), (fn, *args)) if is_module(fn) else (fn, args)
+
+
 def module_at(module: Any, policy: Policy) -> Any:
     """Returns a copy of a module that is stored and called as a policy says.
 
@@ -58,19 +65,9 @@ def module_at(module: Any, policy: Policy) -> Any:
     if isinstance(module, _AtLevel):
         raise ValueError(f"the model {type(module).__name__} was initialized twice")
     made = _empty(type(module), policy)
-    made.__dict__.update(_stored(module, policy).__dict__)
+    types = nnx_types(module) if is_framework_type(module, "flax.nnx", "Module") else None
+    made.__dict__.update(policy.cast_to_param(module, types).__dict__)
     return made
-
-
-def _stored(module: Any, policy: Policy) -> Any:
-    """Returns a copy of a module with its parameters as they are stored."""
-    if not is_framework_type(module, "flax.nnx", "Module"):
-        return policy.cast_to_param(module)
-    from flax import nnx
-
-    copied = nnx.clone(module)
-    nnx.update(copied, policy.cast_to_param(nnx.state(copied), nnx_types(copied)))
-    return copied
 
 
 @functools.cache  # a graph definition or a tree is equal where its class is

@@ -14,6 +14,7 @@ from jinit.amp.casting.dtypes import BFLOAT16, FLOAT16, FLOAT32, cast_floating
 from jinit.amp.casting.module_types import ModuleTypes
 from jinit.amp.casting.op_lists import OPS, OpLists
 from jinit.amp.casting.ranges import within_range
+from jinit.modules.nnx_calls import on_state
 from jinit.modules.roles import Roles, leaf_roles, param_mask
 from jinit.typing import OptLevel, PyTree
 
@@ -113,20 +114,23 @@ class Policy:
 
         Args:
             variables: A tree of parameters; a mapping of collections of which only
-                ``"params"`` is cast; or an NNX state, of which ``nnx.Param`` is. Batch statistics
-                keep their dtype, and so does every leaf that is not a floating array.
+                ``"params"`` is cast; or an NNX module or its state, of which ``nnx.Param`` is.
+                Batch statistics keep their dtype, and so does every leaf that is not a floating
+                array.
             module_types: The type of the module at each path, as the model's
                 ``module_types(variables, *inputs)`` returns them; where they are not given,
                 batch normalization is found by its path.
 
         Returns:
-            The tree, float32 at O0, O1 and O2 and half at O3.
+            The tree, or a new module, float32 at O0, O1 and O2 and half at O3.
 
         Raises:
             ValueError: If it is to be float32, and a parameter is half already.
         """
         self.check_params(variables)
-        return self._cast_params(variables, self.param_dtype, module_types)
+        return on_state(
+            lambda tree: self._cast_params(tree, self.param_dtype, module_types), variables
+        )
 
     def cast_to_compute(self, variables: PyTree, module_types: ModuleTypes | None = None) -> PyTree:
         """Casts variables to the dtype in which they enter the function.
@@ -140,9 +144,7 @@ class Policy:
             and so are those that ``keep_fp32`` names. What holds activations, as a cache does, is
             half in a half function; statistics stay as they are.
         """
-        if self.cast_model_type is None:
-            return variables
-        cast = self._cast_params(variables, self.cast_model_type, module_types)
+        cast = self.cast_parameters(variables, module_types)
         if not self.computes_in_half:
             return cast
         leaves, structure = jax.tree.flatten(cast)
@@ -154,6 +156,12 @@ class Policy:
                 for x, role in marked
             ],
         )
+
+    def cast_parameters(self, variables: PyTree, module_types: ModuleTypes | None = None) -> PyTree:
+        """Casts what ``cast_to_compute`` does, except what holds activations."""
+        if self.cast_model_type is None:
+            return variables
+        return self._cast_params(variables, self.cast_model_type, module_types)
 
     def check_params(self, variables: PyTree) -> None:
         """Checks that parameters come in float32 where they are stored in it.
@@ -187,6 +195,10 @@ class Policy:
         """
         return outputs if self.output_dtype is None else cast_floating(outputs, self.output_dtype)
 
+    def keeping_none(self) -> "Policy":
+        """Returns the policy without parameters that stay float32 by themselves."""
+        return dataclasses.replace(self, keep_batchnorm_fp32=False, keep_fp32=None)
+
     def keeps_any(self, variables: PyTree, module_types: ModuleTypes | None = None) -> bool:
         """Returns whether a parameter enters a half computation in float32."""
         return self.computes_in_half and any(self.kept_mask(variables, module_types))
@@ -204,9 +216,21 @@ class Policy:
         self, variables: PyTree, module_types: ModuleTypes | None = None
     ) -> set[tuple[str, ...]]:
         """Returns the paths of the modules that own what ``kept_mask`` marks."""
-        leaves = jax.tree_util.tree_leaves_with_path(variables)
-        marked = zip(leaves, self.kept_mask(variables, module_types), strict=True)
-        return {parameter_path(path, variables)[:-1] for (path, _), kept in marked if kept}
+        return self.owners(variables, module_types)[0]
+
+    def owners(
+        self, variables: PyTree, module_types: ModuleTypes | None = None
+    ) -> tuple[set[tuple[str, ...]], set[tuple[str, ...]]]:
+        """Returns the paths of the modules with kept parameters, and of those with others."""
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+        masks = self._params(variables), self.kept_mask(variables, module_types)
+        owned = [
+            (parameter_path(path, variables)[:-1], kept)
+            for path, param, kept in zip(paths, *masks, strict=True)
+            if param
+        ]
+        kept, others = ({path for path, kept in owned if kept is each} for each in (True, False))
+        return kept, others
 
     def _params(self, variables: PyTree) -> tuple[bool, ...]:
         return param_mask(variables, self.roles)
