@@ -1,7 +1,7 @@
 """``empirical_init`` and ``calibrate``: what the user calls."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack, overload
 
 from jax.core import Tracer
 
@@ -13,20 +13,63 @@ from jinit.empirical.results.calibration import Calibration
 from jinit.empirical.results.checks import check_findings, check_scaled
 from jinit.empirical.results.scaled_trees import calibration_of, rescaled
 from jinit.empirical.solve import solve, solve_forward
-from jinit.typing import ApplyFn, DrawFn, Key, LossFn, Mode, Patterns, PyTree, Step
+from jinit.modules.roles import Role
+from jinit.typing import ApplyFn, DrawFn, Key, LossFn, Mode, Model, Patterns, PyTree, Step
 
 if TYPE_CHECKING:
     import optax
 
 __all__ = ["calibrate", "empirical_init"]
 
+P = TypeVar("P")
+
+
+class Options(TypedDict, total=False):
+    """The keywords of ``empirical_init``, for its overloads; their defaults stand there."""
+
+    key: Key | None
+    samples: int
+    batch_size: int
+    target: float | Callable[..., float]
+    include: Patterns
+    exclude: Patterns
+    collection: str | None
+    rngs: str | Sequence[str]
+    has_aux: bool
+    roles: Mapping[str | type, Role] | None
+    verbose: bool
+
+
+class CalibrateOptions(Options, total=False):
+    """The keywords of ``calibrate``, likewise."""
+
+    optimizer: "str | optax.GradientTransformation"
+    mode: Mode
+    step: Step
+
+
+@overload
+def empirical_init(
+    params: P, dummy_input: PyTree | DrawFn, dummy_loss: LossFn, **options: Unpack[Options]
+) -> P: ...
+
+
+@overload
+def empirical_init(
+    params: P,
+    apply_fn: ApplyFn | Model | None,
+    dummy_input: PyTree | DrawFn,
+    dummy_loss: LossFn,
+    **options: Unpack[Options],
+) -> P: ...
+
 
 @known_arguments
 def empirical_init(
     params: PyTree,
-    apply_fn: ApplyFn,
-    dummy_input: PyTree | DrawFn,
-    dummy_loss: LossFn,
+    apply_fn: ApplyFn | Model | PyTree = None,
+    dummy_input: PyTree | DrawFn = None,
+    dummy_loss: LossFn | None = None,
     *,
     key: Key | None = None,
     samples: int = 8,
@@ -37,6 +80,7 @@ def empirical_init(
     collection: str | None = None,
     rngs: str | Sequence[str] = (),
     has_aux: bool = False,
+    roles: Mapping[str | type, Role] | None = None,
     verbose: bool = False,
 ) -> PyTree:
     """Rescales parameters until every layer produces values of RMS 1.
@@ -75,6 +119,8 @@ def empirical_init(
         rngs: The names of the random keys that ``apply_fn`` is given as ``rngs={name: key}``.
         has_aux: Whether ``apply_fn`` returns ``(output, anything)``, as Flax does with
             ``mutable``; the loss sees the output.
+        roles: What collections or NNX's types of variables hold, where it is another than
+            ``jinit.modules.roles`` says: ``{"adapters": "parameter", MyVariable: "statistic"}``.
         verbose: Whether to show the progress, on standard error.
 
     Returns:
@@ -102,20 +148,36 @@ def empirical_init(
     problem = read_arguments(
         params, apply_fn, dummy_input, dummy_loss, key, samples=samples, batch_size=batch_size,
         target=target, include=include, exclude=exclude, collection=collection, rngs=rngs,
-        has_aux=has_aux,
+        has_aux=has_aux, roles=roles,
     )  # fmt: skip
     with entered_mesh((problem.params, problem.inputs)), progress(verbose) as bar:
         found = solve_forward(problem, bar)
     check_scaled(found)
-    return rescaled(params, found.scales)
+    return problem.model.restore(rescaled(problem.params, found.scales))
+
+
+@overload
+def calibrate(
+    params: P, dummy_input: PyTree | DrawFn, dummy_loss: LossFn, **options: Unpack[CalibrateOptions]
+) -> Calibration[P]: ...
+
+
+@overload
+def calibrate(
+    params: P,
+    apply_fn: ApplyFn | Model | None,
+    dummy_input: PyTree | DrawFn,
+    dummy_loss: LossFn,
+    **options: Unpack[CalibrateOptions],
+) -> Calibration[P]: ...
 
 
 @known_arguments
 def calibrate(
     params: PyTree,
-    apply_fn: ApplyFn,
-    dummy_input: PyTree | DrawFn,
-    dummy_loss: LossFn,
+    apply_fn: ApplyFn | Model | PyTree = None,
+    dummy_input: PyTree | DrawFn = None,
+    dummy_loss: LossFn | None = None,
     *,
     key: Key | None = None,
     optimizer: "str | optax.GradientTransformation" = "adam",
@@ -129,6 +191,7 @@ def calibrate(
     collection: str | None = None,
     rngs: str | Sequence[str] = (),
     has_aux: bool = False,
+    roles: Mapping[str | type, Role] | None = None,
     verbose: bool = False,
 ) -> Calibration:
     """Rescales parameters, and measures what brings every layer's update to O(1) as well.
@@ -192,6 +255,8 @@ def calibrate(
         rngs: The names of the random keys that ``apply_fn`` is given as ``rngs={name: key}``.
         has_aux: Whether ``apply_fn`` returns ``(output, anything)``, as Flax does with
             ``mutable``; the loss sees the output.
+        roles: What collections or NNX's types of variables hold, where it is another than
+            ``jinit.modules.roles`` says: ``{"adapters": "parameter", MyVariable: "statistic"}``.
         verbose: Whether to show the progress, to measure the means of outputs and the gradients
             of parameters as well, and to print the report.
 
@@ -229,12 +294,12 @@ def calibrate(
     problem = read_arguments(
         params, apply_fn, dummy_input, dummy_loss, key, optimizer=optimizer, mode=mode, step=step,
         samples=samples, batch_size=batch_size, target=target, include=include, exclude=exclude,
-        collection=collection, rngs=rngs, has_aux=has_aux, detailed=verbose,
+        collection=collection, rngs=rngs, has_aux=has_aux, roles=roles, detailed=verbose,
     )  # fmt: skip
     with entered_mesh((problem.params, problem.inputs)), progress(verbose) as bar:
         findings = solve(problem, bar)
     check_findings(findings)
-    result = calibration_of(problem.params, findings)
+    result = calibration_of(problem, findings)
     if verbose and not isinstance(findings.before.activation, Tracer):
         print(result.report)
     return result
