@@ -98,8 +98,8 @@ def empirical_init(  # pyright: ignore[reportInconsistentOverload]: a module shi
 
     Args:
         params: Any pytree of arrays, or Flax variables, of which the ``params`` are rescaled; or a
-            module of NNX, of Equinox or a bound one of linen, which is not touched: its state (batch
-            statistics, random counters) stays as it is, and what the runs do to it is dropped.
+            module of NNX, of Equinox or a bound one of linen, which is not touched: its state
+            (statistics, random counters) stays as it is, and what the runs do to it is dropped.
         apply_fn: The model, ``apply_fn(params, *inputs)``. A jax-traceable function; it is
             compiled once for equal functions and shapes: as under ``jax.jit``, what else it
             reads than its arguments is read then. Keyword arguments are given to it by
