@@ -8,6 +8,7 @@ import typing
 
 import optax
 import pytest
+from flax import nnx
 
 import jinit
 from jinit import amp
@@ -230,6 +231,7 @@ def test_the_keywords_of_the_overloads_are_those_of_the_function(function, optio
     parameters = inspect.signature(function).parameters.values()
     keywords = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert all(p.default is not p.empty for p in keywords.values())
-    own = typing.get_type_hints(inspect.unwrap(function), localns={"optax": optax})
-    hints = typing.get_type_hints(options, localns={"optax": optax})
+    known = {"optax": optax, "nnx": nnx, "Model": object}  # what only a type checker imports
+    own = typing.get_type_hints(inspect.unwrap(function), localns=known)
+    hints = typing.get_type_hints(options, localns=known)
     assert {name: own[name] for name in keywords} == hints
