@@ -257,12 +257,9 @@ def _reseeded(state: Any, key: Any) -> Any:
     bits = jax.random.bits(key, (), jnp.uint32)
 
     def folded(keys: jax.Array) -> jax.Array:
-        if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-            flat = jax.vmap(lambda one: jax.random.fold_in(one, bits))(keys.reshape(-1))
-            return flat.reshape(keys.shape)
-        return jax.vmap(lambda one: jax.random.fold_in(one, bits))(
-            keys.reshape(-1, keys.shape[-1])
-        ).reshape(keys.shape)
+        one = () if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys.shape[-1:]
+        flat = keys.reshape(-1, *one)  # several where layers are stacked
+        return jax.vmap(lambda key: jax.random.fold_in(key, bits))(flat).reshape(keys.shape)
 
     def other(node: Any) -> Any:
         return jax.tree.map(folded, node) if _is_stream_key(node) else node
