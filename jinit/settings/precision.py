@@ -4,7 +4,8 @@ from importlib.util import find_spec
 
 from jinit._jax_private import backend_is_up
 from jinit._parsing import choice, optional
-from jinit.settings.jax_options import option, set_option, unskipped
+from jinit.settings.jax_options import option, set_option
+from jinit.settings.platforms import unskipped
 from jinit.settings.setting import Setting, Source
 
 __all__ = ["PRECISION", "PRECISIONS", "PRESETS", "check_platform"]
