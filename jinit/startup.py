@@ -173,7 +173,8 @@ def startup(
             seeds; or ``strict``, and a flag or variable is not known.
         PermissionError: ``compilation_cache`` is True, and others can write to its folder.
         TimeoutError: The coordinator of ``distributed`` does not answer.
-        RuntimeError: The backend does not start; or ``strict``, and a setting is too late.
+        RuntimeError: The backend does not start, or has no memory left to try a preset; or
+            ``strict``, and a setting is too late.
 
     Warns:
         UserWarning: A ``JINIT_*`` variable or flag is not known, a setting came too late or has
