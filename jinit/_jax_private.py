@@ -1,17 +1,23 @@
 """The only file outside of tracing that reads what JAX and XLA do not publish.
 
 JAX has no public question whether a backend is up, and asking ``jax.devices()`` starts one; none
-for the platforms that could be started; and XLA has none for the flags that it has read and for the
-size of its CPU thread pool. The answers decide what a report may claim.
+whether its plugins are registered, and for the platforms that could be started; and XLA has none
+for the flags that it has read and for the size of its CPU thread pool. The answers decide what a
+report may claim.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "active_flags",
     "backend_is_up",
     "cpu_pool_size",
+    "gpu_options",
+    "plugins_are_registered",
+    "register_plugins",
     "registered_platforms",
     "skipped_platforms",
 ]
@@ -24,12 +30,39 @@ def backend_is_up() -> bool:
     return xla_bridge.backends_are_initialized()
 
 
-def registered_platforms() -> list[str]:
-    """The platforms for which this installation has a backend, installed plugins among them."""
+def plugins_are_registered() -> bool:
+    """Whether JAX has registered its plugins, which it does once, before a backend starts."""
+    from jax._src import xla_bridge
+
+    return xla_bridge._plugins_registered
+
+
+def register_plugins() -> None:
+    """Lets JAX register its plugins now; it cannot be taken back."""
     from jax._src import xla_bridge
 
     xla_bridge._discover_and_register_pjrt_plugins()
+
+
+def registered_platforms() -> list[str]:
+    """The platforms for which JAX has a backend; those of plugins only once it registered them."""
+    from jax._src import xla_bridge
+
     return list(xla_bridge._backend_factories)
+
+
+def gpu_options() -> Mapping[str, Any] | None:
+    """What a GPU's plugin has read about memory when it was registered, None where none was.
+
+    It has an ``allocator``, and what was set of ``preallocate`` and ``memory_fraction``.
+    """
+    from jax._src import xla_bridge
+
+    for registration in xla_bridge._backend_factories.values():
+        options = getattr(registration.factory, "keywords", {}).get("options")
+        if isinstance(options, Mapping) and "allocator" in options:
+            return options
+    return None
 
 
 def skipped_platforms() -> list[str]:

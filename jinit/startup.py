@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from jinit._jax_private import backend_is_up
 from jinit._known import known_arguments
 from jinit.settings.environment import inherited, misspelt
 from jinit.settings.flags.late import compiler_options
@@ -130,7 +131,9 @@ def startup(
         matmul_precision: Any value of ``jax_default_matmul_precision``; wins over
             ``allow_tf32``. A preset that the backend cannot run is refused.
         memory: How a GPU's memory is taken: ``preallocate`` (a share at the start), ``grow`` (on
-            demand), ``cuda_async`` (CUDA's growing pool) or ``vmm`` (CUDA virtual memory).
+            demand), ``cuda_async`` (CUDA's growing pool) or ``vmm`` (CUDA virtual memory). JAX
+            reads it, and ``memory_fraction``, once, when it first looks for backends: where none
+            starts, or they are cleared, it is too late for another, as the report then says.
         expandable_segments: PyTorch's name for the same question: True is ``cuda_async``, False
             is ``preallocate``; beside ``memory`` it must agree with it.
         memory_fraction: The share of a GPU's memory that JAX may take, in (0, 1].
@@ -146,8 +149,9 @@ def startup(
         enable_x64: Whether 64-bit types are kept.
         debug_nans: Whether the first NaN raises.
         debug_key_reuse: Whether a key that is used twice raises.
-        platform: ``cpu``, ``gpu``, ``cuda``, ``rocm`` or ``tpu``, or several in the order of
-            preference, joined by commas, of which CUDA is passed over where there is no NVIDIA GPU.
+        platform: ``cpu``, ``gpu`` (whichever is installed), ``cuda``, ``rocm`` or ``tpu``, or
+            several in the order of preference, joined by commas, of which CUDA is passed over
+            where there is no NVIDIA GPU.
         cpu_devices: The number of devices that the CPU is divided into, at most 1024.
         compilation_cache: Whether compiled programs are kept for the next run: True keeps them in
             a folder of the user's own that others cannot write to, or name a folder. Programs
@@ -169,7 +173,8 @@ def startup(
             seeds; or ``strict``, and a flag or variable is not known.
         PermissionError: ``compilation_cache`` is True, and others can write to its folder.
         TimeoutError: The coordinator of ``distributed`` does not answer.
-        RuntimeError: The backend does not start; or ``strict``, and a setting is too late.
+        RuntimeError: The backend does not start, or has no memory left to try a preset; or
+            ``strict``, and a setting is too late.
 
     Warns:
         UserWarning: A ``JINIT_*`` variable or flag is not known, a setting came too late or has
@@ -373,7 +378,8 @@ def _too_late(plan: _Plan) -> list[str]:
     remedy = "call jinit.startup() before the first JAX operation"
     if plan.compiler_options:
         remedy += f", or pass compiler_options={plan.compiler_options} to jax.jit"
-    return [f"JAX's backend is already up, too late for {', '.join(asked + flags)}: {remedy}."]
+    since = "backend is already up" if backend_is_up() else "plugins are already registered"
+    return [f"JAX's {since}, too late for {', '.join(asked + flags)}: {remedy}."]
 
 
 def _advice(plan: _Plan) -> list[str]:

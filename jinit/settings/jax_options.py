@@ -5,13 +5,10 @@ import re
 from contextlib import suppress
 from typing import Any
 
-from jinit._jax_private import (
-    backend_is_up,
-    registered_platforms,
-    skipped_platforms,
-)
+from jinit._jax_private import backend_is_up, register_plugins
 from jinit._parsing import FLAG, SWITCH, Parser, choice, integer, optional, refusal
 from jinit.settings.flags.text import read_flags
+from jinit.settings.platforms import known_platforms, others_may_come, unskipped, written_out
 from jinit.settings.setting import Choice, Setting, Source
 from jinit.settings.undo import on_failure
 
@@ -27,7 +24,6 @@ __all__ = [
     "PRNG_IMPLS",
     "option",
     "set_option",
-    "unskipped",
 ]
 
 PRNG_IMPLS = ("threefry2x32", "threefry4x32", "rbg", "unsafe_rbg", "philox2x32", "philox4x32")
@@ -101,44 +97,38 @@ PRNG_IMPL = _option_setting(
 
 
 _PLATFORMS = re.compile(r"[^\s,]+(,[^\s,]+)*")
-_GPUS = ("cuda", "rocm", "oneapi")
 _LEGAL = "a platform such as 'cpu', 'gpu' or 'tpu', or several joined by commas"
 
 
 def _parse_platform(name: str, value: object) -> str | None:
-    """Parses platforms in the order of preference; ``gpu`` is those that are installed.
+    """Parses platforms in the order of preference.
 
-    An empty text leaves the choice to JAX, as in JAX_PLATFORMS. Where no plugin of a GPU is
-    installed and no GPU is there, ``gpu`` before others is passed over, as JAX does with ``cuda``.
+    An empty text leaves the choice to JAX, as in JAX_PLATFORMS.
     """
     if value == "":
         return None
     if not (isinstance(value, str) and _PLATFORMS.fullmatch(value)):
         raise ValueError(refusal(name, value, _LEGAL))
-    platforms = value.split(",")
-    gpus = _installed_gpus(alone=len(platforms) == 1) if "gpu" in platforms else ""
-    return ",".join(gpus if each == "gpu" else each for each in platforms)
-
-
-def _installed_gpus(*, alone: bool) -> str:
-    installed = [gpu for gpu in _GPUS if gpu in registered_platforms()]
-    return ",".join(installed or ([] if alone else skipped_platforms())) or "gpu"
-
-
-def unskipped(platforms: str) -> list[str]:
-    """The platforms of a list that JAX will start, in their order."""
-    skipped = skipped_platforms()
-    return [each for each in platforms.split(",") if each not in skipped]
+    return value
 
 
 def _verify_platform(choice: Choice) -> None:
+    """Refuses what is not installed; what a plugin brings that is not JAX's own, JAX will say."""
     if choice.value is None:
         return
-    registered, wanted = registered_platforms(), unskipped(choice.value)
-    if not wanted or not set(wanted) <= set(registered):
-        legal = ", ".join(map(repr, registered))
+    known, wanted = known_platforms(), unskipped(choice.value)
+    missing = not set(wanted) <= set(known) and not others_may_come()
+    if not wanted or missing:
+        legal = ", ".join(map(repr, known))
         text = f"made of {legal}, the platforms that are installed here"
         raise ValueError(refusal(choice.source, choice.value, text))
+
+
+def _apply_platform(chosen: str) -> None:
+    set_option("jax_platforms", written_out(chosen))
+    if "gpu" in chosen.split(","):
+        register_plugins()  # those that cannot run here stay away, which is not known before
+        set_option("jax_platforms", written_out(chosen))
 
 
 def _current_platform() -> str | None:
@@ -149,8 +139,8 @@ def _current_platform() -> str | None:
 
 
 def _is_platform_in_force(chosen: str) -> bool:
-    running = _current_platform()
-    return chosen in (running, option("jax_platforms")) and str(running) in chosen.split(",")
+    running, names = _current_platform(), written_out(chosen)
+    return names in (running, option("jax_platforms")) and str(running) in names.split(",")
 
 
 PLATFORM = _option_setting(
@@ -158,6 +148,8 @@ PLATFORM = _option_setting(
     "jax_platforms",
     _parse_platform,
     _parse_platform,
+    apply=_apply_platform,
+    native_values=lambda chosen: (written_out(str(chosen)),),
     current=_current_platform,
     holds=_is_platform_in_force,
     needs_fresh_backend=True,

@@ -2,6 +2,7 @@
 
 import os
 
+from jinit._jax_private import gpu_options
 from jinit._parsing import FLAG, choice, fraction, optional
 from jinit.settings.environment import set_variable
 from jinit.settings.setting import Setting, Source
@@ -9,14 +10,16 @@ from jinit.settings.setting import Setting, Source
 __all__ = ["MEMORY", "MEMORY_FRACTION", "POLICIES"]
 
 _PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
-_VARIABLES = (_PREALLOCATE, "XLA_PYTHON_CLIENT_ALLOCATOR")
+_ALLOCATOR = "XLA_PYTHON_CLIENT_ALLOCATOR"
+_VARIABLES = (_PREALLOCATE, _ALLOCATOR)
 POLICIES = {
     "preallocate": ("true", "bfc"),
     "grow": ("false", "bfc"),
     "cuda_async": ("false", "cuda_async"),
     "vmm": ("false", "vmm"),
 }
-"""Each policy in the words of the two variables that JAX reads when a GPU backend starts."""
+"""Each policy in the words of the two variables that a GPU's plugin reads, once, when JAX registers
+it; that is a moment before the first backend starts, also where that one does not."""
 
 EXPANDABLE = {True: ("cuda_async", "vmm"), False: ("preallocate", "grow")}
 """The policies that have expandable segments, and those that have not; the first is meant."""
@@ -43,15 +46,22 @@ def _spelling(name: str, text: str) -> str:
 
 
 def _current() -> str | None:
-    """The policy that the variables amount to, or the variables where it has no name.
-
-    JAX does not tell what it read when its backend started: a variable that the user has set
-    since then is taken at its word.
-    """
-    texts = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
+    """The policy that the variables amount to, or the variables where it has no name."""
+    texts = _texts()
     spelt = tuple(_spelling(name, text) for name, text in texts.items())
     named = [policy for policy, wanted in POLICIES.items() if spelt == wanted]
     return named[0] if named else " ".join(map("=".join, texts.items())) or None
+
+
+def _texts() -> dict[str, str]:
+    """The variables that are set, or once a GPU's plugin has read them, those that it read."""
+    read = gpu_options()
+    if read is None:
+        return {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
+    allocator, preallocates = str(read["allocator"]), read.get("preallocate")
+    if preallocates is not None:
+        return {_PREALLOCATE: str(preallocates).lower(), _ALLOCATOR: allocator}
+    return {} if allocator == "default" else {_ALLOCATOR: allocator}  # that of an unset variable
 
 
 MEMORY = Setting(
@@ -74,6 +84,7 @@ MEMORY = Setting(
     native_values=POLICIES.__getitem__,
     spelling=_spelling,
     needs_fresh_backend=True,
+    needs_fresh_plugins=True,
 )
 
 _FRACTION = "XLA_CLIENT_MEM_FRACTION"
@@ -88,6 +99,9 @@ def _as_fraction(name: str, text: str) -> str:
 
 
 def _current_fraction() -> float | str | None:
+    read = gpu_options()
+    if read is not None:
+        return read.get("memory_fraction")
     text = os.environ.get(_FRACTION) or os.environ.get(_OLD_FRACTION)
     try:
         return float(text) if text else None
@@ -105,4 +119,5 @@ MEMORY_FRACTION = Setting(
     native_values=lambda share: (str(share), str(share)),
     spelling=_as_fraction,
     needs_fresh_backend=True,
+    needs_fresh_plugins=True,
 )

@@ -4,7 +4,8 @@ from importlib.util import find_spec
 
 from jinit._jax_private import backend_is_up
 from jinit._parsing import choice, optional
-from jinit.settings.jax_options import option, set_option, unskipped
+from jinit.settings.jax_options import option, set_option
+from jinit.settings.platforms import unskipped
 from jinit.settings.setting import Setting, Source
 
 __all__ = ["PRECISION", "PRECISIONS", "PRESETS", "check_platform"]
@@ -56,7 +57,8 @@ def _confirm() -> None:
     """Compiles a float32 product if the precision is a preset, so that no later one fails.
 
     Raises:
-        ValueError: The backend refuses the preset.
+        ValueError: The backend does not have the preset.
+        RuntimeError: The product fails for another reason, such as a lack of memory.
     """
     import jax
     import jax.numpy as jnp
@@ -68,7 +70,19 @@ def _confirm() -> None:
     try:
         jax.jit(jnp.dot).lower(square, square).compile()
     except Exception as error:
-        raise ValueError(_unsupported(precision, jax.devices()[0].device_kind)) from error
+        kind = jax.devices()[0].device_kind
+        if _says_that_it_is_missing(error, precision):
+            raise ValueError(_unsupported(precision, kind)) from error
+        raise RuntimeError(
+            f"matmul_precision={precision!r} could not be tried on {kind}: remove what is in the "
+            f"way, or choose 'high' or 'highest', which need no trial. JAX says: {error}"
+        ) from error
+
+
+def _says_that_it_is_missing(error: Exception, precision: str) -> bool:
+    """Whether an error names the preset and is a refusal: of JAX, or of XLA as UNIMPLEMENTED."""
+    refused = isinstance(error, ValueError) or str(error).startswith("UNIMPLEMENTED")
+    return refused and precision in str(error)
 
 
 def _unsupported(precision: str, where: str) -> str:

@@ -55,7 +55,8 @@ class StartupReport(PlainData):
         backend: ``cpu``, ``gpu`` or ``tpu``.
         devices: The number of devices of each kind, over all processes.
         memory: The bytes of this process's devices by name, as far as the backend counts them,
-            and of the host.
+            and of the host. Of a GPU whose allocator counts nothing it is empty, and of one that
+            counts no limit ``bytes_limit`` is missing.
         process_count: The number of processes of the run.
         process_index: This process's number among them.
         environment: The variables that JAX, XLA and jinit read, as they are now.
@@ -95,7 +96,7 @@ class StartupReport(PlainData):
 
     def _place(self) -> dict[str, str]:
         devices = ", ".join(f"{count} x {kind}" for kind, count in self.devices.items())
-        memory = {f"memory of {name}": _memory_text(of) for name, of in self.memory.items()}
+        memory = {f"memory of {name}": _memory_text(name, of) for name, of in self.memory.items()}
         return {
             **self.versions,
             "backend": self.backend,
@@ -147,13 +148,18 @@ def _version(package: str) -> str | None:
 def _memory() -> dict[str, dict[str, int]]:
     import jax
 
-    counted = {str(device): device.memory_stats() or {} for device in jax.local_devices()}
+    counted = {device: device.memory_stats() or {} for device in jax.local_devices()}
     devices = {
-        name: {key: int(stats[key]) for key in _MEMORY if key in stats}
-        for name, stats in counted.items()
-        if stats
+        str(device): {key: int(stats[key]) for key in _MEMORY if _is_counted(key, stats)}
+        for device, stats in counted.items()
+        if stats or device.platform != "cpu"  # whose memory is the host's
     }
     return {**devices, "host": _host_memory()}
+
+
+def _is_counted(key: str, stats: Mapping[str, int]) -> bool:
+    """Whether a number says something: a limit of 0 is that of an allocator without one."""
+    return key in stats and (key != "bytes_limit" or stats[key] > 0)
 
 
 def _host_memory() -> dict[str, int]:
@@ -163,9 +169,11 @@ def _host_memory() -> dict[str, int]:
         return {}
 
 
-def _memory_text(of: Mapping[str, int]) -> str:
+def _memory_text(name: str, of: Mapping[str, int]) -> str:
+    if not of:
+        return "not known" if name == "host" else "not counted by this allocator"
     texts = [f"{_label(key)} {count / 2**30:.2f} GiB" for key, count in of.items()]
-    return ", ".join(texts) or "not known"
+    return ", ".join(texts if "bytes_limit" in of else ["no limit counted", *texts])
 
 
 def _label(key: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jinit._jax_private import backend_is_up
+from jinit._jax_private import backend_is_up, plugins_are_registered
 from jinit._parsing import Parser
 from jinit.settings.environment import user_value
 
@@ -66,6 +66,7 @@ class Setting:
         flags: For a setting that is made of XLA flags, which a value means; it is the plan of
             flags that applies them.
         needs_fresh_backend: Whether it does nothing once the backend is up.
+        needs_fresh_plugins: Whether it does nothing already once JAX has registered its plugins.
         yields: Whether the default gives way to what the user's code had set before.
         verify: Refuses a choice that cannot be applied, and what the environment holds
             where the backend could not start with it.
@@ -87,6 +88,7 @@ class Setting:
     spelling: Callable[[str, str], str] = lambda name, text: text
     flags: Callable[[Any], Mapping[str, str]] | None = None
     needs_fresh_backend: bool = False
+    needs_fresh_plugins: bool = False
     yields: bool = False
     verify: Callable[[Choice], None] = lambda choice: None
     confirm: Callable[[], None] = lambda: None
@@ -131,9 +133,12 @@ class Setting:
             return "unchanged"
         if self.conflicts(value):
             return "overridden by the environment"
-        if self.needs_fresh_backend and backend_is_up():
-            return "too late"
-        return "applied"
+        return "too late" if self._is_too_late() else "applied"
+
+    def _is_too_late(self) -> bool:
+        if self.needs_fresh_plugins and plugins_are_registered():
+            return True
+        return self.needs_fresh_backend and backend_is_up()
 
     def flags_of(self, value: Any) -> Mapping[str, str]:
         """The flags that a value is made of, if the setting is made of flags."""

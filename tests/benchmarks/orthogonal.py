@@ -3,8 +3,8 @@
 Both make the factor Q of a Gaussian matrix G = QR whose R has a positive diagonal, so both are
 Haar. A pass of Cholesky QR solves for G R^-1 with the Cholesky factor R of G^T G; the first ones
 add a multiple of the identity, without which a square Gaussian matrix is too badly conditioned for
-float32. Products and triangular solves are what accelerators are fast at, QR is not: on a GPU
-the second may win, on CPUs it has not.
+float32. Products and triangular solves are what accelerators are fast at, QR is not; yet QR was the
+faster one on an H200 too, where the other took 1.26 times as long, and 2.8 times on a CPU.
 """
 
 import sys

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jinit.settings import jax_options
+from jinit.settings import platforms
 from jinit.settings.compilation_cache import COMPILATION_CACHE
 from jinit.settings.distributed import DISTRIBUTED
 from jinit.settings.jax_options import PLATFORM, PRNG_IMPLS
@@ -72,7 +72,7 @@ def test_a_platform_that_is_not_there_is_refused_where_it_would_be_started(monke
     """With a GPU, JAX starts CUDA, and so needs its plugin."""
     choice = Choice("cuda,cpu", "argument", "platform")
     PLATFORM.verify(choice)
-    monkeypatch.setattr(jax_options, "skipped_platforms", list)
+    monkeypatch.setattr(platforms, "skipped_platforms", list)
     with pytest.raises(ValueError, match=r"platform must be made of 'cpu'.*not 'cuda,cpu'"):
         PLATFORM.verify(choice)
 

@@ -115,6 +115,42 @@ def test_memory_that_the_backend_counts(monkeypatch):
     assert isinstance(report, StartupReport)
 
 
+class DeviceOfAnAllocator:
+    platform = "gpu"
+
+    def __init__(self, stats):
+        self.stats = stats
+
+    def __str__(self):
+        return "cuda:0"
+
+    def memory_stats(self):
+        return self.stats
+
+
+@pytest.mark.parametrize(
+    ("stats", "counted", "text"),
+    [
+        (
+            {"bytes_limit": 0, "bytes_in_use": 2**29, "bytes_reserved": 0},  # of cuda_async
+            {"bytes_in_use": 2**29},
+            "no limit counted, in use 0.50 GiB",
+        ),
+        (None, {}, "not counted by this allocator"),  # of vmm
+    ],
+)
+def test_memory_that_an_allocator_does_not_count(monkeypatch, stats, counted, text):
+    monkeypatch.setattr(jax, "local_devices", lambda: [DeviceOfAnAllocator(stats)])
+    report = make_report({"a": Outcome(1, None, "default", "", "unchanged")}, {}, {})
+    assert report.memory["cuda:0"] == counted
+    assert f"memory of cuda:0 {text} memory of host limit" in " ".join(str(report).split())
+
+
+def test_the_memory_of_cpu_devices_is_the_hosts(reported):
+    plain, _ = reported
+    assert list(plain["memory"]) == ["host"]
+
+
 @pytest.mark.thorough
 def test_command_line_report():
     done = python("-m", "jinit", "env", "--json", warn="default", JINIT_SEED="5", JINIT_TREADS="1")

@@ -1,6 +1,7 @@
 """The table of settings against JAX, the signature of startup, and itself."""
 
 import inspect
+from types import SimpleNamespace
 from typing import get_args
 
 import jax
@@ -73,6 +74,40 @@ def test_a_preset_is_refused_exactly_where_a_product_would_fail(precision):
                     refuse()
             else:
                 refuse()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "text"),
+    [
+        (
+            "UNIMPLEMENTED: Unsupported algorithm on the current device(s): ALG_DOT_F16_F16_F16",
+            ValueError,
+            "matmul_precision='F16_F16_F16' is not to be had for float32 products on cpu: choose "
+            "another, such as 'high' or 'highest', which every backend has.",
+        ),
+        *(
+            (
+                said,
+                RuntimeError,
+                "matmul_precision='F16_F16_F16' could not be tried on cpu: remove what is in the "
+                f"way, or choose 'high' or 'highest', which need no trial. JAX says: {said}",
+            )
+            for said in (
+                "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 2048 bytes.",
+                "INTERNAL: failed in ALG_DOT_F16_F16_F16",
+                "UNIMPLEMENTED: something else",
+            )
+        ),
+    ],
+)
+def test_a_product_that_fails_says_why(monkeypatch, said, kind, text):
+    def compiled(*shapes):
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(jax, "jit", lambda fn: SimpleNamespace(lower=compiled))
+    with jax.default_matmul_precision("F16_F16_F16"), pytest.raises(kind) as raised:
+        PRECISION.confirm()
+    assert (type(raised.value), str(raised.value)) == (kind, text)
 
 
 def test_the_platform_that_a_preset_is_refused_for(monkeypatch):
