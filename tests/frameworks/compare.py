@@ -1,0 +1,62 @@
+"""What a framework's training ended with, in the common layout and as all its leaves."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.frameworks import in_equinox, in_haiku, in_linen, in_nnx, in_plain
+from tests.frameworks.recipes import RECIPES, batches, begun
+
+FRAMEWORKS = {each.NAME: each for each in (in_linen, in_nnx, in_equinox, in_haiku, in_plain)}
+
+
+def started(framework, name, options):
+    return FRAMEWORKS[framework].make(RECIPES[name], options, begun(name))
+
+
+@functools.cache
+def plainly_trained(framework, name, options):
+    """The losses, and what the training without jinit ended with."""
+    recipe = RECIPES[name]
+    start = started(framework, name, options)
+    losses, end = FRAMEWORKS[framework].train(start, recipe.loss, recipe.tx, batches(name))
+    return np.array(losses), end
+
+
+def in_common(framework, name, end):
+    """Parameters and statistics in float32 in the common layout.
+
+    Layouts are permutations and sums with constants: their transposes take them back.
+    """
+    module = FRAMEWORKS[framework]
+    zeros = jax.tree.map(jnp.zeros_like, begun(name))
+    constants, back = jax.vjp(module.own, zeros)
+    found = module.arrays(end)
+    moved = jax.tree.map(
+        lambda leaf, constant: leaf.astype(jnp.float32) - constant, found, constants
+    )
+    return back(moved)[0]
+
+
+def flat(tree):
+    """Every leaf by its path."""
+    return {
+        jax.tree_util.keystr(path): np.asarray(
+            jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if isinstance(leaf, jax.Array | np.ndarray)
+    }
+
+
+def distances(found, expected):
+    """Of every leaf the largest difference, relative to the largest value expected in it."""
+    return jax.tree.map(
+        lambda a, b: float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()), found, expected
+    )
+
+
+def largest(tree):
+    return max(jax.tree.leaves(tree))
