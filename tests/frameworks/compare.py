@@ -33,22 +33,22 @@ def in_common(framework, name, end):
     module = FRAMEWORKS[framework]
     zeros = jax.tree.map(jnp.zeros_like, begun(name))
     constants, back = jax.vjp(module.own, zeros)
-    found = module.arrays(end)
-    moved = jax.tree.map(
-        lambda leaf, constant: leaf.astype(jnp.float32) - constant, found, constants
-    )
-    return back(moved)[0]
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), module.arrays(end))
+    return back(jax.tree.map(jnp.subtract, wide, constants))[0]
 
 
 def flat(tree):
-    """Every leaf by its path."""
+    """Every number and array by its path."""
     return {
-        jax.tree_util.keystr(path): np.asarray(
-            jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        )
+        jax.tree_util.keystr(path): np.asarray(_data(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if isinstance(leaf, jax.Array | np.ndarray)
+        if isinstance(leaf, jax.Array | np.ndarray | float)
     }
+
+
+def _data(leaf):
+    keys = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if keys else leaf
 
 
 def distances(found, expected):

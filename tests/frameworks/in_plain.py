@@ -27,10 +27,11 @@ def batch_norm(params, statistics, x):
     axes = tuple(range(x.ndim - 1))
     mean, var = x.mean(axes), x.var(axes)
     y = (x - mean) * jax.lax.rsqrt(var + EPSILON) * params["scale"] + params["bias"]
-    moved = {"mean": mean, "var": var}
-    return y, jax.tree.map(
-        lambda old, new: MOMENTUM * old + (1 - MOMENTUM) * new, statistics, moved
-    )
+    moved = {
+        name: MOMENTUM * statistics[name] + (1 - MOMENTUM) * new
+        for name, new in {"mean": mean, "var": var}.items()
+    }
+    return y, moved
 
 
 def layer_norm(params, x):
@@ -45,11 +46,11 @@ def dropout(rate, key, x):
 def mlp(options, variables, x, key):
     params, statistics = variables["params"], variables["statistics"]
     moved = {}
-    for number, key in zip("12", jax.random.split(key), strict=True):
+    for number, mask in zip("12", jax.random.split(key), strict=True):
         norm = f"norm{number}"
         x = dense(params[f"dense{number}"], x)
         x, moved[norm] = batch_norm(params[norm], statistics[norm], x)
-        x = dropout(options.rate, key, jax.nn.relu(x))
+        x = dropout(options.rate, mask, jax.nn.relu(x))
     return dense(params["head"], x), {"statistics": moved}
 
 

@@ -40,8 +40,10 @@ def test_losses_parameters_and_statistics_are_the_same_in_every_framework(framew
 def test_training_learns_and_moves_every_leaf(name):
     losses, end = plainly_trained("plain", name, COMMON)
     assert losses[-5:].mean() < 0.9 * losses[:5].mean()
-    moved = distances(in_common("plain", name, end), begun(name))
-    assert min(jax.tree.leaves(moved)) > 1e-4, moved
+    moved = flat(distances(in_common("plain", name, end), begun(name)))
+    still = {path for path, distance in moved.items() if distance < 1e-4}
+    # The softmax does not see what is added to all keys alike.
+    assert all("['key']['bias']" in path for path in still), still
 
 
 @pytest.mark.parametrize("name", ["mlp", "vae"])
