@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from jinit import amp
 from tests.frameworks.recipes import (
     BLOCKS,
     CHANNELS,
@@ -340,6 +341,32 @@ def train(start, loss, tx, batches):
         (value, new), grads = eqx.filter_value_and_grad(loss_fn, has_aux=True)(model)
         params = eqx.filter(model, eqx.is_inexact_array)
         updates, opt_state = tx.update(grads, opt_state, params)
+        return eqx.apply_updates(model, updates), new, opt_state, value
+
+    losses = []
+    for batch in batches:
+        model, state, opt_state, value = step(model, state, opt_state, batch)
+        losses.append(value)
+    return losses, (model, state, opt_state)
+
+
+def train_amp(start, loss, tx, batches, level, **options):
+    model, state = start
+    model, tx = amp.initialize(model, tx, level, **options)
+    opt_state = tx.init(eqx.filter(model, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def step(model, state, opt_state, batch):
+        def loss_fn(model):
+            keys = jax.random.split(batch["key"], len(batch["x"]))
+            over = {"axis_name": "batch", "in_axes": (0, None, 0), "out_axes": (0, None)}
+            outputs, new = jax.vmap(model, **over)(batch["x"], state, keys)
+            return loss(outputs, batch), new
+
+        (value, new), grads = amp.value_and_grad(loss_fn, opt_state, has_aux=True)(model)
+        params = eqx.filter(model, eqx.is_inexact_array)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        new = amp.where_finite(grads, new, state)
         return eqx.apply_updates(model, updates), new, opt_state, value
 
     losses = []

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jinit import amp
 from tests.frameworks.recipes import (
     BLOCKS,
     CHANNELS,
@@ -219,6 +220,30 @@ def train(start, loss, tx, batches):
 
         (value, new), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), new, opt_state, value
+
+    losses = []
+    for batch in batches:
+        params, state, opt_state, value = step(params, state, opt_state, batch)
+        losses.append(value)
+    return losses, (params, state, opt_state)
+
+
+def train_amp(start, loss, tx, batches, level, **options):
+    model, params, state = start
+    model, tx = amp.initialize(model, tx, level, **options)
+    params = model.policy.cast_to_param(params)
+    opt_state = tx.init(params)
+
+    @jax.jit
+    def step(params, state, opt_state, batch):
+        def loss_fn(params):
+            outputs, new = model.apply(params, state, batch["key"], batch["x"])
+            return loss(outputs, batch), new
+
+        (value, new), grads = amp.value_and_grad(loss_fn, opt_state, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        new = amp.where_finite(grads, new, state)
         return optax.apply_updates(params, updates), new, opt_state, value
 
     losses = []

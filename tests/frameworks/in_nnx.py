@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from jinit import amp
 from tests.frameworks.recipes import (
     BLOCKS,
     CHANNELS,
@@ -200,6 +201,24 @@ def train(model, loss, tx, batches):
             return loss(model(batch["x"]), batch)
 
         value, grads = nnx.value_and_grad(loss_fn)(model)
+        optimizer.update(model, grads)
+        return value
+
+    losses = [step(model, optimizer, batch) for batch in batches]
+    return losses, (model, optimizer)
+
+
+def train_amp(model, loss, tx, batches, level, **options):
+    model, optimizer = amp.initialize(
+        model, nnx.Optimizer(model, tx, wrt=nnx.Param), level, **options
+    )
+
+    @nnx.jit
+    def step(model, optimizer, batch):
+        def loss_fn(model):
+            return loss(model(batch["x"]), batch)
+
+        value, grads = amp.value_and_grad(loss_fn, optimizer)(model)
         optimizer.update(model, grads)
         return value
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jinit import amp
 from tests.frameworks.recipes import BLOCKS, EPSILON, HEADS, HIDDEN, LENGTH, MOMENTUM, WIDTH
 
 NAME = "plain"
@@ -181,6 +182,33 @@ def train(start, loss, tx, batches):
 
         (value, state), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
+        return {"params": optax.apply_updates(params, updates), **state}, opt_state, value
+
+    losses = []
+    for batch in batches:
+        variables, opt_state, value = step(variables, opt_state, batch)
+        losses.append(value)
+    return losses, (variables, opt_state)
+
+
+def train_amp(start, loss, tx, batches, level, **options):
+    model, variables = start
+    model, tx = amp.initialize(model, tx, level, **options)
+    variables = model.policy.cast_to_param(variables)
+    opt_state = tx.init(variables["params"])
+
+    @jax.jit
+    def step(variables, opt_state, batch):
+        params = variables["params"]
+        old = {name: tree for name, tree in variables.items() if name != "params"}
+
+        def loss_fn(params):
+            outputs, new = model({**variables, "params": params}, batch["x"], batch["key"])
+            return loss(outputs, batch), new
+
+        (value, new), grads = amp.value_and_grad(loss_fn, opt_state, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        state = amp.where_finite(grads, new, old)
         return {"params": optax.apply_updates(params, updates), **state}, opt_state, value
 
     losses = []
