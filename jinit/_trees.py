@@ -1,4 +1,4 @@
-"""Trees of variables: what a leaf is called, and which leaves are parameters."""
+"""Trees of variables: what their leaves are called, and where their parameters are."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -6,15 +6,10 @@ from typing import Any
 
 import jax
 
-from jinit._arithmetic import is_float
-
 __all__ = [
     "collection_of",
     "is_framework_type",
-    "is_nnx_statistic",
     "leaf_paths",
-    "optimized",
-    "param_mask",
     "parameter_path",
     "path_text",
 ]
@@ -61,42 +56,6 @@ def collection_of(variables: Any, collection: str | None = None) -> str | None:
     return collection
 
 
-def param_mask(variables: Any, collection: str | None = None) -> tuple[bool, ...]:
-    """Returns for every leaf whether it is a parameter.
-
-    Those of Flax's other collections, and of NNX's variables of other types, are not.
-
-    Args:
-        variables: Any tree.
-        collection: The top-level entry that holds the parameters, where it is not Flax's.
-
-    Example:
-        >>> param_mask({"batch_stats": {"mean": 0.0}, "params": {"scale": 1.0}})
-        (False, True)
-    """
-    collection = collection_of(variables, collection)
-    mask: list[bool] = []
-    nodes = jax.tree_util.tree_leaves_with_path(variables, is_leaf=_is_nnx_variable)
-    for path, node in nodes:
-        param = collection is None or path_text(path[:1]) == collection
-        mask += [param and not is_nnx_statistic(node)] * len(jax.tree.leaves(node))
-    return tuple(mask)
-
-
-def optimized(variables: Any, collection: str | None = None) -> Any:
-    """Returns what an optimizer sees: the parameters that are floats, None in place of others.
-
-    Args:
-        variables: Any tree.
-        collection: The top-level entry that holds the parameters, where it is not Flax's.
-    """
-    leaves, tree = jax.tree.flatten(variables)
-    mask = param_mask(variables, collection)
-    kept = [x if flag and is_float(x) else None for x, flag in zip(leaves, mask, strict=True)]
-    whole, name = jax.tree.unflatten(tree, kept), collection_of(variables, collection)
-    return whole if name is None else whole[name]
-
-
 def parameter_path(path: Sequence[Any], variables: Any) -> tuple[str, ...]:
     """Returns a path below the parameters: without Flax's collection, and NNX's inner value."""
     components = tuple(path_text((entry,)) for entry in path)
@@ -110,12 +69,3 @@ def is_framework_type(value: Any, framework: str, name: str) -> bool:
     """Tells a framework's objects without importing it: they exist only where it is imported."""
     module = sys.modules.get(framework)
     return module is not None and isinstance(value, getattr(module, name))
-
-
-def _is_nnx_variable(node: Any) -> bool:
-    return is_framework_type(node, "flax.nnx", "Variable")
-
-
-def is_nnx_statistic(node: Any) -> bool:
-    """Returns whether a node is a variable of NNX that is not a parameter."""
-    return _is_nnx_variable(node) and not is_framework_type(node, "flax.nnx", "Param")

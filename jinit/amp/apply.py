@@ -1,24 +1,29 @@
 """Applying a function under a policy: casts on the way in and on the way out."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from jinit._arithmetic import is_float
 from jinit._trees import is_framework_type
 from jinit.amp.arguments import check_model
-from jinit.amp.autocast import autocast
-from jinit.amp.casting.dtypes import cast_floating
+from jinit.amp.autocast import Autocast, autocast
+from jinit.amp.casting.dtypes import cast_floating, holds_float32
 from jinit.amp.casting.linen_casts import cast_between_modules, is_linen_apply
 from jinit.amp.casting.module_types import (
     ModuleTypes,
     find_graphdef,
+    graphdef_types,
     linen_types,
     nnx_types,
 )
 from jinit.amp.norms_in_float32 import NormsInFloat32
 from jinit.amp.policy import Policy
+from jinit.modules.nnx_calls import Apart, Part, Returned, call, on_objects, unwrapped, wrapped_as
 from jinit.tracing import partition
 from jinit.typing import ApplyFn, PyTree
 
@@ -26,7 +31,6 @@ __all__ = ["MixedPrecisionApply", "find_apply_fn", "function_name"]
 
 
 Path = tuple[str, ...]
-_CACHE = "cache"  # the name of Flax's own modules for keys and values of earlier positions
 
 
 class MixedPrecisionApply:
@@ -59,42 +63,41 @@ class MixedPrecisionApply:
         Returns:
             What the function returns, in the policy's output dtype.
         """
-        return self.run(variables, inputs, kwargs)
+        return on_objects(self.run_apart, (variables, *inputs), kwargs)
 
-    def run(
-        self,
-        variables: PyTree,
-        inputs: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        wrap: Callable[[ApplyFn], ApplyFn] | None = None,
-    ) -> PyTree:
-        """Calls the function, as ``__call__`` does.
+    def run_apart(
+        self, apart: Apart, wrap: Callable[[ApplyFn], Callable[[Apart], Any]] | None = None
+    ) -> Any:
+        """Calls the function with arguments that were taken apart from NNX's objects.
 
         Args:
-            variables: As for ``__call__``.
-            inputs: Likewise.
-            kwargs: Likewise.
+            apart: The arguments, the variables first.
             wrap: Given the function that runs on cast values, returns what runs in its place.
         """
-        types = self._types(variables, inputs, kwargs)
-        function = self._function_for(variables, types)
+        variables = unwrapped(apart.args[0])
         self.policy.check_params(variables)
-        given = variables
-        variables = self._with_cache(self.policy.cast_to_compute(variables, types))
-        if self.policy.cast_model_type is not None:
-            inputs, kwargs = cast_floating((inputs, kwargs), self.policy.cast_model_type)
-        outputs = (function if wrap is None else wrap(function))(variables, *inputs, **kwargs)
-        if kwargs.get("mutable", False) is False:
+        types = self._types(apart)
+        entering = self._cast(apart, types)
+        function = self._function_for(unwrapped(entering.args[0]), variables, types)
+        outputs = (wrap or _running)(function)(entering)
+        if isinstance(outputs, Returned):
+            restored = outputs.map_written(_restorer(apart.states(), entering.states()))
+            return dataclasses.replace(
+                restored, outputs=self.policy.cast_to_output(outputs.outputs)
+            )
+        if apart.kwargs.get("mutable", False) is False:
             return self.policy.cast_to_output(outputs)
         outputs, updated = outputs
-        return self.policy.cast_to_output(outputs), _as_given(updated, given)
+        return self.policy.cast_to_output(outputs), _as_given(updated, variables)
 
-    def _with_cache(self, variables: PyTree) -> Any:
-        """Casts the collection ``cache``: what is written into it is data of the function."""
-        if not self.policy.computes_in_half or not _has_cache(variables):
-            return variables
-        cache = cast_floating(variables[_CACHE], self.policy.half_dtype)
-        return {**variables, _CACHE: cache}
+    def _cast(self, apart: Apart, types: ModuleTypes) -> Apart:
+        """Casts variables and inputs to what they enter the function in."""
+        given, *inputs = apart.args
+        variables = wrapped_as(self.policy.cast_to_compute(unwrapped(given), types), given)
+        inputs, kwargs = tuple(inputs), apart.kwargs
+        if self.policy.cast_model_type is not None:
+            inputs, kwargs = cast_floating((inputs, kwargs), self.policy.cast_model_type)
+        return dataclasses.replace(apart, args=(variables, *inputs), kwargs=kwargs)
 
     def module_types(self, variables: PyTree, *inputs: PyTree, **kwargs: Any) -> ModuleTypes:
         """Returns the type of the module at each path below the parameters.
@@ -106,49 +109,63 @@ class MixedPrecisionApply:
 
         Returns:
             The types by path. A linen module's are found by tracing it, those of an NNX module
-            in its graph definition, which the function closes over; of any other function none
-            are known.
+            in itself, or in its graph definition where the function closes over it; of any other
+            function none are known.
         """
         if is_linen_apply(self.apply_fn):
             return linen_types(self.apply_fn, variables, inputs, kwargs)
+        if is_framework_type(variables, "flax.nnx", "Module"):
+            return nnx_types(variables)
         graphdef = find_graphdef(self.apply_fn)
-        return {} if graphdef is None else nnx_types(graphdef)
+        return {} if graphdef is None else graphdef_types(graphdef)
 
-    def _function_for(self, variables: PyTree, types: ModuleTypes) -> ApplyFn:
+    def _function_for(self, entering: PyTree, variables: PyTree, types: ModuleTypes) -> ApplyFn:
         """Returns the function as it is, or with casts inside where some are to be made."""
         if self.policy.patch_functions:
             return self._autocast
         if not self.policy.computes_in_half:
             return self.apply_fn
         kept = frozenset(self.policy.kept_paths(variables, types))
-        return self._with_norms(kept, types)
+        return self._with_norms(kept, types, holds_float32(entering))
 
-    def _with_norms(self, kept: frozenset[Path], types: ModuleTypes) -> NormsInFloat32:
-        """Returns the function with its norms in float32; equal arguments give the same one."""
+    def _with_norms(self, kept: frozenset[Path], types: ModuleTypes, mixed: bool) -> NormsInFloat32:
+        """Returns the function with its norms in float32; equal arguments give the same one.
+
+        Args:
+            kept: The paths of the modules with float32 parameters.
+            types: The types of modules.
+            mixed: Whether some variables are float32, be they parameters or statistics.
+        """
         linen = is_linen_apply(self.apply_fn)
-        key = kept, frozenset(types.items()) if linen and kept else None
+        key = kept, mixed, frozenset(types.items()) if linen and kept else None
         if key not in self._functions:
             fn = self.apply_fn
             if linen and kept:
                 fn = cast_between_modules(fn, kept, types, self.policy.half_dtype)
-            self._functions[key] = NormsInFloat32(fn, self.policy, kept=bool(kept) and not linen)
+            self._functions[key] = NormsInFloat32(fn, self.policy, kept=mixed and not linen)
         return self._functions[key]
 
-    def _types(self, variables: PyTree, inputs: Any, kwargs: Any) -> ModuleTypes:
+    def _types(self, apart: Apart) -> ModuleTypes:
         """Returns the module types where the casts depend on them, from the last such call."""
-        policy = self.policy
+        policy, variables = self.policy, unwrapped(apart.args[0])
         stateless = set(variables) == {"params"} if isinstance(variables, Mapping) else False
         plain = stateless and is_linen_apply(self.apply_fn)  # no batch norm has no statistics
         by_type = policy.keep_fp32 is not None or (policy.keep_batchnorm_fp32 and not plain)
         if not (policy.computes_in_half and by_type):
             return {}
-        static, values = partition((variables, inputs, kwargs))
+        static, values = partition(apart)
         key = static, tuple((x.shape, x.dtype) for x in values)
         if not static.hashable:
-            return self.module_types(variables, *inputs, **kwargs)
+            return self._found_types(apart)
         if key not in self._known_types:
-            self._known_types[key] = self.module_types(variables, *inputs, **kwargs)
+            self._known_types[key] = self._found_types(apart)
         return self._known_types[key]
+
+    def _found_types(self, apart: Apart) -> ModuleTypes:
+        if isinstance(apart.args[0], Part):
+            return graphdef_types(apart.graphdef, ("0",))
+        entering = self._cast(apart, {})  # as the function will see them: a cache in half
+        return self.module_types(*entering.args, **entering.kwargs)
 
     @functools.cached_property
     def _autocast(self) -> ApplyFn:
@@ -170,18 +187,46 @@ class MixedPrecisionApply:
         return f"<{name} at {self.policy.opt_level} with {self.policy.half_dtype}>"
 
 
-def _has_cache(variables: PyTree) -> bool:
-    return isinstance(variables, Mapping) and "params" in variables and _CACHE in variables
+def _running(fn: ApplyFn) -> Callable[[Apart], Any]:
+    """Returns a function, under autocast or not, as one of arguments taken apart."""
+    return fn.run if isinstance(fn, Autocast) else functools.partial(call, fn)
+
+
+def _restorer(given: PyTree, entered: PyTree) -> Callable[[Any, Any], Any]:
+    """Returns what brings the values that a function wrote back to the dtypes that they had.
+
+    A parameter that passed through a transformed part of the function is written to without a
+    change, as the half that it entered as: where that is so it is what it was.
+
+    Args:
+        given: The states that were given.
+        entered: Those that entered the function.
+    """
+    before: dict[Any, Any] = dict(jax.tree_util.tree_leaves_with_path(given))
+    cast: dict[Any, Any] = dict(jax.tree_util.tree_leaves_with_path(entered))
+
+    def restore(path: Any, value: Any) -> Any:
+        old = before.get(path)
+        if old is None or not is_float(old) or not is_float(value) or old.dtype == value.dtype:
+            return value
+        new = value.astype(old.dtype)
+        if old.shape != value.shape or cast[path].dtype != value.dtype:
+            return new
+        return jnp.where(value == cast[path], old, new)
+
+    return restore
 
 
 def _as_given(updated: Any, given: Any) -> Any:
-    """Returns updated variables with a cache of the dtypes that it had, if it had any."""
-    if not (_has_cache(given) and isinstance(updated, Mapping) and _CACHE in updated):
-        return updated
-    if jax.tree.structure(updated[_CACHE]) != jax.tree.structure(given[_CACHE]):
-        return updated
-    cache = jax.tree.map(lambda new, old: new.astype(old.dtype), updated[_CACHE], given[_CACHE])
-    return {**updated, _CACHE: cache}
+    """Returns updated variables in the dtypes that they had, those that there were."""
+    before = dict(jax.tree_util.tree_leaves_with_path(given))
+
+    def restore(path: Any, value: Any) -> Any:
+        old: Any = before.get(path)
+        known = old is not None and is_float(value) and is_float(old)
+        return value.astype(old.dtype) if known else value
+
+    return jax.tree_util.tree_map_with_path(restore, updated)
 
 
 def function_name(fn: Callable[..., Any]) -> str:

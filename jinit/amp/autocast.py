@@ -16,6 +16,7 @@ from jinit.amp.casting.op_lists import OPS, OpLists
 from jinit.amp.casting.weak_operands import facts_below, find_tags
 from jinit.amp.levels import parse_ops, resolve_half_dtype
 from jinit.amp.policy import Policy
+from jinit.modules.nnx_calls import Apart, call, on_objects
 from jinit.tracing import Path, Static, TracedFunction, evaluate, partition, trace
 from jinit.typing import HalfDType
 
@@ -51,7 +52,11 @@ class Autocast(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function."""
-        static, values = partition((args, kwargs))
+        return on_objects(self.run, args, kwargs)
+
+    def run(self, apart: Apart) -> Any:
+        """Calls the function with arguments that were taken apart from NNX's objects."""
+        static, values = partition(apart)
         return (self._jitted if static.hashable else self.evaluate)(static, values)
 
     @overload
@@ -70,17 +75,12 @@ class Autocast(Generic[P, R]):
         """Runs the function under its rules.
 
         Args:
-            static: The arguments without their arrays.
+            static: The arguments, an ``Apart``, without their arrays.
             values: The arrays.
             record: Called with every decision, call by call.
         """
-
-        def of_values(values: list[Any]) -> Any:
-            args, kwargs = static.fill(values)
-            return self.fn(*args, **kwargs)
-
-        traced, half = self.traced(of_values, values), self.half_dtype
-        args = static.fill(values)[0]
+        traced = self.traced(lambda values: call(self.fn, static.fill(values)), values)
+        half, args = self.half_dtype, static.fill(values).args
         _check_argnums(self.params_argnums, args)
         rules, facts = self.decisions(traced.jaxpr, args, record)
         alike = functools.partial(facts_below, facts, list(facts)) if record is None else None

@@ -15,6 +15,7 @@ from jinit.amp.apply import MixedPrecisionApply, function_name
 from jinit.amp.arguments import check_function
 from jinit.amp.autocast import Autocast, autocast
 from jinit.amp.casting.autocast_rule import Decision, Record
+from jinit.modules.nnx_calls import Apart, call, is_object, on_objects
 from jinit.tracing import (
     ARRAYS,
     EquationView,
@@ -115,48 +116,48 @@ def explain(fn: Callable[..., Any], *args: PyTree, **kwargs: PyTree) -> Explanat
     """
     check_function("explain", fn)
     rows: dict[Path, tuple[str, str, str, str]] = {}
-    static, values = partition((args, kwargs), (*ARRAYS, jax.ShapeDtypeStruct))
     name, half, run = _runner(fn, functools.partial(_note, rows))
-
-    def of_values(values: list[Any]) -> Any:
-        args, kwargs = static.fill(values)
-        return run(*args, **kwargs)
-
-    jax.eval_shape(of_values, values)
+    _evaluate_shapes(run, args, kwargs)
     operations = tuple(ExplainedOp(*row, count) for row, count in Counter(rows.values()).items())
     return Explanation(name, str(half), operations)
 
 
-def _runner(fn: Callable[..., Any], record: Record) -> tuple[str, Any, Callable[..., Any]]:
+def _evaluate_shapes(run: Callable[[Apart], Any], args: Sequence[Any], kwargs: Any) -> None:
+    """Evaluates a function of arguments taken apart, with copies of NNX's objects."""
+    if any(map(is_object, jax.tree.leaves((args, kwargs), is_leaf=is_object))):
+        from flax import nnx
+
+        args, kwargs = nnx.clone((args, kwargs))
+
+    def shapes(apart: Apart) -> Any:
+        static, values = partition(apart, (*ARRAYS, jax.ShapeDtypeStruct))
+        return jax.eval_shape(lambda values: run(static.fill(values)), values)
+
+    on_objects(shapes, args, kwargs)
+
+
+def _runner(fn: Callable[..., Any], record: Record) -> tuple[str, Any, Callable[[Apart], Any]]:
     """Returns a function's name, its half dtype, and the function that records how it runs."""
     if isinstance(fn, MixedPrecisionApply):
-
-        def run(variables: Any, *inputs: Any, **kwargs: Any) -> Any:
-            level = fn.policy.opt_level
-            return fn.run(variables, inputs, kwargs, lambda f: _recorded(f, record, level))
-
+        level = fn.policy.opt_level
+        run = functools.partial(fn.run_apart, wrap=lambda f: _recorded(f, record, level))
         return repr(fn)[1:-1].split(" with ")[0], fn.policy.half_dtype, run
     cast = fn if isinstance(fn, Autocast) else autocast(fn)
     name = function_name(cast.fn).split("<locals>.")[-1]
     return name, cast.half_dtype, _recorded(cast, record, "O1")
 
 
-def _recorded(fn: Callable[..., Any], record: Record, opt_level: str) -> Callable[..., Any]:
+def _recorded(fn: Callable[..., Any], record: Record, opt_level: str) -> Callable[[Apart], Any]:
     decision = Decision("declared", f"{opt_level} casts the function's inputs")
 
     def observe(view: EquationView, values: Sequence[Any]) -> None:
         record(view, values, decision)
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        static, values = partition((args, kwargs))
+    def run(apart: Apart) -> Any:
+        static, values = partition(apart)
         if isinstance(fn, Autocast):
             return fn.evaluate(static, values, record)
-
-        def of_values(values: list[Any]) -> Any:
-            args, kwargs = static.fill(values)
-            return fn(*args, **kwargs)
-
-        traced = trace(of_values, values)
+        traced = trace(lambda values: call(fn, static.fill(values)), values)
         outputs, _ = evaluate(traced.jaxpr, traced.consts, values, observe)
         return traced.unflatten(outputs)
 

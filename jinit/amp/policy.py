@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from jinit._tables import format_table
-from jinit._trees import param_mask, parameter_path
+from jinit._trees import parameter_path
 from jinit.amp.casting.dtypes import BFLOAT16, FLOAT16, FLOAT32, cast_floating
 from jinit.amp.casting.module_types import ModuleTypes
 from jinit.amp.casting.op_lists import OPS, OpLists
 from jinit.amp.casting.ranges import within_range
+from jinit.modules.roles import Roles, leaf_roles, param_mask
 from jinit.typing import OptLevel, PyTree
 
 __all__ = ["Policy", "opt_levels"]
@@ -45,6 +46,7 @@ class Policy:
         max_loss_scale: The greatest dynamic scale.
         ops: Which operations autocast runs in which dtype; ``print(policy.ops)`` shows them.
         keep_fp32: Says of a parameter's path and its module's type whether it stays float32.
+        roles: What the user said of collections and of types of variables.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,6 +69,7 @@ class Policy:
           max_loss_scale        16777216.0   16777216.0
           ops                   OPS          OPS
           keep_fp32             None         None
+          roles                 None         None
 
     Source:
         The properties of NVIDIA apex's amp levels; ``cast_to_param``, ``cast_to_compute`` and
@@ -85,6 +88,7 @@ class Policy:
     max_loss_scale: float = 2.0**24
     ops: OpLists = OPS
     keep_fp32: KeepFp32 | None = None
+    roles: Roles = ()
 
     @property
     def param_dtype(self) -> np.dtype:
@@ -125,7 +129,7 @@ class Policy:
         return self._cast_params(variables, self.param_dtype, module_types)
 
     def cast_to_compute(self, variables: PyTree, module_types: ModuleTypes | None = None) -> PyTree:
-        """Casts floating parameters to the dtype in which they enter the function.
+        """Casts variables to the dtype in which they enter the function.
 
         Args:
             variables: As for ``cast_to_param``.
@@ -133,11 +137,23 @@ class Policy:
 
         Returns:
             The tree; batch normalization's parameters are float32 if ``keep_batchnorm_fp32``,
-            and so are those that ``keep_fp32`` names.
+            and so are those that ``keep_fp32`` names. What holds activations, as a cache does, is
+            half in a half function; statistics stay as they are.
         """
         if self.cast_model_type is None:
             return variables
-        return self._cast_params(variables, self.cast_model_type, module_types)
+        cast = self._cast_params(variables, self.cast_model_type, module_types)
+        if not self.computes_in_half:
+            return cast
+        leaves, structure = jax.tree.flatten(cast)
+        marked = zip(leaves, leaf_roles(variables, self.roles), strict=True)
+        return jax.tree.unflatten(
+            structure,
+            [
+                cast_floating(x, self.half_dtype) if role == "activation" else x
+                for x, role in marked
+            ],
+        )
 
     def check_params(self, variables: PyTree) -> None:
         """Checks that parameters come in float32 where they are stored in it.
@@ -150,7 +166,7 @@ class Policy:
         leaves = jax.tree_util.tree_leaves_with_path(variables)
         found = [
             f"{'/'.join(parameter_path(path, variables))} ({leaf.dtype})"
-            for (path, leaf), param in zip(leaves, param_mask(variables), strict=True)
+            for (path, leaf), param in zip(leaves, self._params(variables), strict=True)
             if param and getattr(leaf, "dtype", None) in (FLOAT16, BFLOAT16)
         ]
         if found:
@@ -178,7 +194,7 @@ class Policy:
     def kept_mask(self, variables: PyTree, module_types: ModuleTypes | None = None) -> list[bool]:
         """Returns for every leaf whether it is a parameter that stays float32 by itself."""
         leaves = jax.tree_util.tree_leaves_with_path(variables)
-        marked = zip(leaves, param_mask(variables), strict=True)
+        marked = zip(leaves, self._params(variables), strict=True)
         return [
             param and self._keeps(parameter_path(path, variables), module_types or {})
             for (path, _), param in marked
@@ -192,6 +208,9 @@ class Policy:
         marked = zip(leaves, self.kept_mask(variables, module_types), strict=True)
         return {parameter_path(path, variables)[:-1] for (path, _), kept in marked if kept}
 
+    def _params(self, variables: PyTree) -> tuple[bool, ...]:
+        return param_mask(variables, self.roles)
+
     def _keeps(self, path: tuple[str, ...], module_types: ModuleTypes) -> bool:
         module_type = module_types.get(path[:-1])
         named = path if module_type is None else [base.__name__ for base in module_type.__mro__]
@@ -203,7 +222,7 @@ class Policy:
         self, variables: PyTree, dtype: np.dtype, module_types: ModuleTypes | None
     ) -> Any:
         leaves, structure = jax.tree.flatten(variables)
-        masks = param_mask(variables), self.kept_mask(variables, module_types)
+        masks = self._params(variables), self.kept_mask(variables, module_types)
         marked = zip(leaves, *masks, strict=True)
         return jax.tree.unflatten(
             structure,
@@ -225,6 +244,9 @@ class Policy:
 def _cell(value: Any) -> str:
     if isinstance(value, OpLists):
         return "OPS" if value == OPS else "extended"
+    if isinstance(value, tuple):  # roles
+        pairs = (f"{getattr(kind, '__name__', kind)}: {role}" for kind, role in value)
+        return ", ".join(pairs) or "None"
     return getattr(value, "__qualname__", str(value))
 
 

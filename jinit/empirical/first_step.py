@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jinit._arithmetic import is_float, merge
-from jinit._trees import optimized
 from jinit.empirical.optimizers import Optimizer, applied, like
 from jinit.empirical.request import Request
+from jinit.modules.roles import optimized
 from jinit.tracing import Rolled
 from jinit.typing import PyTree
 

@@ -8,7 +8,7 @@ import jax
 
 from jinit._kinds import kind_of
 from jinit._patterns import check_patterns, fits
-from jinit._trees import collection_of, leaf_paths, param_mask
+from jinit._trees import collection_of, leaf_paths
 from jinit.empirical.arguments import (
     check_arguments,
     check_arrays,
@@ -22,6 +22,7 @@ from jinit.empirical.explicit.scale_tree import unscaled, wrapped_modules
 from jinit.empirical.optimizers import Optimizer, resolve_optimizer
 from jinit.empirical.targets import check_target
 from jinit.empirical.user_functions import CachedFunction, check_pair, draw_inputs
+from jinit.modules.roles import param_mask
 from jinit.typing import ApplyFn, Key, LossFn, Mode, Patterns, PyTree, Step
 
 __all__ = ["Problem", "Request", "read_arguments"]
@@ -139,7 +140,7 @@ def read_arguments(
     collection = collection_of(params, collection)
     if not callable(target):
         check_target(target)
-    drawn, trainable = callable(dummy_input), param_mask(params, collection)
+    drawn, trainable = callable(dummy_input), param_mask(params, collection=collection)
     if not drawn:
         check_finite(dummy_input)
     modules = tuple(wrapped_modules(params)) if mode == "explicit" else ()

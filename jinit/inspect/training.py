@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jinit._arithmetic import is_float, merge, rms
-from jinit._trees import leaf_paths, optimized, param_mask
+from jinit._trees import leaf_paths
 from jinit.empirical.arguments import check_layers
 from jinit.empirical.optimizers import applied, like
 from jinit.empirical.user_functions import call_loss, explaining_pairs
 from jinit.layers import Layer, survey
+from jinit.modules.roles import optimized, param_mask
 from jinit.tracing import EquationView, Path, TracedFunction, evaluate, trace
 
 if TYPE_CHECKING:

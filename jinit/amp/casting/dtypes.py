@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jinit._trees import is_nnx_statistic
+from jinit.modules.roles import is_nnx_variable, role_of
 from jinit.typing import PyTree
 
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "cast_floating", "cast_to"]
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "cast_floating", "cast_to", "holds_float32"]
 
 FLOAT32 = jnp.dtype(jnp.float32)
 FLOAT16 = jnp.dtype(jnp.float16)
@@ -36,11 +36,20 @@ def cast_floating(tree: PyTree, dtype: np.dtype) -> PyTree:
     """
 
     def cast(leaf: Any) -> Any:
-        if is_nnx_statistic(leaf):
+        if _is_statistic(leaf):
             return jax.tree.map(lambda value: value, leaf)  # a copy: NNX writes into it
         array = isinstance(leaf, (jax.Array, np.ndarray, np.generic))
         if array and jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.asarray(leaf).astype(dtype)
         return leaf
 
-    return jax.tree.map(cast, tree, is_leaf=is_nnx_statistic)
+    return jax.tree.map(cast, tree, is_leaf=_is_statistic)
+
+
+def holds_float32(tree: PyTree) -> bool:
+    """Returns whether a leaf is a float32 array."""
+    return any(getattr(leaf, "dtype", None) == FLOAT32 for leaf in jax.tree.leaves(tree))
+
+
+def _is_statistic(node: Any) -> bool:
+    return is_nnx_variable(node) and role_of(type(node)) != "parameter"

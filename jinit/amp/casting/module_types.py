@@ -11,7 +11,7 @@ import jax
 from jinit._trees import is_framework_type
 from jinit.tracing import partition
 
-__all__ = ["ModuleTypes", "find_graphdef", "linen_types", "nnx_types"]
+__all__ = ["ModuleTypes", "find_graphdef", "graphdef_types", "linen_types", "nnx_types"]
 
 ModuleTypes = Mapping[tuple[str, ...], type]
 """The type of the module at each path below the parameters."""
@@ -58,8 +58,15 @@ def _held(fn: Callable[..., Any]) -> list[Any]:
     return [*closure.nonlocals.values(), *closure.globals.values()]
 
 
-def nnx_types(graphdef: Any) -> ModuleTypes:
-    """Returns the types of the modules in a graph definition."""
+def nnx_types(module: Any) -> ModuleTypes:
+    """Returns the types of the modules in an NNX module."""
+    from flax import nnx
+
+    return {tuple(map(str, path)): type(inner) for path, inner in nnx.iter_modules(module)}
+
+
+def graphdef_types(graphdef: Any, below: tuple[str, ...] = ()) -> ModuleTypes:
+    """Returns the types of the modules in a graph definition, by their paths below one."""
     from flax import nnx
 
     types: dict[tuple[str, ...], type] = {}
@@ -75,4 +82,5 @@ def nnx_types(graphdef: Any) -> ModuleTypes:
                 visit((*path, str(key)))
 
     visit(())
-    return types
+    size = len(below)
+    return {path[size:]: found for path, found in types.items() if path[:size] == below}

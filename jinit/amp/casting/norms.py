@@ -28,9 +28,7 @@ from jinit.amp.casting.autocast_rule import squares
 from jinit.amp.casting.dtypes import FLOAT32
 from jinit.amp.casting.products import inner
 from jinit.amp.casting.weak_operands import (
-    ARRAY,
     KEEPS_TAG,
-    PARAMETER,
     Tag,
     Weakness,
     parameter_tags,
@@ -97,12 +95,16 @@ def input_tags(
         jaxpr: The function's, traced on the arrays among its arguments.
         args: Its positional arguments.
         params_argnums: Which of them hold parameters.
-        kept: Whether float32 parameters are kept ones, which no module border tells apart.
+        kept: Whether float32 parameters and statistics are kept ones, which no module border
+            tells apart.
     """
-    tags = parameter_tags(jaxpr, args, params_argnums)
+    tags = parameter_tags(jaxpr, args, params_argnums, beside=KEPT if kept else None)
+    wide = [aval_of(var).dtype == FLOAT32 for var in jaxpr.invars]
+    if not kept:
+        return tags
     return [
-        KEPT if kept and tag in (ARRAY, PARAMETER) and aval_of(var).dtype == FLOAT32 else tag
-        for var, tag in zip(jaxpr.invars, tags, strict=True)
+        KEPT if flag and tag is not None else None if tag == KEPT else tag
+        for flag, tag in zip(wide, tags, strict=True)
     ]
 
 

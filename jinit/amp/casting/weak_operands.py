@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from jinit._trees import param_mask
 from jinit.amp.casting.dtypes import FLOAT32
 from jinit.amp.casting.ranges import fits
+from jinit.modules.roles import param_mask
 from jinit.tracing import ARRAYS, Frame, Path, aval_of, propagate
 
 __all__ = [
@@ -63,7 +63,7 @@ _FOLDS: Mapping[str, Callable[..., Any]] = {
 KEEPS_TAG = frozenset(
     """
     broadcast_in_dim convert_element_type copy expand_dims pcast pvary reshape rev
-    sharding_constraint slice squeeze transpose
+    sharding_constraint slice squeeze stop_gradient transpose
     """.split()
 )
 
@@ -87,11 +87,18 @@ def find_tags(
 
 
 def parameter_tags(
-    jaxpr: jex.Jaxpr, args: Sequence[Any], params_argnums: Sequence[int]
+    jaxpr: jex.Jaxpr, args: Sequence[Any], params_argnums: Sequence[int], beside: Tag = None
 ) -> list[Tag]:
-    """Returns the tags of a traced function's inputs; the arguments are as for ``find_tags``."""
+    """Returns the tags of a traced function's inputs.
+
+    Args:
+        jaxpr: As for ``find_tags``.
+        args: Likewise.
+        params_argnums: Likewise.
+        beside: The tag of what is not a parameter among them, such as statistics.
+    """
     tags: list[Tag] = [
-        (ARRAY if leaf is arg else PARAMETER) if n in params_argnums and flag else None
+        (ARRAY if leaf is arg else PARAMETER if flag else beside) if n in params_argnums else None
         for n, arg in enumerate(args)
         for leaf, flag in zip(jax.tree.leaves(arg), param_mask(arg), strict=True)
         if isinstance(leaf, ARRAYS)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jinit._arithmetic import apply_scale, is_float, multiply
-from jinit._trees import collection_of, leaf_paths, param_mask
+from jinit._trees import collection_of, leaf_paths
 from jinit.empirical.explicit.scale_tree import (
     COLLECTION,
     Scales,
@@ -20,6 +20,7 @@ from jinit.empirical.explicit.scale_tree import (
 from jinit.empirical.measuring.meshes import in_its_mesh
 from jinit.empirical.user_functions import describe_call
 from jinit.layers import Layer, gathered, survey
+from jinit.modules.roles import param_mask
 from jinit.tracing import EquationView, Path, Static, evaluate, partition, trace
 from jinit.typing import ApplyFn
 

@@ -1,0 +1,1 @@
+"""The one place that knows frameworks: their objects as functions of arrays, and back."""
