@@ -10,8 +10,6 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from jinit._trees import is_framework_type
 from jinit.amp.apply import MixedPrecisionApply
 from jinit.amp.casting.module_types import nnx_types
@@ -75,7 +73,7 @@ def _stored(module: Any, policy: Policy) -> Any:
     return copied
 
 
-@functools.lru_cache(maxsize=None)  # a graph definition or a tree is equal where its class is
+@functools.cache  # a graph definition or a tree is equal where its class is
 def _class_at(cls: type, policy: Policy) -> type:
     def fill(namespace: dict[str, Any]) -> None:
         namespace.update(

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from tests.frameworks import in_equinox, in_haiku, in_linen, in_nnx, in_plain
 from tests.frameworks.recipes import RECIPES, batches, begun
@@ -37,6 +38,21 @@ def in_common(framework, name, end):
     return back(jax.tree.map(jnp.subtract, wide, constants))[0]
 
 
+def everything(trained):
+    """Every number that a training left by its path: of modules, states, and the momentum."""
+    *rest, optimizer = (nnx.state(each) if _is_nnx(each) else each for each in trained)
+    found = flat(rest)
+    for path, value in flat(optimizer).items():
+        _, trace, after = path.partition("trace")
+        if trace:
+            found[trace + after] = value
+    return found
+
+
+def _is_nnx(each):
+    return isinstance(each, nnx.Module | nnx.Optimizer)
+
+
 def flat(tree):
     """Every number and array by its path."""
     return {
@@ -60,3 +76,13 @@ def distances(found, expected):
 
 def largest(tree):
     return max(jax.tree.leaves(tree))
+
+
+def distance(found, expected, begun):
+    """The difference of two trees, relative to how far the training moved them; 0 of none."""
+    moves = [jnp.sqrt(sum(_squares(a, b))) for a, b in ((found, expected), (expected, begun))]
+    return float(moves[0] / moves[1]) if jax.tree.leaves(found) else 0.0
+
+
+def _squares(tree, other):
+    return [((a - b) ** 2).sum() for a, b in zip(*map(jax.tree.leaves, (tree, other)), strict=True)]

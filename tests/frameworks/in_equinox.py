@@ -3,7 +3,9 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 
+import jinit
 from jinit import amp
 from tests.frameworks.recipes import (
     BLOCKS,
@@ -124,18 +126,15 @@ class Transformer(eqx.Module):
         self.blocks = [Block(key) for key in keys[3:]]
         self.norm = eqx.nn.LayerNorm(WIDTH, eps=EPSILON)
 
-    def __call__(self, tokens, state, key=None):
-        logits, _ = self.decode(tokens, [None] * BLOCKS, 0)
-        return logits, state
-
-    def decode(self, tokens, caches, place):
+    def __call__(self, tokens, state, key=None, caches=(None,) * BLOCKS, place=0):
+        """With caches, tokens is one, and the caches are returned in the place of the state."""
         places = place + jnp.arange(len(tokens))
         x = jax.vmap(self.embed)(tokens) + self.positions[places]
         new = []
         for block, cache in zip(self.blocks, caches, strict=True):
             x, cache = block(x, cache, place)
             new.append(cache)
-        return jax.vmap(self.head)(jax.vmap(self.norm)(x)), new
+        return jax.vmap(self.head)(jax.vmap(self.norm)(x)), state if new[0] is None else new
 
 
 class Residual(eqx.Module):
@@ -326,6 +325,11 @@ def _is_norm(leaf):
     return isinstance(leaf, eqx.nn.BatchNorm)
 
 
+def forward(model, x, state, key):
+    over = {"axis_name": "batch", "in_axes": (0, None, 0), "out_axes": (0, None)}
+    return jax.vmap(model, **over)(x, state, jax.random.split(key, len(x)))
+
+
 def train(start, loss, tx, batches):
     model, state = start
     opt_state = tx.init(eqx.filter(model, eqx.is_inexact_array))
@@ -333,9 +337,7 @@ def train(start, loss, tx, batches):
     @eqx.filter_jit
     def step(model, state, opt_state, batch):
         def loss_fn(model):
-            keys = jax.random.split(batch["key"], len(batch["x"]))
-            over = {"axis_name": "batch", "in_axes": (0, None, 0), "out_axes": (0, None)}
-            outputs, new = jax.vmap(model, **over)(batch["x"], state, keys)
+            outputs, new = forward(model, batch["x"], state, batch["key"])
             return loss(outputs, batch), new
 
         (value, new), grads = eqx.filter_value_and_grad(loss_fn, has_aux=True)(model)
@@ -350,6 +352,11 @@ def train(start, loss, tx, batches):
     return losses, (model, state, opt_state)
 
 
+def initialize(start, level):
+    model, state = start
+    return amp.initialize(model, opt_level=level), state
+
+
 def train_amp(start, loss, tx, batches, level, **options):
     model, state = start
     model, tx = amp.initialize(model, tx, level, **options)
@@ -358,9 +365,7 @@ def train_amp(start, loss, tx, batches, level, **options):
     @eqx.filter_jit
     def step(model, state, opt_state, batch):
         def loss_fn(model):
-            keys = jax.random.split(batch["key"], len(batch["x"]))
-            over = {"axis_name": "batch", "in_axes": (0, None, 0), "out_axes": (0, None)}
-            outputs, new = jax.vmap(model, **over)(batch["x"], state, keys)
+            outputs, new = forward(model, batch["x"], state, batch["key"])
             return loss(outputs, batch), new
 
         (value, new), grads = amp.value_and_grad(loss_fn, opt_state, has_aux=True)(model)
@@ -376,14 +381,34 @@ def train_amp(start, loss, tx, batches, level, **options):
     return losses, (model, state, opt_state)
 
 
-def decode(start, tokens):
+def fold(start, loss, batch, rate):
+    model, state = start
+    result = jinit.calibrate(
+        model,
+        forward,
+        (batch["x"], state, batch["key"]),
+        lambda outputs: loss(outputs, batch),
+        optimizer="sgd",
+        has_aux=True,
+    )
+    tx = optax.chain(optax.trace(0.9), result.transform(), optax.scale_by_learning_rate(rate))
+    return (result.params, state), tx
+
+
+def decode(start, tokens, at):
     """The logits of the tokens, one after the other through the cache, and all at once."""
     model, state = start
+    model = at(model)
     empty = jnp.zeros((len(tokens), LENGTH, HEADS, WIDTH // HEADS))
     caches = [(empty, empty)] * BLOCKS
-    step = eqx.filter_jit(
-        lambda model, *inputs: jax.vmap(model.decode, in_axes=(0, 0, None))(*inputs)
-    )
+
+    @eqx.filter_jit
+    def step(model, token, caches, place):
+        def one(token, caches):
+            return model(token, state, None, caches, place)
+
+        return jax.vmap(one)(token, caches)
+
     logits = []
     for place in range(LENGTH):
         one, caches = step(model, tokens[:, place : place + 1], caches, place)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import jinit
 from jinit import amp
 from tests.frameworks.recipes import (
     BLOCKS,
@@ -229,6 +230,11 @@ def train(start, loss, tx, batches):
     return losses, (params, state, opt_state)
 
 
+def initialize(start, level):
+    model, params, state = start
+    return amp.initialize(model, opt_level=level), params, state
+
+
 def train_amp(start, loss, tx, batches, level, **options):
     model, params, state = start
     model, tx = amp.initialize(model, tx, level, **options)
@@ -253,10 +259,25 @@ def train_amp(start, loss, tx, batches, level, **options):
     return losses, (params, state, opt_state)
 
 
-def decode(start, tokens):
+def fold(start, loss, batch, rate):
+    model, params, state = start
+    result = jinit.calibrate(
+        (params, state),
+        model,
+        batch["x"],
+        lambda outputs: loss(outputs, batch),
+        optimizer="sgd",
+    )
+    tx = optax.chain(optax.trace(0.9), result.transform(), optax.scale_by_learning_rate(rate))
+    params, _ = result.params
+    return (model, params, state), tx
+
+
+def decode(start, tokens, at):
     """The logits of the tokens, one after the other through the cache, and all at once."""
     model, params, _ = start
-    decoder = hk.transform_with_state(functools.partial(transformer, None, decode=True))
+    decoding = functools.partial(transformer, None, decode=True)
+    model, decoder = at(model), at(hk.transform_with_state(decoding))
     _, state = decoder.init(jax.random.key(0), tokens[:, :1], 0)
     step = jax.jit(decoder.apply)
     logits = []

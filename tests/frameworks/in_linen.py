@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import jinit
 from jinit import amp
 from tests.frameworks.recipes import (
     BLOCKS,
@@ -181,25 +182,29 @@ def train(start, loss, tx, batches):
 
     @jax.jit
     def step(variables, opt_state, batch):
-        params = variables["params"]
-        state = {name: tree for name, tree in variables.items() if name != "params"}
-
         def loss_fn(params):
             rngs = {"dropout": batch["key"], "noise": batch["key"]}
             outputs, new = model.apply(
-                {"params": params, **state}, batch["x"], rngs=rngs, mutable=[*state]
+                {**variables, "params": params}, batch["x"], rngs=rngs, mutable=["batch_stats"]
             )
             return loss(outputs, batch), new
 
-        (value, state), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        params = variables["params"]
+        (value, new), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
-        return {"params": optax.apply_updates(params, updates), **state}, opt_state, value
+        params = optax.apply_updates(params, updates)
+        return {**variables, "params": params, **new}, opt_state, value
 
     losses = []
     for batch in batches:
         variables, opt_state, value = step(variables, opt_state, batch)
         losses.append(value)
     return losses, (variables, opt_state)
+
+
+def initialize(start, level):
+    model, variables = start
+    return amp.initialize(model, opt_level=level), variables
 
 
 def train_amp(start, loss, tx, batches, level, **options):
@@ -210,20 +215,19 @@ def train_amp(start, loss, tx, batches, level, **options):
 
     @jax.jit
     def step(variables, opt_state, batch):
-        params = variables["params"]
-        state = {name: tree for name, tree in variables.items() if name != "params"}
-
         def loss_fn(params):
             rngs = {"dropout": batch["key"], "noise": batch["key"]}
             outputs, new = model.apply(
-                {"params": params, **state}, batch["x"], rngs=rngs, mutable=[*state]
+                {**variables, "params": params}, batch["x"], rngs=rngs, mutable=["batch_stats"]
             )
             return loss(outputs, batch), new
 
+        params = variables["params"]
         (value, new), grads = amp.value_and_grad(loss_fn, opt_state, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
-        state = amp.where_finite(grads, new, state)
-        return {"params": optax.apply_updates(params, updates), **state}, opt_state, value
+        params = optax.apply_updates(params, updates)
+        new = amp.where_finite(grads, new, {name: variables[name] for name in new})
+        return {**variables, "params": params, **new}, opt_state, value
 
     losses = []
     for batch in batches:
@@ -232,16 +236,31 @@ def train_amp(start, loss, tx, batches, level, **options):
     return losses, (variables, opt_state)
 
 
-def decode(start, tokens):
+def fold(start, loss, batch, rate):
+    model, variables = start
+    result = jinit.calibrate(
+        variables,
+        model,
+        batch["x"],
+        lambda outputs: loss(outputs, batch),
+        optimizer="sgd",
+        rngs=("dropout", "noise"),
+    )
+    tx = optax.chain(optax.trace(0.9), result.transform(), optax.scale_by_learning_rate(rate))
+    return (model, result.params), tx
+
+
+def decode(start, tokens, at):
     """The logits of the tokens, one after the other through the cache, and all at once."""
     model, variables = start
-    decoder = model.clone(decode=True)
+    model, decoder = at(model), at(model.clone(decode=True))
     cache = decoder.init(jax.random.key(0), tokens)["cache"]
-    step = jax.jit(
-        lambda cache, token, place: decoder.apply(
-            {**variables, "cache": cache}, token, place, mutable=["cache"]
-        )
-    )
+
+    @jax.jit
+    def step(cache, token, place):
+        both = {**variables, "cache": cache}
+        return decoder.apply(both, token, place, mutable=["cache"])
+
     logits = []
     for place in range(LENGTH):
         one, updated = step(cache, tokens[:, place : place + 1], place)

@@ -1,8 +1,10 @@
 """The models as NNX modules."""
 
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
+import jinit
 from jinit import amp
 from tests.frameworks.recipes import (
     BLOCKS,
@@ -208,6 +210,10 @@ def train(model, loss, tx, batches):
     return losses, (model, optimizer)
 
 
+def initialize(model, level):
+    return amp.initialize(model, opt_level=level)
+
+
 def train_amp(model, loss, tx, batches, level, **options):
     model, optimizer = amp.initialize(
         model, nnx.Optimizer(model, tx, wrt=nnx.Param), level, **options
@@ -226,8 +232,20 @@ def train_amp(model, loss, tx, batches, level, **options):
     return losses, (model, optimizer)
 
 
-def decode(model, tokens):
+def fold(model, loss, batch, rate):
+    result = jinit.calibrate(
+        model,
+        batch["x"],
+        lambda outputs: loss(outputs, batch),
+        optimizer="sgd",
+    )
+    tx = optax.chain(optax.trace(0.9), result.transform(), optax.scale_by_learning_rate(rate))
+    return result.params, tx
+
+
+def decode(model, tokens, at):
     """The logits of the tokens, one after the other through the cache, and all at once."""
+    model = at(model)
     full = nnx.jit(lambda model, tokens: model(tokens))(model, tokens)
     model.set_attributes(decode=True)
     for block in model.blocks:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import jinit
 from jinit import amp
 from tests.frameworks.recipes import BLOCKS, EPSILON, HEADS, HIDDEN, LENGTH, MOMENTUM, WIDTH
 
@@ -174,21 +175,26 @@ def train(start, loss, tx, batches):
 
     @jax.jit
     def step(variables, opt_state, batch):
-        params = variables["params"]
-
         def loss_fn(params):
-            outputs, state = model({**variables, "params": params}, batch["x"], batch["key"])
-            return loss(outputs, batch), state
+            outputs, new = model({**variables, "params": params}, batch["x"], batch["key"])
+            return loss(outputs, batch), new
 
-        (value, state), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        params = variables["params"]
+        (value, new), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
-        return {"params": optax.apply_updates(params, updates), **state}, opt_state, value
+        params = optax.apply_updates(params, updates)
+        return {**variables, "params": params, **new}, opt_state, value
 
     losses = []
     for batch in batches:
         variables, opt_state, value = step(variables, opt_state, batch)
         losses.append(value)
     return losses, (variables, opt_state)
+
+
+def initialize(start, level):
+    model, variables = start
+    return amp.initialize(model, opt_level=level), variables
 
 
 def train_amp(start, loss, tx, batches, level, **options):
@@ -199,17 +205,16 @@ def train_amp(start, loss, tx, batches, level, **options):
 
     @jax.jit
     def step(variables, opt_state, batch):
-        params = variables["params"]
-        old = {name: tree for name, tree in variables.items() if name != "params"}
-
         def loss_fn(params):
             outputs, new = model({**variables, "params": params}, batch["x"], batch["key"])
             return loss(outputs, batch), new
 
+        params = variables["params"]
         (value, new), grads = amp.value_and_grad(loss_fn, opt_state, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
-        state = amp.where_finite(grads, new, old)
-        return {"params": optax.apply_updates(params, updates), **state}, opt_state, value
+        params = optax.apply_updates(params, updates)
+        new = amp.where_finite(grads, new, {name: variables[name] for name in new})
+        return {**variables, "params": params, **new}, opt_state, value
 
     losses = []
     for batch in batches:
@@ -218,12 +223,26 @@ def train_amp(start, loss, tx, batches, level, **options):
     return losses, (variables, opt_state)
 
 
-def decode(start, tokens):
+def fold(start, loss, batch, rate):
+    model, variables = start
+    result = jinit.calibrate(
+        variables,
+        model,
+        (batch["x"], batch["key"]),
+        lambda outputs: loss(outputs, batch),
+        optimizer="sgd",
+        has_aux=True,
+    )
+    tx = optax.chain(optax.trace(0.9), result.transform(), optax.scale_by_learning_rate(rate))
+    return (model, result.params), tx
+
+
+def decode(start, tokens, at):
     """The logits of the tokens, one after the other through the cache, and all at once."""
     model, variables = start
+    model = at(model)
     empty = jnp.zeros((len(tokens), LENGTH, HEADS, WIDTH // HEADS))
-    cache = {f"blocks_{n}": {"key": empty, "value": empty} for n in range(BLOCKS)}
-    state = {"cache": cache}
+    state = {"cache": {f"blocks_{n}": {"key": empty, "value": empty} for n in range(BLOCKS)}}
     step = jax.jit(lambda state, token, place: model({**variables, **state}, token, None, place))
     logits = []
     for place in range(LENGTH):

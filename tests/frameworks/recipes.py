@@ -215,7 +215,8 @@ def tokens(draw):
 
 
 def cross_entropy(logits, batch):
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+    return batch["weight"] * losses.mean()
 
 
 def evidence(outputs, batch):
@@ -223,7 +224,7 @@ def evidence(outputs, batch):
     reconstruction, mean, variance = outputs
     distance = ((reconstruction - batch["x"]) ** 2).mean()
     divergence = (jnp.exp(variance) + mean**2 - 1 - variance).mean() / 2
-    return distance + 0.1 * divergence
+    return batch["weight"] * (distance + 0.1 * divergence)
 
 
 RECIPES = {
@@ -248,8 +249,10 @@ def begun(name):
 
 @functools.cache
 def batches(name):
-    """The batches of the training, each with its ``"key"``."""
+    """The batches of the training, each with its ``"key"`` and the weight of its loss."""
     draw = Draw(1)
     keys = jax.random.split(jax.random.key(2), STEPS)
     made = [RECIPES[name].batch(draw) for _ in range(STEPS)]
-    return [batch | {"key": key} for batch, key in zip(made, keys, strict=True)]
+    return [
+        batch | {"key": key, "weight": np.float32(1)} for batch, key in zip(made, keys, strict=True)
+    ]
