@@ -250,8 +250,9 @@ def find_apply_fn(model: Any) -> ApplyFn:
         TypeError: If the model is neither.
         ValueError: If it went through ``initialize`` before.
     """
-    if isinstance(model, MixedPrecisionApply):
-        raise ValueError(f"the model {model!r} was initialized twice")
+    owner = getattr(model, "__self__", model)  # of a method
+    if isinstance(owner, MixedPrecisionApply):
+        raise ValueError(f"the model {owner!r} was initialized twice")
     if is_framework_type(model, "flax.linen", "Module"):
         return model.apply
     check_model(model)

@@ -1,21 +1,27 @@
 """The one call that gives models and optimizers their precision."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 import optax
 
 from jinit._known import known_arguments
 from jinit.amp.apply import MixedPrecisionApply, find_apply_fn
+from jinit.amp.casting.linen_casts import is_linen_apply
 from jinit.amp.casting.op_lists import OpLists
+from jinit.amp.haiku_model import HaikuModel, Transformed, is_haiku
 from jinit.amp.half_support import check_backend
 from jinit.amp.levels import resolve_policy
+from jinit.amp.linen_model import LinenModel
 from jinit.amp.policy import KeepFp32
 from jinit.amp.scaling.loss_scaling import loss_scaling
 from jinit.amp.scaling.master_weights import master_weights as stepping_masters
 from jinit.amp.scaling.scale_schedule import parse_bool, parse_count
 from jinit.typing import ApplyFn, DTypeLike, HalfDType, OptLevel, PyTree
+
+if TYPE_CHECKING:
+    from flax.linen import Module
 
 __all__ = ["initialize"]
 
@@ -50,6 +56,33 @@ class Options(TypedDict, total=False):
 
 
 # With enabled=False a model is the function itself; it is typed as what it is otherwise.
+@overload
+def initialize(
+    models: "Module", optimizers: None = ..., opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> LinenModel: ...
+
+
+@overload
+def initialize(
+    models: "Module", optimizers: Tx, opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> tuple[LinenModel, Scaled]: ...
+
+
+@overload
+def initialize(
+    models: Transformed,
+    optimizers: None = ...,
+    opt_level: OptLevel = ...,
+    **options: Unpack[Options],
+) -> HaikuModel: ...
+
+
+@overload
+def initialize(
+    models: Transformed, optimizers: Tx, opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> tuple[HaikuModel, Scaled]: ...
+
+
 @overload
 def initialize(
     models: ApplyFn, optimizers: None = ..., opt_level: OptLevel = ..., **options: Unpack[Options]
@@ -151,8 +184,9 @@ def initialize(
     leaves the property.
 
     Args:
-        models: An ``apply_fn(variables, *inputs, **kwargs)`` or a linen module, or a list of
-            them. ``variables`` is the parameters; a mapping of collections of which only
+        models: An ``apply_fn(variables, *inputs, **kwargs)``, a linen module or its ``apply``,
+            what ``hk.transform`` or ``hk.transform_with_state`` returned, or a list of them.
+            ``variables`` is the parameters; a mapping of collections of which only
             ``"params"`` is cast; or the state of an NNX module, of which ``nnx.Param`` is: with
             ``graphdef, state = nnx.split(model)`` the function is
             ``lambda state, *inputs: nnx.merge(graphdef, state)(*inputs)``.
@@ -186,13 +220,15 @@ def initialize(
         ops: Which operations O1 runs in which dtype, by default ``amp.OPS``.
         verbose: Whether to print the properties in effect beside the level's.
         verbosity: apex's name of ``verbose``: 1 prints, 0 does not.
-        enabled: False returns the functions untouched (of a module its ``apply``), and the
-            optimizers with a constant scale of 1, so that the same training step runs without
-            mixed precision.
+        enabled: False returns the functions untouched (of a linen module what stands for its
+            ``apply``, with ``init`` and the rest), and the optimizers with a constant scale of 1,
+            so that the same training step runs without mixed precision.
 
     Returns:
         Models and optimizers in the form they came in, ``(models, optimizers)``, or only the
-        models where no optimizer was given. A model is now a callable with a ``policy``.
+        models where no optimizer was given. A model is now a callable with a ``policy``. Of a
+        linen module it has ``init``, ``apply``, ``init_with_output``, ``tabulate``, ``bind`` and
+        the module's fields; of Haiku's pair ``init`` and ``apply``.
 
     Raises:
         TypeError: If a model or an optimizer is not one.
@@ -241,8 +277,13 @@ def initialize(
     if enabled and opt_level != "O0":
         check_backend(policy.half_dtype)
 
-    def wrap_model(model: Any) -> Callable[..., Any]:
+    def wrap_model(model: Any) -> Any:
+        if is_haiku(model):
+            return HaikuModel(model, policy) if enabled else model
         apply_fn = find_apply_fn(model)
+        if is_linen_apply(apply_fn):
+            inside = policy if enabled else resolve_policy("O0")
+            return LinenModel(apply_fn, inside, enabled=enabled)
         return MixedPrecisionApply(apply_fn, policy) if enabled else apply_fn
 
     def wrap_optimizer(tx: Any) -> optax.GradientTransformationExtraArgs:

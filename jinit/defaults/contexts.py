@@ -5,10 +5,11 @@ import functools
 import inspect
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
+from flax import nnx
 
 from jinit.defaults.active import TABLE, Entry, enter, leave
 from jinit.defaults.hooks import hooks_of
@@ -16,7 +17,7 @@ from jinit.defaults.lost_at_apply import Watch
 from jinit.defaults.tables.layer_table import LayerTable
 from jinit.defaults.undo import Undo
 
-__all__ = ["applied_everywhere", "begin", "wrapped_class"]
+__all__ = ["applied_everywhere", "begin", "constructing_class", "wrapped_class"]
 
 _ENTRY_POINTS = ("apply", "init", "init_with_output", "lazy_init")
 
@@ -74,10 +75,37 @@ def wrapped_class(cls: type[nn.Module], table: LayerTable) -> type[nn.Module]:
         if hasattr(method, "method_handler_wrapped")
     }
     body.update({name: _entry_point(getattr(cls, name), table) for name in _ENTRY_POINTS})
-    body["defaults_table"] = table
-    for name in ("__module__", "__qualname__", "__doc__"):
-        body[name] = getattr(cls, name)
-    return types.new_class(cls.__name__, (cls,), exec_body=lambda namespace: namespace.update(body))
+    return _subclass(cls, table, body)
+
+
+@functools.cache
+def constructing_class(cls: type[nnx.Module], table: LayerTable) -> type[nnx.Module]:
+    """Returns a subclass of the same name whose constructor runs with the table active."""
+
+    @functools.wraps(cls.__init__)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        with applied(table):
+            # Looked up now: contexts exchange the constructors of layers while they last.
+            super(made, self).__init__(*args, **kwargs)
+
+    options = {} if _is_pytree(cls) else {"pytree": False}
+    made = _subclass(cls, table, {"__init__": __init__}, options)
+    return made
+
+
+def _is_pytree(cls: type) -> bool:
+    """Returns whether JAX sees the leaves of a class's modules; a subclass has to say it anew."""
+    return getattr(cls, "_pytree__is_pytree", True)
+
+
+def _subclass(
+    cls: type, table: LayerTable, body: Mapping[str, Any], options: dict[str, Any] | None = None
+) -> Any:
+    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    body = {**body, **names, "defaults_table": table}
+    return types.new_class(
+        cls.__name__, (cls,), options, exec_body=lambda namespace: namespace.update(body)
+    )
 
 
 def _inside(method: Callable, table: LayerTable) -> Callable:

@@ -38,13 +38,17 @@ def keras_defaults(
     have no row; ``initializers.bilinear`` gives Bilinear's fans.
 
     Used as ``with keras_defaults(): ...``, as ``keras_defaults()(model.init)``, and as
-    ``keras_defaults().wrap(model)``. What was passed to a layer explicitly is never replaced, a
-    partitioned initializer neither, nor Flax's own default where it is passed to a layer that is
-    constructed inside, as in ``bias_init=nn.initializers.zeros_init()``: it counts as explicit,
-    also where a module hands on the default of its own field, or sets it in ``__post_init__``. Of a
-    Linen layer that was constructed outside, as a model that is wrapped, this one object cannot be
-    told from nothing, and ``describe`` notes it; a layer that was pickled and loaded counts as
-    explicit. For an NNX layer all arguments that the constructor is given are explicit.
+    ``keras_defaults().wrap(model)``. NNX layers take them when they are constructed: inside
+    ``with``, by a function that constructs them, ``keras_defaults()(build)()``, and by a class that
+    is decorated or wrapped, ``keras_defaults()(Net)(rngs=rngs)``.
+
+    What was passed to a layer explicitly is never replaced, a partitioned initializer neither, nor
+    Flax's own default where it is passed to a layer that is constructed inside, as in
+    ``bias_init=nn.initializers.zeros_init()``: it counts as explicit, also where a module hands on
+    the default of its own field, or sets it in ``__post_init__``. Of a Linen layer that was
+    constructed outside, as a model that is wrapped, this one object cannot be told from nothing,
+    and ``describe`` notes it; a layer that was pickled and loaded counts as explicit. For an NNX
+    layer all arguments that the constructor is given are explicit.
 
     Epsilon and momentum count when a layer is applied. An NNX layer keeps those that it was
     constructed with. For a Linen model, ``apply`` must run inside as well: with ``wrap`` all

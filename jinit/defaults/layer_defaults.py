@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 
 import flax.linen as nn
+from flax import nnx
 
 from jinit.defaults.active import leave
-from jinit.defaults.contexts import begin, wrapped_class
+from jinit.defaults.contexts import begin, constructing_class, wrapped_class
 from jinit.defaults.refusals import advice, class_name, is_generator
 from jinit.defaults.tables.layer_table import LayerTable
 
@@ -18,7 +19,7 @@ __all__ = ["LayerDefaults"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-M = TypeVar("M", bound=nn.Module | type[nn.Module])
+M = TypeVar("M", bound=nn.Module | type[nn.Module] | type[nnx.Module])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -65,17 +66,32 @@ class LayerDefaults:
         """Decorates a function: the defaults are active while it runs.
 
         Args:
-            function: Usually ``model.init``, or a training step, inside or outside ``jax.jit``. A
-                Linen module, or a class of these, is wrapped: see ``wrap``.
+            function: Usually ``model.init``, a function that constructs an NNX module, or a
+                training step, inside or outside ``jax.jit``. A Linen module, or a class of modules
+                of Linen or NNX, is wrapped: see ``wrap``.
 
         Returns:
             The function with the defaults active; a coroutine function stays one.
 
         Raises:
-            TypeError: If it is not callable, or is a class or a generator, which would run outside,
-                or a module of another library than Flax's Linen.
+            TypeError: If it is not callable, or is a generator, which would run outside, a class
+                that is not of modules, an NNX module that is constructed already, or a module of
+                another library than Flax.
+
+        Example:
+            >>> from flax import nnx
+            >>> from jinit import keras_defaults
+            >>> @keras_defaults()
+            ... class Net(nnx.Module):
+            ...     def __init__(self, rngs):
+            ...         self.norm = nnx.LayerNorm(2, rngs=rngs)
+            >>> Net(nnx.Rngs(0)).norm.epsilon
+            0.001
+            >>> build = keras_defaults()(lambda: nnx.LayerNorm(2, rngs=nnx.Rngs(0)))
+            >>> build().epsilon
+            0.001
         """
-        if _is_linen(function):
+        if _can_wrap(function):
             return self.wrap(cast(Any, function))
         if is_generator(function):
             raise TypeError(
@@ -106,17 +122,19 @@ class LayerDefaults:
         """Returns the same module, with the defaults active whenever one of its methods runs.
 
         It is the form for models with norm layers: ``init`` and ``apply`` cannot disagree about
-        epsilon and momentum.
+        epsilon and momentum. A class of NNX modules has them active in its constructor, since an
+        NNX layer keeps what it was constructed with.
 
         Args:
-            module: A Linen module that is not bound, or a class of Linen modules.
+            module: A Linen module that is not bound, or a class of modules of Linen or NNX.
 
         Returns:
             A module of a subclass with the same name, fields and parameters, or that subclass. It
-            cannot be pickled, though copied and cloned; wrap the module anew instead.
+            cannot be pickled, unless the subclass stands under its name, as one that is decorated
+            does; it can be copied and cloned. Wrap the module anew instead.
 
         Raises:
-            TypeError: If it is not a Linen module.
+            TypeError: If it is not a Linen module or a class of modules.
             ValueError: If it is bound already.
 
         Example:
@@ -126,12 +144,18 @@ class LayerDefaults:
             >>> variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
             >>> round(float(model.apply(variables, jnp.array([-0.1, 0.1]))[1]), 3)
             0.953
+            >>> from flax import nnx
+            >>> Norm = keras_defaults().wrap(nnx.LayerNorm)
+            >>> Norm(2, rngs=nnx.Rngs(0)).epsilon
+            0.001
         """
-        if not _is_linen(module):
+        if not _can_wrap(module):
             found = advice(module, self.name) or f"for a function use {self.name}()(function)"
             raise TypeError(
                 f"{self.name}().wrap takes a flax.linen module, got {class_name(module)}; {found}"
             )
+        if _is_nnx_class(module):
+            return cast(Any, constructing_class(cast(Any, module), self.table))
         if isinstance(module, type):
             return cast(Any, wrapped_class(module, self.table))
         if module.scope is not None:
@@ -147,6 +171,10 @@ class LayerDefaults:
         return f"{self.name}({arguments})"
 
 
-def _is_linen(value: object) -> bool:
+def _can_wrap(value: object) -> bool:
     cls = value if isinstance(value, type) else type(value)
-    return issubclass(cls, nn.Module)
+    return issubclass(cls, nn.Module) or _is_nnx_class(value)
+
+
+def _is_nnx_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, nnx.Module)

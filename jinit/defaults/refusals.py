@@ -20,8 +20,6 @@ def advice(value: Any, name: str) -> str | None:
     """
     cls = value if isinstance(value, type) else type(value)
     roots = {base.__module__.partition(".")[0] for base in cls.__mro__}
-    if issubclass(cls, nnx.Module) and cls is value:
-        return f"an NNX layer takes them when it is constructed: with {name}(): {cls.__name__}(...)"
     if issubclass(cls, nnx.Module):
         return (
             "an NNX module that is constructed keeps what it has; construct it inside: "

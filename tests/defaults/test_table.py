@@ -169,20 +169,6 @@ def bound():
             "for a function use keras_defaults()(function)",
         ),
         (
-            lambda: jinit.keras_defaults()(nnx.Linear),
-            TypeError,
-            "keras_defaults() decorates a function such as model.init, got the class Linear; "
-            "an NNX layer takes them when it is constructed: with keras_d"
-            "efaults(): Linear(...)",
-        ),
-        (
-            lambda: jinit.keras_defaults().wrap(nnx.Linear),
-            TypeError,
-            "keras_defaults().wrap takes a flax.linen module, got the class Linear; "
-            "an NNX layer takes them when it is constructed: with keras_d"
-            "efaults(): Linear(...)",
-        ),
-        (
             lambda: jinit.keras_defaults()(linear()),
             TypeError,
             "keras_defaults() decorates a function such as model.init, got Linear; "

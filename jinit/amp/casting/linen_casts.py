@@ -7,7 +7,7 @@ import numpy as np
 
 from jinit._trees import is_framework_type
 from jinit.amp.casting.dtypes import FLOAT32, cast_floating
-from jinit.amp.casting.module_types import ModuleTypes
+from jinit.amp.casting.module_types import ALONE, ModuleTypes
 
 __all__ = ["cast_between_modules", "is_linen_apply"]
 
@@ -36,8 +36,8 @@ def cast_between_modules(
         half: The half dtype.
     """
     parents = {path[:depth] for path in module_types for depth in range(len(path))}
-
     norms = {path for path in kept if path in module_types and _is_norm(module_types[path])}
+    key = frozenset(kept), frozenset(module_types.items()), half
 
     def cast(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         path = context.module.path
@@ -50,7 +50,7 @@ def cast_between_modules(
     def cast_apply(*args: Any, **kwargs: Any) -> Any:
         from flax import linen as nn
 
-        with nn.intercept_methods(cast):
+        with nn.intercept_methods(cast), ALONE(key):
             return apply_fn(*args, **kwargs)
 
     return cast_apply

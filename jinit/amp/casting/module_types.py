@@ -11,7 +11,10 @@ import jax
 from jinit._trees import is_framework_type
 from jinit.tracing import partition
 
-__all__ = ["ModuleTypes", "find_graphdef", "graphdef_types", "linen_types", "nnx_types"]
+__all__ = ["ALONE", "ModuleTypes", "find_graphdef", "graphdef_types", "linen_types", "nnx_types"]
+
+ALONE = jax.make_user_context(None)
+"""Keys jit's caches where intercepted modules make another program of the same function."""
 
 ModuleTypes = Mapping[tuple[str, ...], type]
 """The type of the module at each path below the parameters."""
@@ -20,22 +23,30 @@ ModuleTypes = Mapping[tuple[str, ...], type]
 def linen_types(
     apply_fn: Callable[..., Any], variables: Any, inputs: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> ModuleTypes:
-    """Returns the types of the modules that a linen ``apply`` calls; it is traced, not run."""
+    """Returns the types of the modules that a linen ``apply`` calls; it is traced, not run.
+
+    Args:
+        apply_fn: The ``apply``, or another method of the module's, such as ``init``.
+        variables: Its first argument.
+        inputs: The others.
+        kwargs: Its keywords.
+    """
     from flax import linen as nn
 
     types: dict[tuple[str, ...], type] = {}
     static, values = partition((variables, inputs, kwargs))
 
+    def run(values: list[Any]) -> None:
+        variables, inputs, kwargs = static.fill(values)
+        apply_fn(variables, *inputs, **kwargs)
+
     def note(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         types[context.module.path] = type(context.module)
         return method(*args, **kwargs)
 
-    def run(values: list[Any]) -> None:
-        variables, inputs, kwargs = static.fill(values)
-        with nn.intercept_methods(note):
-            apply_fn(variables, *inputs, **kwargs)
-
-    jax.eval_shape(run, values)
+    # Of an nn.jit that was traced before, the modules inside would not be called again.
+    with nn.intercept_methods(note), ALONE(object()):
+        jax.eval_shape(run, values)
     return types
 
 
