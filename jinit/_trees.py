@@ -8,6 +8,7 @@ import jax
 
 __all__ = [
     "collection_of",
+    "is_box",
     "is_framework_type",
     "leaf_paths",
     "parameter_path",
@@ -26,13 +27,26 @@ def path_text(path: Sequence[Any]) -> str:
 
 
 def leaf_paths(tree: Any) -> list[str]:
-    """Returns the path of every leaf.
+    """Returns the path of every leaf; that of the array in one of Flax's boxes is the box's.
 
     Example:
         >>> leaf_paths({"params": {"Dense_0": {"kernel": 1.0, "bias": 0.0}}})
         ['params/Dense_0/bias', 'params/Dense_0/kernel']
     """
-    return [path_text(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    paths: list[str] = []
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box):
+        inner = jax.tree_util.tree_leaves_with_path(node) if is_box(node) else [((), node)]
+        paths += [path_text((*path, *below[1:])) for below, _ in inner]
+    return paths
+
+
+def is_box(node: Any) -> bool:
+    """Returns whether a node is one of Flax's boxes around an array; Flax need not be installed."""
+    return any(
+        base.__module__.startswith("flax.")
+        and ("value" in vars(base) or "value" in getattr(base, "__dataclass_fields__", {}))
+        for base in type(node).__mro__
+    )
 
 
 def collection_of(variables: Any, collection: str | None = None) -> str | None:

@@ -14,6 +14,7 @@ from jinit._arithmetic import is_float, on_cpu
 from jinit._kinds import is_bare_function, is_key, kind_of, model_kind
 from jinit.empirical.user_functions import ARGUMENT_ORDER, describe_call
 from jinit.layers import Survey
+from jinit.modules.model import calls_itself, has_variables, lacks_variables
 
 __all__ = [
     "check_arguments",
@@ -27,6 +28,7 @@ __all__ = [
     "check_model",
     "check_params",
     "check_survey",
+    "placed",
     "zero_leaves",
 ]
 
@@ -38,6 +40,22 @@ _HINTS = {
     ),
     "a torch module": "pass its parameters as JAX arrays, and as apply_fn a JAX function",
 }
+
+_ALONE = "as in jinit.calibrate(model, x, loss)"
+_WITH_CALL = "as in jinit.calibrate(model, lambda m, x: m(x), x, loss)"
+
+
+def placed(given: Any, apply_fn: Any, dummy_input: Any, dummy_loss: Any) -> tuple[Any, Any, Any]:
+    """Returns apply_fn, dummy_input and dummy_loss as they were meant.
+
+    A model that calls itself is given without an apply_fn, and what follows it is one place ahead.
+    """
+    if calls_itself(given) and apply_fn is not None:
+        if dummy_loss is None and callable(dummy_input):
+            return None, apply_fn, dummy_input
+        if dummy_input is None:
+            return None, apply_fn, dummy_loss
+    return apply_fn, dummy_input, dummy_loss
 
 
 def check_arguments(params: Any, apply_fn: Any, dummy_input: Any, dummy_loss: Any) -> None:
@@ -74,14 +92,21 @@ def check_loss(dummy_loss: Any) -> None:
 
 
 def check_model(params: Any, apply_fn: Any, order: str = "") -> None:
-    """Raises TypeError unless one is a tree and the other a function of it."""
+    """Raises TypeError unless one is a model or a tree, and the other applies it."""
+    if has_variables(params):
+        _check_applies_object(params, apply_fn)
+        return
     if is_bare_function(params):
         hint = _HINTS.get(model_kind(params) or "", "pass a tree of arrays")
         raise TypeError(
             f"params is {kind_of(params)}, which is not a tree of arrays; {hint}{order}"
         )
+    if lacks_variables(apply_fn):
+        return
     hint = _HINTS.get(model_kind(apply_fn) or "", "")
-    if isinstance(apply_fn, type):
+    if has_variables(apply_fn):
+        hint = f"it holds its variables, so pass it first, {_ALONE}"
+    elif isinstance(apply_fn, type):
         hint = "pass a function of (params, *inputs), such as the apply of an instance"
     elif not callable(apply_fn):
         hint = f"pass a function of (params, *inputs){order}"
@@ -89,6 +114,26 @@ def check_model(params: Any, apply_fn: Any, order: str = "") -> None:
             hint = "pass its apply"
     if hint:
         raise TypeError(f"apply_fn is {kind_of(apply_fn)}; {hint}")
+
+
+def _check_applies_object(model: Any, apply_fn: Any) -> None:
+    """Raises TypeError for what does not apply an object that holds its variables."""
+    if apply_fn is None and calls_itself(model):
+        return
+    if apply_fn is None:
+        raise TypeError(
+            f"params is {kind_of(model)}, which does not call itself; pass a function of "
+            f"(model, *inputs) after it, {_WITH_CALL}"
+        )
+    if lacks_variables(apply_fn) or has_variables(apply_fn):
+        raise TypeError(
+            f"apply_fn is {kind_of(apply_fn)}, but {kind_of(model)} holds its variables itself; "
+            f"pass it alone, {_ALONE}"
+        )
+    if not callable(apply_fn) or isinstance(apply_fn, type):
+        raise TypeError(
+            f"apply_fn is {kind_of(apply_fn)}; pass a function of (model, *inputs), {_WITH_CALL}"
+        )
 
 
 def check_arrays(leaves: Sequence[Any], paths: Sequence[str]) -> None:

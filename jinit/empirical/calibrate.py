@@ -1,6 +1,6 @@
 """``empirical_init`` and ``calibrate``: what the user calls."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jax.core import Tracer
@@ -13,6 +13,7 @@ from jinit.empirical.results.calibration import Calibration
 from jinit.empirical.results.checks import check_findings, check_scaled
 from jinit.empirical.results.scaled_trees import calibration_of, rescaled
 from jinit.empirical.solve import solve, solve_forward
+from jinit.modules.roles import Role
 from jinit.typing import ApplyFn, DrawFn, Key, LossFn, Mode, Patterns, PyTree, Step
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ __all__ = ["calibrate", "empirical_init"]
 @known_arguments
 def empirical_init(
     params: PyTree,
-    apply_fn: ApplyFn,
-    dummy_input: PyTree | DrawFn,
-    dummy_loss: LossFn,
+    apply_fn: ApplyFn | PyTree = None,
+    dummy_input: PyTree | DrawFn = None,
+    dummy_loss: LossFn | None = None,
     *,
     key: Key | None = None,
     samples: int = 8,
@@ -37,6 +38,7 @@ def empirical_init(
     collection: str | None = None,
     rngs: str | Sequence[str] = (),
     has_aux: bool = False,
+    roles: Mapping[str | type, Role] | None = None,
     verbose: bool = False,
 ) -> PyTree:
     """Rescales parameters until every layer produces values of RMS 1.
@@ -75,6 +77,8 @@ def empirical_init(
         rngs: The names of the random keys that ``apply_fn`` is given as ``rngs={name: key}``.
         has_aux: Whether ``apply_fn`` returns ``(output, anything)``, as Flax does with
             ``mutable``; the loss sees the output.
+        roles: What collections or NNX's types of variables hold, where it is another than
+            ``jinit.modules.roles`` says: ``{"adapters": "parameter", MyVariable: "statistic"}``.
         verbose: Whether to show the progress, on standard error.
 
     Returns:
@@ -102,20 +106,20 @@ def empirical_init(
     problem = read_arguments(
         params, apply_fn, dummy_input, dummy_loss, key, samples=samples, batch_size=batch_size,
         target=target, include=include, exclude=exclude, collection=collection, rngs=rngs,
-        has_aux=has_aux,
+        has_aux=has_aux, roles=roles,
     )  # fmt: skip
     with entered_mesh((problem.params, problem.inputs)), progress(verbose) as bar:
         found = solve_forward(problem, bar)
     check_scaled(found)
-    return rescaled(params, found.scales)
+    return problem.model.restore(rescaled(problem.params, found.scales))
 
 
 @known_arguments
 def calibrate(
     params: PyTree,
-    apply_fn: ApplyFn,
-    dummy_input: PyTree | DrawFn,
-    dummy_loss: LossFn,
+    apply_fn: ApplyFn | PyTree = None,
+    dummy_input: PyTree | DrawFn = None,
+    dummy_loss: LossFn | None = None,
     *,
     key: Key | None = None,
     optimizer: "str | optax.GradientTransformation" = "adam",
@@ -129,6 +133,7 @@ def calibrate(
     collection: str | None = None,
     rngs: str | Sequence[str] = (),
     has_aux: bool = False,
+    roles: Mapping[str | type, Role] | None = None,
     verbose: bool = False,
 ) -> Calibration:
     """Rescales parameters, and measures what brings every layer's update to O(1) as well.
@@ -192,6 +197,8 @@ def calibrate(
         rngs: The names of the random keys that ``apply_fn`` is given as ``rngs={name: key}``.
         has_aux: Whether ``apply_fn`` returns ``(output, anything)``, as Flax does with
             ``mutable``; the loss sees the output.
+        roles: What collections or NNX's types of variables hold, where it is another than
+            ``jinit.modules.roles`` says: ``{"adapters": "parameter", MyVariable: "statistic"}``.
         verbose: Whether to show the progress, to measure the means of outputs and the gradients
             of parameters as well, and to print the report.
 
@@ -229,12 +236,12 @@ def calibrate(
     problem = read_arguments(
         params, apply_fn, dummy_input, dummy_loss, key, optimizer=optimizer, mode=mode, step=step,
         samples=samples, batch_size=batch_size, target=target, include=include, exclude=exclude,
-        collection=collection, rngs=rngs, has_aux=has_aux, detailed=verbose,
+        collection=collection, rngs=rngs, has_aux=has_aux, roles=roles, detailed=verbose,
     )  # fmt: skip
     with entered_mesh((problem.params, problem.inputs)), progress(verbose) as bar:
         findings = solve(problem, bar)
     check_findings(findings)
-    result = calibration_of(problem.params, findings)
+    result = calibration_of(problem, findings)
     if verbose and not isinstance(findings.before.activation, Tracer):
         print(result.report)
     return result

@@ -66,7 +66,7 @@ class FirstStep:
     def _asked(self, gradients: list[Any], leaves: list[Any]) -> list[Any]:
         """Asks an optax transformation, which sees the parameters alone."""
         slopes, params = (
-            optimized(jax.tree.unflatten(self.tree, part), self.collection)
+            optimized(jax.tree.unflatten(self.tree, part), self.trainable, self.collection)
             for part in (gradients, leaves)
         )
         state = self.optimizer.given.init(params)
@@ -106,7 +106,7 @@ def first_step(request: Request, rolled: Rolled, params: PyTree) -> FirstStep:
         jax.tree.structure(params),
         request.collection,
         request.trainable,
-        first_moves(request.optimizer, optimized(params, request.collection)),
+        first_moves(request.optimizer, optimized(params, request.trainable, request.collection)),
     )
 
 

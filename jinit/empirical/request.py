@@ -16,14 +16,16 @@ from jinit.empirical.arguments import (
     check_finite,
     check_key,
     check_params,
+    placed,
     zero_leaves,
 )
 from jinit.empirical.explicit.scale_tree import unscaled, wrapped_modules
 from jinit.empirical.optimizers import Optimizer, resolve_optimizer
 from jinit.empirical.targets import check_target
 from jinit.empirical.user_functions import CachedFunction, check_pair, draw_inputs
-from jinit.modules.roles import param_mask
-from jinit.typing import ApplyFn, Key, LossFn, Mode, Patterns, PyTree, Step
+from jinit.modules.model import Model, read_model
+from jinit.modules.roles import Role, param_mask, parse_roles
+from jinit.typing import Key, Mode, Patterns, PyTree, Step
 
 __all__ = ["Problem", "Request", "read_arguments"]
 
@@ -33,13 +35,15 @@ class Request:
     """What programs are compiled for; hashable, so that an equal request compiles once.
 
     Attributes:
-        apply_fn: The model.
+        apply_fn: The model, as a function of its variables.
+        call: The model, as the user calls it.
         dummy_input: Draws its inputs; None where they are given as arrays.
         dummy_loss: Its loss.
         trainable: For every leaf of the variables whether it is a parameter.
         frozen: For every leaf whether the user's patterns leave it as it is.
         zeros: The leaves that hold nothing but zeros.
         collection: The top-level entry that holds the parameters, or None for the whole tree.
+        explained: Whether the user said what holds the parameters.
         optimizer: What takes the first step.
         mode: Whether scales are folded into parameters and multipliers, or kept beside.
         step: Whether a unit step is one of every layer alone, or of the whole network.
@@ -50,15 +54,18 @@ class Request:
         has_aux: Whether the model returns a pair whose first part is the output.
         detailed: Whether the means of outputs are measured, and the gradients of leaves reported.
         modules: In explicit mode, the paths of the modules that hold their scales themselves.
+        scales_inside: Whether explicit mode puts the scales among the variables.
     """
 
     apply_fn: CachedFunction
+    call: CachedFunction
     dummy_input: CachedFunction | None
     dummy_loss: CachedFunction
     trainable: tuple[bool, ...]
     frozen: tuple[bool, ...]
     zeros: tuple[int, ...]
     collection: str | None
+    explained: bool
     optimizer: Optimizer
     mode: Mode
     step: Step
@@ -69,6 +76,7 @@ class Request:
     has_aux: bool
     detailed: bool
     modules: tuple[str, ...]
+    scales_inside: bool
 
     def apply(self, params: PyTree, inputs: tuple[Any, ...], rngs: Mapping[str, Key]) -> PyTree:
         """Applies the model and returns its output."""
@@ -91,22 +99,24 @@ class Problem:
 
     Attributes:
         request: What is asked for.
+        model: The model, taken apart; its variables as they were given.
         params: The variables; in explicit mode those of wrapped modules with all scales at 1.
         inputs: The example inputs; None where they are drawn.
         key: The key.
     """
 
     request: Request
+    model: Model
     params: PyTree
     inputs: PyTree
     key: Key
 
 
 def read_arguments(
-    params: PyTree,
-    apply_fn: ApplyFn,
+    given: Any,
+    apply_fn: Any,
     dummy_input: PyTree,
-    dummy_loss: LossFn,
+    dummy_loss: Any,
     key: Key | None,
     *,
     samples: int,
@@ -117,6 +127,7 @@ def read_arguments(
     collection: str | None,
     rngs: str | Sequence[str],
     has_aux: bool,
+    roles: Mapping[str | type, Role] | None = None,
     optimizer: Any = "adam",
     mode: Mode = "fold",
     step: Step = "layer",
@@ -128,8 +139,11 @@ def read_arguments(
         ValueError: An argument is not what it should be.
         TypeError: Or not even of that kind.
     """
-    check_arguments(params, apply_fn, dummy_input, dummy_loss)
+    apply_fn, dummy_input, dummy_loss = placed(given, apply_fn, dummy_input, dummy_loss)
+    check_arguments(given, apply_fn, dummy_input, dummy_loss)
     key = check_key(key)
+    model = read_model(given, apply_fn)
+    params = model.variables
     leaves, paths = jax.tree.leaves(params), leaf_paths(params)
     check_arrays(leaves, paths)
     check_params(leaves, paths)
@@ -137,33 +151,38 @@ def read_arguments(
     optimizer = resolve_optimizer(optimizer)
     _check_choice("mode", mode, get_args(Mode))
     _check_choice("step", step, get_args(Step))
+    explained = collection is not None or bool(roles)
     collection = collection_of(params, collection)
     if not callable(target):
         check_target(target)
-    drawn, trainable = callable(dummy_input), param_mask(params, collection=collection)
+    drawn, trainable = callable(dummy_input), param_mask(params, parse_roles(roles), collection)
     if not drawn:
         check_finite(dummy_input)
     modules = tuple(wrapped_modules(params)) if mode == "explicit" else ()
     request = Request(
-        apply_fn=CachedFunction(apply_fn),
+        apply_fn=CachedFunction(model.apply_fn),
+        call=CachedFunction(model.call),
         dummy_input=CachedFunction(dummy_input) if drawn else None,
         dummy_loss=CachedFunction(dummy_loss),
         trainable=trainable,
         frozen=_frozen(paths, _listed("include", include), _listed("exclude", exclude)),
         zeros=zero_leaves(leaves, paths, trainable),
         collection=collection,
+        explained=explained,
         optimizer=optimizer,
         mode=mode,
         step=step,
         samples=samples,
         batch_size=batch_size,
         target=CachedFunction(target) if callable(target) else float(target),
-        rngs=_listed("rngs", rngs) or (),
+        rngs=tuple(dict.fromkeys((*(_listed("rngs", rngs) or ()), *model.rngs))),
         has_aux=has_aux,
         detailed=detailed,
         modules=modules,
+        scales_inside=model.open and collection == "params",
     )
-    return Problem(request, unscaled(params, modules), None if drawn else dummy_input, key)
+    params = unscaled(params, modules)
+    return Problem(request, model, params, None if drawn else dummy_input, key)
 
 
 def _check_choice(name: str, value: Any, known: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from jinit._kinds import kind_of
+from jinit.modules.model import OWN_KEY
 from jinit.tracing import TracedFunction, trace
 from jinit.typing import Key, PyTree
 
@@ -161,9 +162,15 @@ def trace_model(
         rngs: Its random keys by name.
     """
     try:
-        check_call(apply_fn, inputs, **({"rngs": rngs} if rngs else {}))
+        named = {name: key for name, key in rngs.items() if name != OWN_KEY}
+        check_call(apply_fn, inputs, **({"rngs": named} if named else {}))
         return trace(apply, params, inputs, rngs)
     except Exception as error:
+        if type(error).__name__ == "TraceContextError":  # Flax's
+            error.add_note(
+                "apply_fn writes to an NNX object that it closed over; pass the model itself, as "
+                "in jinit.calibrate(model, lambda m, x: m(x), x, loss)"
+            )
         if _are_single_integers(jax.tree.leaves(inputs)):
             error.add_note(
                 "dummy_input holds single numbers: for inputs of a shape pass jnp.ones(shape)"

@@ -10,9 +10,10 @@ from jax.core import Tracer
 
 from jinit._kinds import is_key, kind_of
 from jinit._patterns import check_patterns, fits
-from jinit._trees import path_text
+from jinit._trees import leaf_paths
 from jinit.initializers.base import Initializer, Sharding
 from jinit.initializers.compose import AnyInitializer, as_initializer
+from jinit.modules.model import read_model
 
 __all__ = ["reinit"]
 
@@ -45,12 +46,14 @@ def reinit(key: jax.Array, params: T, initializers: Mapping[str, AnyInitializer]
 
     Args:
         key: A typed or legacy JAX key.
-        params: A tree of arrays: params, Linen variables, an NNX state.
+        params: A tree of arrays: params, Linen variables, an NNX state; or an NNX module, an
+            Equinox module or a bound Linen module.
         initializers: Any initializers by pattern, of jinit or functions ``(key, shape, dtype)``.
 
     Returns:
-        The tree with the same structure, boxes, shapes, dtypes and shardings. The other leaves
-        are the same objects. It can be called within jit and by ``jax.eval_shape``.
+        The tree with the same structure, boxes, shapes, dtypes and shardings, or a new module.
+        The other leaves are the same objects. It can be called within jit and by
+        ``jax.eval_shape``.
 
     Raises:
         ValueError: If a pattern fits no leaf, with the nearest paths, or an initializer cannot
@@ -66,20 +69,16 @@ def reinit(key: jax.Array, params: T, initializers: Mapping[str, AnyInitializer]
     """
     _check_arguments(key, initializers)
     patterns = {pattern: as_initializer(init) for pattern, init in initializers.items()}
-    paths_and_values, structure = jax.tree_util.tree_flatten_with_path(params)
-    boxes = {
-        path
-        for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_box)
-        if _is_box(node)
-    }
-    paths = [path_text(path[:-1] if path[:-1] in boxes else path) for path, _ in paths_and_values]
+    model = read_model(params)
+    values, structure = jax.tree.flatten(model.variables)
+    paths = leaf_paths(model.variables)
     check_patterns(patterns, paths)
     leaves = [
         _Leaf(path, value, _last_match(path, patterns))
-        for path, (_, value) in zip(paths, paths_and_values, strict=True)
+        for path, value in zip(paths, values, strict=True)
     ]
     _check_leaves(key, leaves)
-    return jax.tree.unflatten(structure, [_drawn(key, leaf) for leaf in leaves])
+    return model.restore(jax.tree.unflatten(structure, [_drawn(key, leaf) for leaf in leaves]))
 
 
 def _check_arguments(key: Any, initializers: Any) -> None:
@@ -91,13 +90,6 @@ def _check_arguments(key: Any, initializers: Any) -> None:
             "initializers must be a dict by pattern, such as {'*/bias': zeros()}, got "
             f"{kind_of(initializers)}; {order}"
         )
-
-
-def _is_box(node: Any) -> bool:
-    """Whether a node is one of Flax's boxes around an array; Flax need not be installed."""
-    kind = type(node)
-    held = hasattr(kind, "value") or "value" in getattr(kind, "__dataclass_fields__", {})
-    return held and kind.__module__.startswith("flax.")
 
 
 def _last_match(path: str, patterns: Mapping[str, Initializer]) -> Initializer | None:

@@ -99,7 +99,7 @@ class _Variables:
 
     def trained(self) -> Any:
         """Returns what the optimizer sees: the parameters, None in place of other leaves."""
-        return optimized(self.tree)
+        return optimized(self.tree, self.parameters)
 
     def leaves_with(self, trained: Any) -> list[Any]:
         """Returns all leaves, those that are trained replaced."""

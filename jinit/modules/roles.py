@@ -11,7 +11,7 @@ statistic::
     statistic    batch_stats             BatchStat          as it is
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
@@ -96,7 +96,8 @@ def leaf_roles(
 
     Args:
         variables: Any tree. Its top level are collections where ``params`` is among them;
-            elsewhere what is not a variable of NNX is a parameter.
+            elsewhere what is not a variable of NNX is a parameter, but for the arrays that an NNX
+            object holds without one.
         roles: What the user says of collections and variables.
         collection: The top-level entry that holds the parameters, where it is not Flax's.
 
@@ -107,13 +108,20 @@ def leaf_roles(
     name = collection_of(variables, collection)
     found: list[Role] = []
     nodes = jax.tree_util.tree_leaves_with_path(variables, is_leaf=is_nnx_variable)
+    said: dict[Any, Role] = dict(roles)
+    of_objects = _is_state(variables) and any(is_nnx_variable(node) for _, node in nodes)
     for path, node in nodes:
         entry = path_text(path[:1])
-        role: Role = "parameter"
         if is_nnx_variable(node):
             role = role_of(type(node), roles)
-        elif name is not None and entry != name:
-            role = "statistic" if entry == "params" else role_of(entry, roles)
+        elif of_objects:
+            role = "statistic"
+        elif name is None:
+            role = said.get(entry, "parameter")
+        elif entry == name:
+            role = "parameter"
+        else:
+            role = role_of(entry, roles) if entry != "params" else "statistic"
         found.extend(role for _ in jax.tree.leaves(node))
     return tuple(found)
 
@@ -130,18 +138,37 @@ def param_mask(
     return tuple(role == "parameter" for role in leaf_roles(variables, roles, collection))
 
 
-def optimized(variables: Any, collection: str | None = None) -> Any:
+def optimized(variables: Any, parameters: Sequence[bool], collection: str | None = None) -> Any:
     """Returns what an optimizer sees: the parameters that are floats, None in place of others.
+
+    Of an NNX state it is the state of its parameters alone, and of collections the one that holds
+    them, if no other does.
 
     Args:
         variables: Any tree.
+        parameters: For every leaf whether it is a parameter.
         collection: The top-level entry that holds the parameters, where it is not Flax's.
     """
     leaves, tree = jax.tree.flatten(variables)
-    mask = param_mask(variables, collection=collection)
-    kept = [x if flag and is_float(x) else None for x, flag in zip(leaves, mask, strict=True)]
+    kept = [x if flag and is_float(x) else None for x, flag in zip(leaves, parameters, strict=True)]
     whole, name = jax.tree.unflatten(tree, kept), collection_of(variables, collection)
-    return whole if name is None else whole[name]
+    if _is_state(whole):
+        return _filled(whole)
+    others = {key: tree for key, tree in whole.items() if key != name} if name is not None else None
+    return whole if name is None or jax.tree.leaves(others) else whole[name]
+
+
+def _is_state(tree: Any) -> bool:
+    return is_framework_type(tree, "flax.nnx", "State")
+
+
+def _filled(state: Any) -> Any:
+    """Leaves out the variables of an NNX state that hold nothing."""
+    from flax import nnx
+
+    nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_nnx_variable)
+    flat = {tuple(key.key for key in path): node for path, node in nodes if jax.tree.leaves(node)}
+    return nnx.from_flat_state(flat)
 
 
 def is_nnx_variable(node: Any) -> bool:

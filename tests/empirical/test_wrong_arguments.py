@@ -46,11 +46,6 @@ ALONE = (
 )
 LINEN = "pass model.apply, and as params the variables that model.init returned"
 WRONG = {
-    "an Equinox module": (
-        (MLP, lambda m, x: jax.vmap(m)(x), X, loss),
-        "params holds leaves that are not arrays: activation (custom_jvp), final_activation "
-        "(function)" + ALONE,
-    ),
     "leaves of other types": (
         ({"w": jnp.eye(4), "name": "dense", "f": {"act": jax.nn.relu}, "of": np.array(["a"])},
          linear, X, loss),
@@ -61,9 +56,6 @@ WRONG = {
         (jax.eval_shape(MODEL.init, jax.random.key(0), X), MODEL.apply, X, loss),
         "params holds leaves that are not arrays: params/bias (ShapeDtypeStruct), params/kernel "
         "(ShapeDtypeStruct); pass what model.init returned, not its shapes",
-    ),
-    "an unbound module": (
-        (VARIABLES, MODEL, X, loss), f"apply_fn is a linen module (Dense); {LINEN}"
     ),
     "a class": (
         (VARIABLES, nn.Dense, X, loss),

@@ -471,9 +471,9 @@ class NnxNet(nnx.Module):
 
     def run(self, x):
         outputs: Outputs = {}
-        x = hand_out("first/kernel/value", outputs, self.first(x))
-        x = hand_out("second/kernel/value", outputs, self.second(nnx.relu(self.norm(x))))
-        return hand_out("head/kernel/value", outputs, self.head(nnx.relu(x))), outputs
+        x = hand_out("first/kernel", outputs, self.first(x))
+        x = hand_out("second/kernel", outputs, self.second(nnx.relu(self.norm(x))))
+        return hand_out("head/kernel", outputs, self.head(nnx.relu(x))), outputs
 
 
 @case("nnx")
@@ -484,5 +484,5 @@ def nnx_net() -> Case:
         captured=lambda state, x: nnx.merge(graph, state).run(x),
         apply_fn=lambda state, x: nnx.merge(graph, state)(x),
         draw=normal(64, 16),
-        not_tuned={"norm/scale/value": GAIN, "norm/bias/value": BIAS},
+        not_tuned={"norm/scale": GAIN, "norm/bias": BIAS},
     )

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from jinit.empirical.explicit.scale_tree import (
 from jinit.empirical.measuring.meshes import in_its_mesh
 from jinit.empirical.user_functions import describe_call
 from jinit.layers import Layer, gathered, survey
+from jinit.modules.model import read_model
 from jinit.modules.roles import param_mask
 from jinit.tracing import EquationView, Path, Static, evaluate, partition, trace
 from jinit.typing import ApplyFn
@@ -64,35 +65,53 @@ class NormedApply:
     and the one that leaves through x by ``gx * gy``.
 
     Args:
-        apply_fn: The model.
+        apply_fn: The model: a function of its variables, or of the module.
         scales: The scales; None where the variables hold them in the collection ``normed``.
+        collection: The top-level entry of the variables that holds the parameters, where it is
+            not Flax's ``params``.
+        parameters: The paths of the parameters, where they are not all in it.
     """
 
-    def __init__(self, apply_fn: ApplyFn, scales: Scales | None = None) -> None:
+    def __init__(
+        self,
+        apply_fn: ApplyFn,
+        scales: Scales | None = None,
+        collection: str | None = None,
+        parameters: Sequence[str] | None = None,
+    ) -> None:
         functools.update_wrapper(self, apply_fn, updated=())
         self.apply_fn, self.scales = apply_fn, scales
-        self._compiled = jax.jit(self._apply, static_argnums=0)
+        self.collection, self.parameters = collection, parameters
+        self._compiled = jax.jit(self._apply, static_argnums=(0, 1))
 
     def __call__(self, params: Any, *inputs: Any, **options: Any) -> Any:
         """Applies the model; keyword arguments are handed on."""
+        model = read_model(params, self.apply_fn)
         static, arrays = partition(options)
-        run = self._compiled if static.hashable else self._apply
-        return run(static, params, self.scales, inputs, arrays)
+        opened = model.opened
+        run = self._compiled if static.hashable and _is_hashable(opened) else self._apply
+        return run(opened, static, model.variables, self.scales, inputs, arrays)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return NormedApply, (self.apply_fn, self.scales)
+        return NormedApply, (self.apply_fn, self.scales, self.collection, self.parameters)
 
     def _apply(
-        self, static: Static, params: Any, scales: Scales | None, inputs: Any, arrays: Any
+        self,
+        opened: Callable[..., Any],
+        static: Static,
+        params: Any,
+        scales: Scales | None,
+        inputs: Any,
+        arrays: Any,
     ) -> Any:
         if scales is None:
             params, scales = _divided(params, describe_call(self.apply_fn))
         traced = trace(
-            lambda params, inputs, arrays: self.apply_fn(params, *inputs, **static.fill(arrays)),
+            lambda params, inputs, arrays: opened(params, *inputs, **static.fill(arrays)),
             params, inputs, arrays,
         )  # fmt: skip
-        collection, paths = collection_of(params), leaf_paths(params)
-        found = survey(traced, param_mask(params))
+        collection, paths = collection_of(params, self.collection), leaf_paths(params)
+        found = survey(traced, self._trainable(params, paths))
         names = [relative_path(path, collection) for path in paths]
         leaves = _scaled_leaves(found.layers, jax.tree.leaves(params), names, scales)
         factors = dict(_backward_factors(found.layers, names, scales))
@@ -109,6 +128,19 @@ class NormedApply:
             traced.jaxpr, traced.consts, args, rule, planted=factors, enter=found.enter
         )
         return traced.unflatten(outputs)
+
+    def _trainable(self, params: Any, paths: Sequence[str]) -> Sequence[bool]:
+        if self.parameters is None:
+            return param_mask(params, collection=self.collection)
+        return [path in self.parameters for path in paths]
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _divided(variables: Any, name: str) -> tuple[Any, Scales]:

@@ -38,6 +38,8 @@ def write(path: str | os.PathLike[str], parts: Mapping[str, Any], findings: Save
         "name": facts.name,
         "wrapped": facts.wrapped,
         "inside": facts.inside,
+        "collection": facts.collection,
+        "parameters": facts.parameters,
         "report": facts.report.to_dict(),
         "growth": _encoded(findings.growth, "growth", arrays),
         "parts": {name: _encoded(tree, name, arrays) for name, tree in parts.items()},
@@ -72,7 +74,11 @@ def read(
         parts = {name: _decoded(tree, archive) for name, tree in head["parts"].items()}
         growth = _decoded(head["growth"], archive)
     report = _report(head["report"])
-    facts = Facts(report, head["name"], None, head["wrapped"], head["inside"], apply_fn)
+    parameters = head.get("parameters")
+    facts = Facts(
+        report, head["name"], None, head["wrapped"], head["inside"], head.get("collection"),
+        None if parameters is None else tuple(parameters), apply_fn,
+    )  # fmt: skip
     return parts, Saved(growth, facts)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 
 from jinit.empirical.explicit.normed_apply import NormedApply
-from jinit.empirical.request import Request
 from jinit.empirical.results.findings_report import report_of
 from jinit.empirical.results.report import Report
 from jinit.empirical.solve import Findings
+from jinit.empirical.traced_model import TracedModel
 from jinit.empirical.user_functions import describe_call
 
 __all__ = ["Facts", "Saved", "applied_with", "saved"]
@@ -30,6 +30,8 @@ class Facts:
         function: It, pickled; None if it could not be.
         wrapped: Whether explicit mode applies the scales around it.
         inside: Whether the variables hold these scales.
+        collection: The top-level entry that holds the parameters, where the user said so.
+        parameters: The paths of the parameters, where the user said which they are.
         given: The function, where the user gave it again.
     """
 
@@ -38,6 +40,8 @@ class Facts:
     function: bytes | None
     wrapped: bool
     inside: bool
+    collection: str | None = None
+    parameters: tuple[str, ...] | None = None
     given: Callable[..., Any] | None = None
 
 
@@ -63,16 +67,22 @@ def saved(findings: Findings | Saved) -> Saved:
     """
     if isinstance(findings, Saved):
         return findings
-    request = findings.model.request
-    facts = Facts(
-        report_of(findings), describe_call(request.apply_fn), _pickled(request.apply_fn.fn),
-        _wraps(request), request.collection == "params",
-    )  # fmt: skip
+    facts = _facts(findings.model, report_of(findings), _pickled(findings.model.request.call.fn))
     return Saved(jax.device_get(findings.growth), facts)
 
 
-def _wraps(request: Request) -> bool:
-    return request.mode == "explicit" and not request.modules
+def _facts(model: TracedModel, report: Any, function: bytes | None) -> Facts:
+    request = model.request
+    flags = zip(model.names.paths, request.trainable, strict=True)
+    return Facts(
+        report=report,
+        name=describe_call(request.apply_fn),
+        function=function,
+        wrapped=request.mode == "explicit" and not request.modules,
+        inside=request.scales_inside,
+        collection=request.collection if request.explained else None,
+        parameters=tuple(path for path, flag in flags if flag) if request.explained else None,
+    )
 
 
 def _pickled(fn: Any) -> bytes | None:
@@ -91,13 +101,10 @@ def applied_with(findings: Findings | Saved, scales: Any) -> Callable[..., Any]:
         ValueError: It is neither there nor survived pickling.
     """
     if not isinstance(findings, Saved):
-        request = findings.model.request
-        return _wrapped(
-            request.apply_fn.fn, _wraps(request), request.collection == "params", scales
-        )
+        return _wrapped(findings.model.request.call.fn, _facts(findings.model, None, None), scales)
     facts = findings.facts
     if facts.given is not None:
-        return _wrapped(facts.given, facts.wrapped, facts.inside, scales)
+        return _wrapped(facts.given, facts, scales)
     if facts.function is None:
         around = (
             ", wrapped by jinit.empirical.NormedApply(apply_fn, scales)" if facts.wrapped else ""
@@ -108,8 +115,10 @@ def applied_with(findings: Findings | Saved, scales: Any) -> Callable[..., Any]:
             f"{around}, hand it to Calibration.load, or import cloudpickle before the calibration "
             "is pickled"
         )
-    return _wrapped(pickle.loads(facts.function), facts.wrapped, facts.inside, scales)
+    return _wrapped(pickle.loads(facts.function), facts, scales)
 
 
-def _wrapped(fn: Any, wrapped: bool, inside: bool, scales: Any) -> Callable[..., Any]:
-    return NormedApply(fn, None if inside else scales) if wrapped else fn
+def _wrapped(fn: Any, facts: Facts, scales: Any) -> Callable[..., Any]:
+    if not facts.wrapped:
+        return fn
+    return NormedApply(fn, None if facts.inside else scales, facts.collection, facts.parameters)

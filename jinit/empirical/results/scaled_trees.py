@@ -10,35 +10,44 @@ from jinit.empirical.explicit.scale_tree import COLLECTION, explicit_scales
 from jinit.empirical.explicit.wrapped_modules import filled
 from jinit.empirical.measuring.meshes import laid_like
 from jinit.empirical.measuring.passes import rescale
+from jinit.empirical.request import Problem
 from jinit.empirical.results.calibration import Calibration
 from jinit.empirical.solve import Findings
+from jinit.modules.roles import optimized
 from jinit.typing import PyTree
 
 __all__ = ["calibration_of", "rescaled"]
 
 
-def calibration_of(params: PyTree, findings: Findings) -> Calibration:
+def calibration_of(problem: Problem, findings: Findings) -> Calibration:
     """Builds what ``calibrate`` returns."""
     explicit = findings.model.request.mode == "explicit"
-    return (_explicit if explicit else _folded)(params, findings)
+    return (_explicit if explicit else _folded)(problem, findings)
 
 
-def _folded(params: PyTree, findings: Findings) -> Calibration:
-    solution = findings.solution
+def _folded(problem: Problem, findings: Findings) -> Calibration:
+    solution, params = findings.solution, problem.params
     scales, multipliers = (
         _by_leaf(findings, v, params) for v in (solution.parameter_scale, solution.multiplier)
     )
-    tree = jax.tree.structure(params)
     return Calibration(
-        params=rescaled(params, scales),
-        multipliers=jax.tree.unflatten(tree, multipliers),
-        scales=jax.tree.unflatten(tree, scales),
+        params=problem.model.restore(rescaled(params, scales)),
+        multipliers=_beside(problem, multipliers),
+        scales=_beside(problem, scales),
         _findings=findings,
     )
 
 
-def _explicit(params: PyTree, findings: Findings) -> Calibration:
-    solution, model = findings.solution, findings.model
+def _beside(problem: Problem, values: Sequence[Any]) -> PyTree:
+    """Builds a tree like the variables; of a module, like those that an optimizer sees."""
+    request = problem.request
+    tree = jax.tree.unflatten(jax.tree.structure(problem.params), values)
+    of_object = problem.model.is_object
+    return optimized(tree, request.trainable, request.collection) if of_object else tree
+
+
+def _explicit(problem: Problem, findings: Findings) -> Calibration:
+    solution, model, params = findings.solution, findings.model, problem.params
     request = model.request
     folded = solution.parameter_scale / solution.applied_scale
     kept = rescaled(params, _by_leaf(findings, folded, params))
@@ -52,11 +61,11 @@ def _explicit(params: PyTree, findings: Findings) -> Calibration:
         scales = kept[COLLECTION]
     else:
         scales = explicit_scales(model.names, *found, request.collection)
-        kept = {**kept, COLLECTION: scales} if request.collection == "params" else kept
+        kept = {**kept, COLLECTION: scales} if request.scales_inside else kept
     ones = _by_leaf(findings, np.ones(model.layout.slots), params)
     return Calibration(
-        params=kept,
-        multipliers=jax.tree.unflatten(jax.tree.structure(params), ones),
+        params=problem.model.restore(kept),
+        multipliers=_beside(problem, ones),
         scales=scales,
         _findings=findings,
     )
