@@ -28,7 +28,7 @@ def conv(params, x):
 def batch_norm(params, statistics, x):
     axes = tuple(range(x.ndim - 1))
     mean, var = x.mean(axes), x.var(axes)
-    y = (x - mean) * jax.lax.rsqrt(var + EPSILON) * params["scale"] + params["bias"]
+    y = (x - mean) * (jax.lax.rsqrt(var + EPSILON) * params["scale"]) + params["bias"]
     moved = {
         name: MOMENTUM * statistics[name] + (1 - MOMENTUM) * new
         for name, new in {"mean": mean, "var": var}.items()
@@ -38,7 +38,7 @@ def batch_norm(params, statistics, x):
 
 def layer_norm(params, x):
     mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(var + EPSILON) * params["scale"] + params["bias"]
+    return (x - mean) * (jax.lax.rsqrt(var + EPSILON) * params["scale"]) + params["bias"]
 
 
 def dropout(rate, key, x):
