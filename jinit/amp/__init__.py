@@ -12,11 +12,13 @@ from jinit.amp.casting.regions import disable_casts, float_function, half_functi
 from jinit.amp.explain import ExplainedOp, Explanation, explain
 from jinit.amp.initialize import initialize
 from jinit.amp.policy import Policy
+from jinit.amp.scaling.finite_state import where_finite
 from jinit.amp.scaling.loss_scaling import LossScalingState, loss_scaling
 from jinit.amp.scaling.master_weights import MasterWeightsState, master_weights
 from jinit.amp.scaling.scaled_gradients import UnscaledGrads, scale_loss, unscale, value_and_grad
 from jinit.amp.scaling.state_dict import load_state_dict, state_dict
 from jinit.amp.scaling.stochastic_rounding import StochasticRoundingState, stochastic_rounding
+from jinit.amp.train_step import train_step
 
 __all__ = [
     "OPS",
@@ -42,8 +44,10 @@ __all__ = [
     "scale_loss",
     "state_dict",
     "stochastic_rounding",
+    "train_step",
     "unscale",
     "value_and_grad",
+    "where_finite",
 ]
 
 __getattr__ = _known.known_names(__name__, __all__)

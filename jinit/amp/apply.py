@@ -206,10 +206,10 @@ def _restorer(given: PyTree, entered: PyTree) -> Callable[[Any, Any], Any]:
     cast: dict[Any, Any] = dict(jax.tree_util.tree_leaves_with_path(entered))
 
     def restore(path: Any, value: Any) -> Any:
-        old = before.get(path)
+        old: Any = before.get(path)
         if old is None or not is_float(old) or not is_float(value) or old.dtype == value.dtype:
             return value
-        new = value.astype(old.dtype)
+        new: Any = value.astype(old.dtype)
         if old.shape != value.shape or cast[path].dtype != value.dtype:
             return new
         return jnp.where(value == cast[path], old, new)
@@ -223,8 +223,9 @@ def _as_given(updated: Any, given: Any) -> Any:
 
     def restore(path: Any, value: Any) -> Any:
         old: Any = before.get(path)
-        known = old is not None and is_float(value) and is_float(old)
-        return value.astype(old.dtype) if known else value
+        if old is None or not is_float(value) or not is_float(old):
+            return value
+        return value.astype(old.dtype)
 
     return jax.tree_util.tree_map_with_path(restore, updated)
 

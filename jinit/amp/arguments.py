@@ -45,10 +45,6 @@ _MODELS = {
 }
 _ORDER = "in amp.initialize models go before optimizers"
 _OPTIMIZERS = {
-    ("flax.nnx", "Optimizer"): (
-        "pass the optax transformation that it was made of, and what comes back to "
-        "nnx.Optimizer(model, tx, wrt=nnx.Param)"
-    ),
     ("flax.training.train_state", "TrainState"): (
         "pass its tx, and what comes back to TrainState.create(tx=...)"
     ),

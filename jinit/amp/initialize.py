@@ -1,6 +1,6 @@
 """The one call that gives models and optimizers their precision."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
@@ -8,16 +8,20 @@ import optax
 
 from jinit._known import known_arguments
 from jinit.amp.apply import MixedPrecisionApply, find_apply_fn
+from jinit.amp.arguments import shown
 from jinit.amp.casting.linen_casts import is_linen_apply
 from jinit.amp.casting.op_lists import OpLists
 from jinit.amp.haiku_model import HaikuModel, Transformed, is_haiku
 from jinit.amp.half_support import check_backend
 from jinit.amp.levels import resolve_policy
 from jinit.amp.linen_model import LinenModel
+from jinit.amp.module_class import is_module, module_at
+from jinit.amp.nnx_optimizer import is_nnx_optimizer, optimizer_at
 from jinit.amp.policy import KeepFp32
 from jinit.amp.scaling.loss_scaling import loss_scaling
 from jinit.amp.scaling.master_weights import master_weights as stepping_masters
 from jinit.amp.scaling.scale_schedule import parse_bool, parse_count
+from jinit.modules.roles import Role
 from jinit.typing import ApplyFn, DTypeLike, HalfDType, OptLevel, PyTree
 
 if TYPE_CHECKING:
@@ -50,6 +54,7 @@ class Options(TypedDict, total=False):
     skip_nonfinite: bool
     ops: OpLists | None
     keep_fp32: KeepFp32 | None
+    roles: Mapping[str | type, Role] | None
     verbose: bool
     verbosity: int | None
     enabled: bool
@@ -159,6 +164,7 @@ def initialize(
     skip_nonfinite: bool = False,
     ops: OpLists | None = None,
     keep_fp32: KeepFp32 | None = None,
+    roles: Mapping[str | type, Role] | None = None,
     verbose: bool = False,
     verbosity: int | None = None,
     enabled: bool = True,
@@ -218,6 +224,8 @@ def initialize(
             The type of its module is known for linen and NNX, and None elsewhere. What goes into
             a kept layer is cast to float32, and its result back to half; at O2 and O3 only.
         ops: Which operations O1 runs in which dtype, by default ``amp.OPS``.
+        roles: What the values of collections and of types of variables are, where it is not
+            what ``jinit.modules.roles`` says, as in ``{"memory": "activation"}``.
         verbose: Whether to print the properties in effect beside the level's.
         verbosity: apex's name of ``verbose``: 1 prints, 0 does not.
         enabled: False returns the functions untouched (of a linen module what stands for its
@@ -268,6 +276,7 @@ def initialize(
         max_loss_scale=max_loss_scale,
         ops=ops,
         keep_fp32=keep_fp32,
+        roles=roles,
     )
     enabled = parse_bool("enabled", enabled, among="True or False")
     skips = parse_bool("skip_nonfinite", skip_nonfinite, among="True or False")
@@ -280,13 +289,17 @@ def initialize(
     def wrap_model(model: Any) -> Any:
         if is_haiku(model):
             return HaikuModel(model, policy) if enabled else model
+        if is_module(model):
+            return module_at(model, policy) if enabled else model
         apply_fn = find_apply_fn(model)
         if is_linen_apply(apply_fn):
             inside = policy if enabled else resolve_policy("O0")
             return LinenModel(apply_fn, inside, enabled=enabled)
         return MixedPrecisionApply(apply_fn, policy) if enabled else apply_fn
 
-    def wrap_optimizer(tx: Any) -> optax.GradientTransformationExtraArgs:
+    def wrap_optimizer(tx: Any) -> Any:
+        if is_nnx_optimizer(tx):
+            return optimizer_at(tx, wrap_optimizer(tx.tx), _module_of(tx, models, wrapped))
         scaled = loss_scaling(
             tx,
             policy.loss_scale if enabled else 1.0,
@@ -305,6 +318,20 @@ def initialize(
     if prints and enabled:
         print(policy)
     return wrapped
+
+
+def _module_of(optimizer: Any, models: Any, wrapped: Any) -> Any:
+    """Returns the module at its level that an ``nnx.Optimizer`` steps.
+
+    Raises:
+        ValueError: There are several modules: an optimizer does not say whose it is.
+    """
+    if is_module(models):
+        return wrapped
+    raise ValueError(
+        f"an nnx.Optimizer does not hold its module, and models is {shown(models)}: call "
+        "amp.initialize(module, optimizer) for each pair, or pass optimizer.tx"
+    )
 
 
 def _parse_verbose(verbose: Any, verbosity: Any) -> bool:

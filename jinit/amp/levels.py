@@ -14,6 +14,7 @@ from jinit.amp.casting.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from jinit.amp.casting.op_lists import OpLists
 from jinit.amp.policy import Policy, opt_levels
 from jinit.amp.scaling.scale_schedule import parse_bool, parse_loss_scale, parse_positive
+from jinit.modules.roles import parse_roles
 
 __all__ = ["parse_ops", "resolve_half_dtype", "resolve_policy"]
 
@@ -181,5 +182,6 @@ _PARSERS = {
     "loss_scale": parse_loss_scale,
     "min_loss_scale": parse_positive,
     "ops": parse_ops,
+    "roles": lambda _, roles: parse_roles(roles),
     "max_loss_scale": parse_positive,
 }

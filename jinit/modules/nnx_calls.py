@@ -8,6 +8,9 @@ call is three steps, of which only the one in the middle is traced::
     put_back(apart, returned)         what fn did to the objects is done to the  ctx.merge
                                       caller's: values, new attributes, aliases
 
+A state that is an argument itself, as in ``lambda state, x: nnx.merge(graphdef, state)(x)``, is
+taken for values: the function gets a copy, and has to return what it writes there.
+
 Invariant: a leaf of the state that ``fn`` did not write to does not pass through the traced
 function's results, so that it is the caller's afterwards, bit for bit.
 """
@@ -19,7 +22,7 @@ from typing import Any
 
 import jax
 
-from jinit._trees import is_framework_type
+from jinit._trees import is_framework_type, path_text
 from jinit.modules.roles import is_nnx_variable
 
 __all__ = [
@@ -39,7 +42,7 @@ _TAG = "jinit"  # which of NNX's contexts remembers the objects
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The state of one NNX object, in its place. A variable stands for itself.
+    """The state of one NNX object, in its place: a State, or of a variable the variable.
 
     Attributes:
         state: The state.
@@ -68,7 +71,7 @@ class Apart:
     def states(self) -> Any:
         """Returns the states of all objects as one."""
         nodes = jax.tree.leaves((self.args, self.kwargs), is_leaf=_is_part)
-        return _joint([unwrapped(node) for node in nodes if _is_part(node)])
+        return _joint([node.state for node in nodes if _is_part(node)])
 
 
 @functools.partial(
@@ -115,6 +118,10 @@ def is_object(value: Any) -> bool:
     return is_framework_type(value, "flax.nnx", "Pytree") or is_nnx_variable(value)
 
 
+def _is_object_or_state(value: Any) -> bool:
+    return is_object(value) or is_framework_type(value, "flax.nnx", "State")
+
+
 def on_objects(run: Callable[[Apart], Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Runs what takes arguments apart from their objects, and does to the objects what it did.
 
@@ -126,7 +133,7 @@ def on_objects(run: Callable[[Apart], Any], args: Sequence[Any], kwargs: dict[st
     Returns:
         What the function that was called returned.
     """
-    nodes, tree = jax.tree.flatten((tuple(args), kwargs), is_leaf=is_object)
+    nodes, tree = jax.tree.flatten((tuple(args), kwargs), is_leaf=_is_object_or_state)
     objects = [node for node in nodes if is_object(node)]
     if not objects:
         return run(Apart(tuple(args), kwargs))
@@ -149,7 +156,7 @@ def call(fn: Callable[..., Any], apart: Apart) -> Any:
         What it returned, or with objects a ``Returned``.
     """
     if apart.graphdef is None:
-        return fn(*apart.args, **apart.kwargs)
+        return _call_on_values(fn, apart.args, apart.kwargs)
     from flax import nnx
 
     states = apart.states()
@@ -162,7 +169,7 @@ def call(fn: Callable[..., Any], apart: Apart) -> Any:
         (apart.args, apart.kwargs),
         is_leaf=_is_part,
     )
-    nodes, tree = jax.tree.flatten(fn(*args, **kwargs), is_leaf=is_object)
+    nodes, tree = jax.tree.flatten(_call_on_values(fn, args, kwargs), is_leaf=is_object)
     returned = [node for node in nodes if is_object(node)]
     numbers = iter(range(len(returned)))
     places = [_Made(next(numbers)) if is_object(node) else node for node in nodes]
@@ -174,6 +181,35 @@ def call(fn: Callable[..., Any], apart: Apart) -> Any:
     paths = tuple(path for path, _ in leaves)
     outputs = jax.tree.unflatten(tree, places)
     return Returned(outputs, written, graphdef, structure, paths, passed)
+
+
+def _call_on_values(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Calls a function, of whose states none may be lost.
+
+    Raises:
+        ValueError: It wrote to a state that is an argument, and did not return what it wrote.
+    """
+    nodes = jax.tree.leaves((args, kwargs), is_leaf=_is_object_or_state)
+    states = [node for node in nodes if is_framework_type(node, "flax.nnx", "State")]
+    held = [
+        (path, variable, jax.tree.leaves(variable))
+        for path, variable in jax.tree_util.tree_leaves_with_path(states, is_leaf=is_nnx_variable)
+    ]
+    outputs = fn(*args, **kwargs)
+    returned = {id(leaf) for leaf in jax.tree.leaves(outputs)} if held else set()
+    lost = [
+        f"{path_text(path[1:])} ({type(variable).__name__})"
+        for path, variable, before in held
+        for new, old in zip(jax.tree.leaves(variable), before, strict=False)
+        if new is not old and id(new) not in returned
+    ]
+    if lost:
+        raise ValueError(
+            f"the function wrote to a state that it was given, and what it wrote would be lost: "
+            f"{', '.join(lost[:5])}{' and others' if len(lost) > 5 else ''}. Pass the NNX module "
+            "itself in place of its state, or return the new state, as nnx.state(model), as well"
+        )
+    return outputs
 
 
 def _put_back(apart: Apart, returned: Returned, count: int) -> Any:
@@ -193,9 +229,7 @@ def _put_back(apart: Apart, returned: Returned, count: int) -> Any:
 
 def unwrapped(tree: Any) -> Any:
     """Returns a tree with the bare states in the places of objects."""
-    return jax.tree.map(
-        lambda node: node.state if isinstance(node, Part) else node, tree, is_leaf=_is_part
-    )
+    return jax.tree.map(lambda node: node.state if _is_part(node) else node, tree, is_leaf=_is_part)
 
 
 def wrapped_as(tree: Any, like: Any) -> Any:
@@ -203,12 +237,12 @@ def wrapped_as(tree: Any, like: Any) -> Any:
     nodes, structure = jax.tree.flatten(like, is_leaf=_is_part)
     pairs = zip(nodes, structure.flatten_up_to(tree), strict=True)
     return jax.tree.unflatten(
-        structure, [Part(new) if isinstance(old, Part) else new for old, new in pairs]
+        structure, [Part(new) if _is_part(old) else new for old, new in pairs]
     )
 
 
 def _is_part(node: Any) -> bool:
-    return isinstance(node, Part) or is_nnx_variable(node)
+    return isinstance(node, Part)
 
 
 def _joint(states: Sequence[Any]) -> Any:
@@ -221,5 +255,4 @@ def _divided(states: Any, count: int) -> list[Any]:
     """Divides a joint state by objects; one without variables, or seen before, has none left."""
     from flax import nnx
 
-    parts = [states[n] if n in states else nnx.State({}) for n in range(count)]
-    return [part if is_nnx_variable(part) else Part(part) for part in parts]
+    return [Part(states[n] if n in states else nnx.State({})) for n in range(count)]

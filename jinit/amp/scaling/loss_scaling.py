@@ -17,7 +17,13 @@ from jinit.amp.arguments import (
     check_state,
 )
 from jinit.amp.scaling.scale_schedule import ScaleSchedule, parse_count
-from jinit.amp.scaling.scaled_gradients import UnscaledGrads, check_loss_id, map_inexact, unscale
+from jinit.amp.scaling.scaled_gradients import (
+    UnscaledGrads,
+    check_loss_id,
+    map_inexact,
+    marked_again,
+    unscale,
+)
 
 __all__ = ["LossScalingState", "loss_scaling"]
 
@@ -192,6 +198,7 @@ def _scaled(
         **extra_args: Any,
     ) -> tuple[optax.Updates, LossScalingState]:
         check_state("loss_scaling", state, LossScalingState)
+        updates = marked_again(updates, params)
         handed = updates if overflow is None else _marked(updates, overflow)
         unscaled = _unscaled(handed, state)
 

@@ -1,14 +1,15 @@
 """From a loss to its true gradients: scale, differentiate, unscale, and note what overflowed."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jinit._known import known_arguments
+from jinit._trees import is_framework_type
 from jinit.amp.arguments import (
     check_aux,
     check_function,
@@ -17,13 +18,21 @@ from jinit.amp.arguments import (
     check_opt_state,
     shown,
 )
+from jinit.amp.scaling.differentiate import differentiated
+from jinit.modules.nnx_state import carried_state, keep_where
+from jinit.modules.roles import is_nnx_variable
 from jinit.typing import PyTree
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 __all__ = [
     "UnscaledGrads",
+    "all_finite",
     "check_loss_id",
     "find_scale",
     "map_inexact",
+    "marked_again",
     "scale_loss",
     "unscale",
     "value_and_grad",
@@ -31,6 +40,7 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
+OptState: TypeAlias = "optax.OptState | nnx.Optimizer"
 
 _OUTSIDE = {
     "ApplyIfFiniteState": "optax.apply_if_finite",
@@ -91,9 +101,7 @@ class UnscaledGrads:
 
 
 @known_arguments
-def scale_loss(
-    loss: jax.typing.ArrayLike, opt_state: optax.OptState, loss_id: int = 0
-) -> jax.Array:
+def scale_loss(loss: jax.typing.ArrayLike, opt_state: OptState, loss_id: int = 0) -> jax.Array:
     """Multiplies a loss by its scale in the optimizer's state.
 
     Differentiate the product. An optimizer with one loss takes its gradients as they are; for
@@ -136,7 +144,7 @@ def scale_loss(
 
 
 @known_arguments
-def unscale(grads: PyTree, opt_state: optax.OptState, loss_id: int = 0) -> UnscaledGrads:
+def unscale(grads: PyTree, opt_state: OptState, loss_id: int = 0) -> UnscaledGrads:
     """Divides gradients of a scaled loss by its scale, and marks whether they overflowed.
 
     Args:
@@ -168,28 +176,33 @@ def unscale(grads: PyTree, opt_state: optax.OptState, loss_id: int = 0) -> Unsca
     # By the reciprocal, which compilers fuse into every reader, where they keep a quotient.
     factor = 1.0 / _scale_of(opt_state, loss_id)
     true = map_inexact(lambda grad: grad * factor.astype(grad.dtype), grads)
-    return UnscaledGrads(true, {int(loss_id): 1.0 - _all_finite(true).astype(jnp.float32)})
+    return UnscaledGrads(true, {int(loss_id): 1.0 - all_finite(true).astype(jnp.float32)})
 
 
 @known_arguments
 def value_and_grad(
     loss_fn: Callable[P, R],
-    opt_state: optax.OptState,
+    opt_state: OptState,
     loss_id: int = 0,
     *,
-    argnums: int | Sequence[int] = 0,
+    argnums: "int | nnx.DiffState | Sequence[int | nnx.DiffState]" = 0,
     has_aux: bool = False,
 ) -> Callable[P, tuple[R, UnscaledGrads]]:
     """Returns a function of a loss and its true gradients, differentiated at its scale.
 
     As ``jax.value_and_grad``, with the loss multiplied by its scale on the way in and the
-    gradients divided by it, in float32, on the way out.
+    gradients divided by it, in float32, on the way out. Of an NNX module the gradients are those
+    of ``nnx.Param``, as ``nnx.value_and_grad`` has them; of an Equinox module those of its
+    floating arrays, as ``eqx.filter_value_and_grad`` has them. What the function does to NNX
+    objects that it is given stays done, but for one thing: where a gradient is not finite, their
+    statistics and caches are what they were, as the step is skipped.
 
     Args:
         loss_fn: Returns a scalar loss, float32 or wider.
-        opt_state: The state of an optimizer that the loss feeds.
+        opt_state: The state of an optimizer that the loss feeds, or the ``nnx.Optimizer``.
         loss_id: Which of the optimizer's losses it is.
-        argnums: Which positional arguments to differentiate by.
+        argnums: Which positional arguments to differentiate by; with NNX also
+            ``nnx.DiffState(0, filter)``.
         has_aux: Whether ``loss_fn`` returns ``(loss, aux)``.
 
     Returns:
@@ -224,11 +237,12 @@ def value_and_grad(
             check_aux(value)
         return scale_loss(value[0] if has_aux else value, opt_state, loss_id), value
 
-    differentiated = jax.value_and_grad(of_scaled, argnums, has_aux=True)
-
     def value_and_unscaled_grads(*args: P.args, **kwargs: P.kwargs) -> tuple[R, UnscaledGrads]:
-        (_, value), grads = differentiated(*args, **kwargs)
-        return value, unscale(grads, opt_state, loss_id)
+        before = carried_state((args, kwargs))
+        (_, value), grads = differentiated(of_scaled, argnums, args, kwargs)
+        unscaled = unscale(grads, opt_state, loss_id)
+        keep_where(unscaled.finite, before)
+        return value, unscaled
 
     return value_and_unscaled_grads
 
@@ -244,8 +258,22 @@ def check_loss_id(loss_id: Any, num_losses: int) -> None:
     )
 
 
-def _check_outermost(opt_state: optax.OptState) -> None:
+def marked_again(grads: Any, params: Any) -> Any:
+    """Returns ``UnscaledGrads`` of which ``nnx.Optimizer`` kept the gradients alone.
+
+    Its ``update`` takes the variables out of what it is given: of ``UnscaledGrads`` the entry
+    ``grads`` is left. Of one loss the mark can be found anew, for what overflowed is not finite.
+    """
+    left = isinstance(grads, Mapping) and list(grads) == ["grads"]
+    if not left or (isinstance(params, Mapping) and "grads" in params):
+        return grads
+    true = grads["grads"]
+    return UnscaledGrads(true, {0: 1.0 - all_finite(true).astype(jnp.float32)})
+
+
+def _check_outermost(opt_state: Any) -> None:
     """Raises a ValueError where unscaled gradients pass what cannot take them, or loses marks."""
+    opt_state = _held_state(opt_state)
     for path, _ in optax.tree.get_all_with_path(opt_state, "loss_scale"):
         for key in path:
             outer = _OUTSIDE.get(getattr(key, "tuple_name", ""))
@@ -256,14 +284,21 @@ def _check_outermost(opt_state: optax.OptState) -> None:
                 )
 
 
-def find_scale(opt_state: optax.OptState) -> jax.Array:
-    """Finds the loss scale in a state, of shape () or (num_losses,).
+def _held_state(opt_state: Any) -> Any:
+    """Returns the state of an ``nnx.Optimizer``, and any other as it is."""
+    nnx_optimizer = is_framework_type(opt_state, "flax.nnx", "Optimizer")
+    return opt_state.opt_state if nnx_optimizer else opt_state
+
+
+def find_scale(opt_state: Any) -> jax.Array:
+    """Finds the loss scale in a state or an ``nnx.Optimizer``, of shape () or (num_losses,).
 
     Raises:
         TypeError: If it is not a state.
         ValueError: If there is none, or more than one.
     """
-    found = [value for _, value in optax.tree.get_all_with_path(opt_state, "loss_scale")]
+    held = optax.tree.get_all_with_path(_held_state(opt_state), "loss_scale")
+    found = [value.get_value() if is_nnx_variable(value) else value for _, value in held]
     if not found:
         check_opt_state(opt_state)
     if len(found) != 1:
@@ -275,7 +310,7 @@ def find_scale(opt_state: optax.OptState) -> jax.Array:
     return jnp.asarray(found[0])
 
 
-def _scale_of(opt_state: optax.OptState, loss_id: int) -> jax.Array:
+def _scale_of(opt_state: OptState, loss_id: int) -> jax.Array:
     scale = find_scale(opt_state)
     check_loss_id(loss_id, scale.size)
     return scale[loss_id] if scale.ndim else scale
@@ -293,6 +328,7 @@ def map_inexact(function: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyT
     return jax.tree.map(visit, tree)
 
 
-def _all_finite(tree: Any) -> jax.Array:
+def all_finite(tree: Any) -> jax.Array:
+    """Returns whether every floating leaf of a tree is finite, as a bool of shape ()."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.stack([jnp.asarray(True), *(jnp.isfinite(leaf).all() for leaf in leaves)]).all()

@@ -1,0 +1,136 @@
+"""One call for a training step at a level: scaled loss, true gradients, update, kept state."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from jinit._trees import collection_of, is_framework_type
+from jinit.amp.arguments import check_function, check_optimizer, shown
+from jinit.amp.scaling.differentiate import combined, is_trained
+from jinit.amp.scaling.finite_state import where_finite
+from jinit.amp.scaling.scaled_gradients import value_and_grad
+from jinit.tracing import Static, partition
+
+__all__ = ["train_step"]
+
+
+def train_step(
+    loss_fn: Callable[..., Any], tx: optax.GradientTransformation | None = None
+) -> Callable[..., Any]:
+    """Returns a compiled training step of a loss and an optimizer.
+
+    It scales the loss, differentiates it, divides the gradients by the scale, updates, and where
+    a gradient is not finite and the step is skipped keeps the state besides the parameters too::
+
+        variables, opt_state, loss = step(variables, opt_state, *batch)      linen, Equinox, plain
+        loss = step(model, optimizer, *batch)                                NNX, in place
+
+    Args:
+        loss_fn: ``loss_fn(variables, *batch)`` returns a scalar, float32 or wider. Of Flax
+            variables that hold more collections than ``params`` it returns ``(loss, updated)``,
+            with the updated collections as ``apply(..., mutable=[...])`` returns them.
+        tx: What ``amp.initialize`` or ``amp.loss_scaling`` returned. None with NNX, where the
+            ``nnx.Optimizer`` holds it.
+
+    Returns:
+        The step. Of Flax variables ``opt_state`` is ``tx.init(variables["params"])``, of an Equinox
+        module ``tx.init(eqx.filter(model, eqx.is_inexact_array))``, of any other tree
+        ``tx.init(variables)``.
+
+    Raises:
+        TypeError: ``loss_fn`` is not a function, or ``tx`` not an optimizer; when it is called,
+            if ``tx`` is missing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jinit import amp
+        >>> apply_fn, tx = amp.initialize(lambda p, x: x @ p, optax.sgd(0.5), "O2")
+        >>> step = amp.train_step(lambda p, x: (apply_fn(p, x) ** 2).mean() / 2, tx)
+        >>> params = jnp.ones((1, 1))
+        >>> opt_state = tx.init(params)
+        >>> for _ in range(2):
+        ...     params, opt_state, loss = step(params, opt_state, jnp.ones((4, 1)))
+        >>> print(params, loss)
+        [[0.25]] 0.125
+    """
+    check_function("train_step", loss_fn)
+    if tx is not None:
+        check_optimizer(tx)
+    compiled = jax.jit(functools.partial(_step, loss_fn, tx), static_argnums=0)
+    of_nnx: list[Callable[..., Any]] = []  # made at its first call: NNX may never be imported
+
+    def step(variables: Any, opt_state: Any, *batch: Any) -> Any:
+        if is_framework_type(variables, "flax.nnx", "Module"):
+            if not of_nnx:
+                of_nnx.append(_nnx_step(loss_fn))
+            return of_nnx[0](variables, opt_state, *batch)
+        if tx is None:
+            raise TypeError(
+                f"train_step was given no optimizer, which {shown(variables)} needs: write "
+                "amp.train_step(loss_fn, tx)"
+            )
+        values, loss = compiled(*partition((variables, opt_state, batch)))
+        return *partition((variables, opt_state))[0].fill(values), loss
+
+    return step
+
+
+def _nnx_step(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
+    from flax import nnx
+
+    @nnx.jit
+    def step(model: Any, optimizer: Any, *batch: Any) -> jax.Array:
+        loss, grads = value_and_grad(loss_fn, optimizer)(model, *batch)
+        optimizer.update(model, grads)
+        return loss
+
+    return step
+
+
+def _step(
+    loss_fn: Callable[..., Any], tx: Any, static: Static, values: list[Any]
+) -> tuple[list[Any], jax.Array]:
+    """Takes a step from arguments that were divided, and divides what comes of it alike."""
+    variables, opt_state, batch = static.fill(values)
+    if collection_of(variables) is None:
+        loss, grads = value_and_grad(loss_fn, opt_state)(variables, *batch)
+        params = jax.tree.map(lambda x: x if is_trained(x) else None, variables)
+        updated: dict[str, Any] = {}
+    else:
+        params = variables["params"]
+        (loss, updated), grads = value_and_grad(
+            functools.partial(_of_params, loss_fn, variables), opt_state, has_aux=True
+        )(params, *batch)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    if collection_of(variables) is None:
+        variables = combined(params, variables)
+    else:
+        kept = where_finite(grads, updated, {name: variables[name] for name in updated})
+        variables = _with(variables, **kept, params=params)
+    return partition((variables, opt_state))[1], loss
+
+
+def _of_params(
+    loss_fn: Callable[..., Any], variables: Mapping[str, Any], params: Any, *batch: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Returns the loss as a function of one collection, and the collections that moved."""
+    returned = loss_fn(_with(variables, params=params), *batch)
+    if not isinstance(returned, tuple):
+        return returned, {}
+    loss, updated = returned
+    new = sorted(set(updated) - set(variables))
+    if new:
+        raise ValueError(
+            f"loss_fn returned the collections {', '.join(new)}, which the variables do not have: "
+            "leave them out, or pass variables that model.init returned with them"
+        )
+    return loss, dict(updated)
+
+
+def _with(variables: Any, **collections: Any) -> Any:
+    """Returns variables, a dict or a FrozenDict, with some collections replaced."""
+    return type(variables)({**variables, **collections})
