@@ -1,5 +1,6 @@
 """``coord_check``: what the user calls, and what is asked of the arguments."""
 
+import functools
 import math
 import numbers
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ from jinit.empirical.arguments import (
 from jinit.empirical.user_functions import draw_inputs, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
 from jinit.inspect.training import Model, Program, Sizes, train_and_measure
+from jinit.modules.model import calls_itself, lacks_variables, read_model
 from jinit.typing import ApplyFn, DrawFn, Key, LossFn, PyTree
 
 if TYPE_CHECKING:
@@ -145,7 +147,7 @@ def coord_check(
         for seed in range(seeds):
             model_key, input_key, loss_key = jax.random.split(jax.random.fold_in(key, seed), 3)
             made = make_model(width, model_key) if takes_key else make_model(width)
-            model = _check_model(made, width, optimizer)
+            model = _check_model(made, width, optimizer, loss_key)
             inputs = draw_inputs(dummy_input, input_key, batch_size)
             sizes.append(train_and_measure(program, model, inputs, dummy_loss, loss_key, steps))
         found[width] = _mean(sizes)
@@ -178,19 +180,36 @@ def _check_tolerance(tolerance: float) -> None:
         raise ValueError(f"tolerance={tolerance!r} must be a finite number that is not negative")
 
 
-def _check_model(made: Any, width: int, optimizer: Any) -> Model:
+def _check_model(made: Any, width: int, optimizer: Any, key: Key) -> Model:
     """Brings what ``make_model`` returned to one form."""
-    if not isinstance(made, tuple) or len(made) not in (2, 3) or not callable(made[1]):
+    given, apply_fn, *own = _parts(made, width)
+    check_model(given, apply_fn, f"; make_model({width}) returns (params, apply_fn)")
+    model = read_model(given, apply_fn)
+    leaves, paths = jax.tree.leaves(model.variables), leaf_paths(model.variables)
+    check_arrays(leaves, paths)
+    check_params(leaves, paths)
+    rngs = dict(zip(model.rngs, jax.random.split(key, len(model.rngs)), strict=True))
+    applied = functools.partial(model.apply_fn, rngs=rngs) if rngs else model.apply_fn
+    return Model(model.variables, applied, _optimizer(own, width, optimizer))
+
+
+def _parts(made: Any, width: int) -> list[Any]:
+    """Returns what was made, what applies it and the optimizer, if any; a module applies itself."""
+    parts = list(made) if isinstance(made, tuple) and not calls_itself(made) else [made]
+    if calls_itself(parts[0]) and (len(parts) == 1 or _is_optimizer(parts[1])):
+        parts.insert(1, None)
+    applies = len(parts) > 1 and (callable(parts[1]) or lacks_variables(parts[1]))
+    if len(parts) not in (2, 3) or not (applies or (parts[1] is None and calls_itself(parts[0]))):
         found = f"a tuple of {_types(made)}" if isinstance(made, tuple) else _types([made])
         raise TypeError(
             f"make_model({width}) returned {found}; return (params, apply_fn) or "
-            "(params, apply_fn, tx)"
+            "(params, apply_fn, tx), or a module that can be called, or (module, tx)"
         )
-    params, apply_fn, *own = made
-    check_model(params, apply_fn, f"; make_model({width}) returns (params, apply_fn)")
-    check_arrays(jax.tree.leaves(params), leaf_paths(params))
-    check_params(jax.tree.leaves(params), leaf_paths(params))
-    return Model(params, apply_fn, _optimizer(own, width, optimizer))
+    return parts
+
+
+def _is_optimizer(value: Any) -> bool:
+    return hasattr(value, "init") and hasattr(value, "update")
 
 
 def _types(values: Iterable[Any]) -> str:
@@ -221,7 +240,7 @@ def _optimizer(own: list[Any], width: int, optimizer: Any) -> Any:
         )
     if callable(tx) and not own:
         source, tx = f"optimizer({width})", tx(width)
-    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+    if not _is_optimizer(tx):
         raise ValueError(
             f"{source}={tx!r} is no optax transformation; pass one with its learning rate, "
             "such as optax.adam(1e-3)"

@@ -321,7 +321,7 @@ class HaikuModule(Module):
     """Applies a function that Haiku transformed, which is the rest."""
 
     def apply(self, variables, key, inputs, options):
-        keyed = (key,) if key is not None else ()
+        keyed = (key,) if _takes_key(self.rest) else ()
         if _is_transformed(self.rest, "Transformed"):
             return self.rest.apply(variables, *keyed, *inputs, **options)
         params, state = variables["params"], variables["state"]
@@ -334,8 +334,7 @@ class HaikuModule(Module):
 
 def _read_haiku(given: Any, transformed: Any, name: str) -> Model:
     applied = HaikuModule(transformed.apply, None, transformed)
-    takes_key = "rng" in inspect.signature(transformed.apply).parameters
-    rngs = (OWN_KEY,) if takes_key else ()
+    rngs = (OWN_KEY,) if _takes_key(transformed) else ()
     pair = isinstance(given, tuple) and len(given) == 2
     if name == "Transformed":
         if pair:
@@ -351,6 +350,11 @@ def _read_haiku(given: Any, transformed: Any, name: str) -> Model:
         )
     variables = dict(zip(("params", "state"), given, strict=True))
     return Model(variables, applied, _pair, transformed.apply, rngs)
+
+
+def _takes_key(transformed: Any) -> bool:
+    """Returns whether a key is asked for; ``haiku.without_apply_rng`` takes it out."""
+    return "rng" in inspect.signature(transformed.apply).parameters
 
 
 def _pair(variables: PyTree) -> tuple[PyTree, PyTree]:

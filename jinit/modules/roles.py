@@ -112,16 +112,15 @@ def leaf_roles(
     of_objects = _is_state(variables) and any(is_nnx_variable(node) for _, node in nodes)
     for path, node in nodes:
         entry = path_text(path[:1])
+        role: Role = "parameter"
         if is_nnx_variable(node):
             role = role_of(type(node), roles)
         elif of_objects:
             role = "statistic"
         elif name is None:
             role = said.get(entry, "parameter")
-        elif entry == name:
-            role = "parameter"
-        else:
-            role = role_of(entry, roles) if entry != "params" else "statistic"
+        elif entry != name:
+            role = "statistic" if entry == "params" else role_of(entry, roles)
         found.extend(role for _ in jax.tree.leaves(node))
     return tuple(found)
 

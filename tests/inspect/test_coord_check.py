@@ -757,14 +757,6 @@ MISTAKEN = {
         [4, 8],
         "make_model is a list; pass a function of width that returns (params, apply",
     ),
-    "a linen module": (
-        with_state,
-        "apply_fn is a linen module (WithState); pass model.apply, and as",
-    ),
-    "an Equinox module": (
-        lambda width: (EQUINOX, lambda m, x: jax.vmap(m)(x)),
-        "params holds leaves that are not arrays: activation (custom_jvp), final_activation (",
-    ),
     "a module and its apply": (
         lambda width: (with_state(width)[1], with_state(width)[1].apply),
         "params is a linen module (WithState), which is not a tree of arrays; pass model.apply, "

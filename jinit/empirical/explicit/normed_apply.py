@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jinit.empirical.measuring.meshes import in_its_mesh
 from jinit.empirical.user_functions import describe_call
 from jinit.layers import Layer, gathered, survey
 from jinit.modules.model import read_model
+from jinit.modules.nnx_calls import Apart, call, on_objects, unwrapped
 from jinit.modules.roles import param_mask
 from jinit.tracing import EquationView, Path, Static, evaluate, partition, trace
 from jinit.typing import ApplyFn
@@ -58,6 +60,32 @@ scale_gradient.defvjp(
 )
 
 
+@dataclass(frozen=True)
+class Opened:
+    """Calls a model with its variables in the place of its arrays.
+
+    Attributes:
+        call: Applies the model to its variables.
+        graphdef: What the NNX objects among the arguments are without their states.
+    """
+
+    call: Callable[..., Any]
+    graphdef: Any
+
+    @property
+    def hashable(self) -> bool:
+        """Whether a jit can tell it from another."""
+        try:
+            hash(self)
+        except TypeError:
+            return False
+        return True
+
+    def __call__(self, variables: Any, inputs: Any, options: dict[str, Any]) -> Any:
+        """Returns what ``jinit.modules.nnx_calls.call`` does."""
+        return call(self.call, Apart((variables, *inputs), options, self.graphdef))
+
+
 class NormedApply:
     """Applies a model with explicit forward and backward scales: ``apply(params, *inputs)``.
 
@@ -85,11 +113,21 @@ class NormedApply:
         self._compiled = jax.jit(self._apply, static_argnums=(0, 1))
 
     def __call__(self, params: Any, *inputs: Any, **options: Any) -> Any:
-        """Applies the model; keyword arguments are handed on."""
-        model = read_model(params, self.apply_fn)
-        static, arrays = partition(options)
-        opened = model.opened
-        run = self._compiled if static.hashable and _is_hashable(opened) else self._apply
+        """Applies the model; keyword arguments are handed on, and what NNX's objects keep is kept.
+
+        Args:
+            params: The variables, or the module that ``calibrate`` returned.
+            inputs: The inputs.
+            options: Keyword arguments.
+        """
+        return on_objects(self._run, (params, *inputs), options)
+
+    def _run(self, apart: Apart) -> Any:
+        given, *inputs = apart.args
+        model = read_model(given, self.apply_fn)
+        static, arrays = partition(apart.kwargs)
+        opened = Opened(model.opened, apart.graphdef)
+        run = self._compiled if static.hashable and opened.hashable else self._apply
         return run(opened, static, model.variables, self.scales, inputs, arrays)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -97,7 +135,7 @@ class NormedApply:
 
     def _apply(
         self,
-        opened: Callable[..., Any],
+        opened: Opened,
         static: Static,
         params: Any,
         scales: Scales | None,
@@ -107,11 +145,12 @@ class NormedApply:
         if scales is None:
             params, scales = _divided(params, describe_call(self.apply_fn))
         traced = trace(
-            lambda params, inputs, arrays: opened(params, *inputs, **static.fill(arrays)),
+            lambda params, inputs, arrays: opened(params, inputs, static.fill(arrays)),
             params, inputs, arrays,
         )  # fmt: skip
-        collection, paths = collection_of(params, self.collection), leaf_paths(params)
-        found = survey(traced, self._trainable(params, paths))
+        variables = unwrapped(params)
+        collection, paths = collection_of(variables, self.collection), leaf_paths(variables)
+        found = survey(traced, self._trainable(variables, paths))
         names = [relative_path(path, collection) for path in paths]
         leaves = _scaled_leaves(found.layers, jax.tree.leaves(params), names, scales)
         factors = dict(_backward_factors(found.layers, names, scales))
@@ -133,14 +172,6 @@ class NormedApply:
         if self.parameters is None:
             return param_mask(params, collection=self.collection)
         return [path in self.parameters for path in paths]
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _divided(variables: Any, name: str) -> tuple[Any, Scales]:
