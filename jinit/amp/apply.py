@@ -9,10 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from jinit._arithmetic import is_float
-from jinit._trees import is_framework_type
+from jinit._trees import collection_of, is_framework_type
 from jinit.amp.arguments import check_model
 from jinit.amp.autocast import Autocast, autocast
-from jinit.amp.casting.dtypes import cast_floating, holds_float32
+from jinit.amp.casting.activations import (
+    Activations,
+    cast_activations,
+    find_activations,
+    owner_is_kept,
+    restore_activations,
+)
+from jinit.amp.casting.dtypes import FLOAT32, cast_floating, holds_float32
 from jinit.amp.casting.linen_casts import cast_between_modules, is_linen_apply
 from jinit.amp.casting.module_types import (
     ModuleTypes,
@@ -31,6 +38,7 @@ __all__ = ["MixedPrecisionApply", "find_apply_fn", "function_name"]
 
 
 Path = tuple[str, ...]
+Halves = tuple[Activations, Activations]  # of the variables, and of the other arguments
 
 
 class MixedPrecisionApply:
@@ -49,6 +57,7 @@ class MixedPrecisionApply:
         self.policy = policy
         self._known_types: dict[Any, ModuleTypes] = {}
         self._functions: dict[Any, NormsInFloat32] = {}
+        self._fits: dict[Any, bool] = {}
         functools.update_wrapper(self, apply_fn, updated=())
 
     def __call__(self, variables: PyTree, *inputs: PyTree, **kwargs: Any) -> PyTree:
@@ -63,7 +72,10 @@ class MixedPrecisionApply:
         Returns:
             What the function returns, in the policy's output dtype.
         """
-        return on_objects(self.run_apart, (variables, *inputs), kwargs)
+        args = variables, *inputs
+        outputs = on_objects(self.run_apart, args, kwargs)
+        given = find_activations([args, kwargs], self.policy.roles)
+        return restore_activations(outputs, given, self.policy.roles)
 
     def run_apart(
         self, apart: Apart, wrap: Callable[[ApplyFn], Callable[[Apart], Any]] | None = None
@@ -79,6 +91,7 @@ class MixedPrecisionApply:
         types = self._types(apart)
         entering = self._cast(apart, types)
         function = self._function_for(unwrapped(entering.args[0]), variables, types)
+        entering = self._fitting(function, apart, entering, types)
         outputs = (wrap or _running)(function)(entering)
         if isinstance(outputs, Returned):
             restored = outputs.map_written(_restorer(apart.states(), entering.states()))
@@ -98,6 +111,63 @@ class MixedPrecisionApply:
         if self.policy.cast_model_type is not None:
             inputs, kwargs = cast_floating((inputs, kwargs), self.policy.cast_model_type)
         return dataclasses.replace(apart, args=(variables, *inputs), kwargs=kwargs)
+
+    def _fitting(
+        self, function: ApplyFn, given: Apart, entering: Apart, types: ModuleTypes
+    ) -> Apart:
+        """Gives state that follows activations their dtype, unless the function has its own.
+
+        Args:
+            function: What will run.
+            given: The arguments as they came.
+            entering: The arguments as they are cast.
+            types: The types of modules.
+
+        Returns:
+            The arguments. Where a module's user said ``dtype=``, it computes in that whatever the
+            level: then its state enters as it came.
+        """
+        came = self._activations(given)
+        inside = self._dtypes_inside(unwrapped(given.args[0]), came, types)
+        fitted = _with_activations(entering, inside)
+        if inside == came:
+            return fitted
+        static, values = partition(given)
+        key = static, tuple((x.shape, x.dtype) for x in values)
+        fits = self._fits.get(key) if static.hashable else None
+        if fits is None:
+            fits = _can_run(function, fitted)
+            if static.hashable:
+                self._fits[key] = fits
+        return fitted if fits else _with_activations(entering, came)
+
+    def _activations(self, apart: Apart) -> Halves:
+        """Returns the dtypes of the state that follows activations, in variables and inputs."""
+        variables, *inputs = apart.args
+        linen, roles = is_linen_apply(self.apply_fn), self.policy.roles
+        return (
+            find_activations(unwrapped(variables), roles, collections=linen),
+            find_activations([inputs, apart.kwargs], roles),
+        )
+
+    def _dtypes_inside(self, variables: PyTree, came: Halves, types: ModuleTypes) -> Halves:
+        """Returns the dtypes of activations where there is such state.
+
+        Args:
+            variables: As they were given.
+            came: The dtypes of the state.
+            types: The types of modules.
+        """
+        policy = self.policy
+        dtype = policy.half_dtype if policy.computes_in_half else FLOAT32
+        in_variables, in_inputs = (dict.fromkeys(paths, dtype) for paths in came)
+        if in_variables and policy.keeps_any(variables, types):
+            kept, others = policy.owners(variables, types)
+            depth = 0 if collection_of(variables) is None else 1
+            for path in in_variables:
+                if owner_is_kept(path[depth:], kept, others):
+                    in_variables[path] = FLOAT32
+        return in_variables, in_inputs
 
     def module_types(self, variables: PyTree, *inputs: PyTree, **kwargs: Any) -> ModuleTypes:
         """Returns the type of the module at each path below the parameters.
@@ -190,6 +260,24 @@ class MixedPrecisionApply:
 def _running(fn: ApplyFn) -> Callable[[Apart], Any]:
     """Returns a function, under autocast or not, as one of arguments taken apart."""
     return fn.run if isinstance(fn, Autocast) else functools.partial(call, fn)
+
+
+def _can_run(function: ApplyFn, apart: Apart) -> bool:
+    """Returns whether a function can be traced with some arguments."""
+    static, values = partition(apart)
+    try:
+        jax.eval_shape(lambda values: _running(function)(static.fill(values)), values)
+    except (TypeError, ValueError):  # of dtypes that do not fit; any other shows when it runs
+        return False
+    return True
+
+
+def _with_activations(apart: Apart, dtypes: Halves) -> Apart:
+    """Returns arguments with the state that follows activations cast."""
+    variables, *inputs = apart.args
+    cast = wrapped_as(cast_activations(unwrapped(variables), dtypes[0]), variables)
+    inputs, kwargs = cast_activations([inputs, apart.kwargs], dtypes[1])
+    return dataclasses.replace(apart, args=(cast, *inputs), kwargs=kwargs)
 
 
 def _restorer(given: PyTree, entered: PyTree) -> Callable[[Any, Any], Any]:

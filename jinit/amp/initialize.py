@@ -287,10 +287,10 @@ def initialize(
         check_backend(policy.half_dtype)
 
     def wrap_model(model: Any) -> Any:
-        if is_haiku(model):
-            return HaikuModel(model, policy) if enabled else model
         if is_module(model):
             return module_at(model, policy) if enabled else model
+        if is_haiku(model):
+            return HaikuModel(model, policy) if enabled else model
         apply_fn = find_apply_fn(model)
         if is_linen_apply(apply_fn):
             inside = policy if enabled else resolve_policy("O0")

@@ -204,9 +204,21 @@ class Policy:
         self, variables: PyTree, module_types: ModuleTypes | None = None
     ) -> set[tuple[str, ...]]:
         """Returns the paths of the modules that own what ``kept_mask`` marks."""
-        leaves = jax.tree_util.tree_leaves_with_path(variables)
-        marked = zip(leaves, self.kept_mask(variables, module_types), strict=True)
-        return {parameter_path(path, variables)[:-1] for (path, _), kept in marked if kept}
+        return self.owners(variables, module_types)[0]
+
+    def owners(
+        self, variables: PyTree, module_types: ModuleTypes | None = None
+    ) -> tuple[set[tuple[str, ...]], set[tuple[str, ...]]]:
+        """Returns the paths of the modules with kept parameters, and of those with others."""
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+        masks = self._params(variables), self.kept_mask(variables, module_types)
+        owned = [
+            (parameter_path(path, variables)[:-1], kept)
+            for path, param, kept in zip(paths, *masks, strict=True)
+            if param
+        ]
+        kept, others = ({path for path, kept in owned if kept is each} for each in (True, False))
+        return kept, others
 
     def _params(self, variables: PyTree) -> tuple[bool, ...]:
         return param_mask(variables, self.roles)

@@ -143,8 +143,6 @@ MODELS = [
     ("mlp", "str 'mlp' (pass the function that applies it)"),
     (PARAMS, "dict (pass the function that applies it)"),
     (None, "NoneType (pass the function that applies it)"),
-    (HAIKU, "Transformed (pass its apply)"),
-    (hk.transform_with_state(lambda x: x), "TransformedWithState (pass its apply)"),
     (
         SGD,
         "GradientTransformationExtraArgs (an optimizer: in amp.initialize models go before "
