@@ -68,10 +68,15 @@ def _data(leaf):
 
 
 def distances(found, expected):
-    """Of every leaf the largest difference, relative to the largest value expected in it."""
-    return jax.tree.map(
-        lambda a, b: float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()), found, expected
-    )
+    """Of every leaf the largest difference, relative to the largest value expected in it.
+
+    Or to a hundredth: a bias that begins at 0 and that the loss does not see holds only roundings.
+    """
+
+    def distance(found, expected):
+        return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 0.01))
+
+    return jax.tree.map(distance, found, expected)
 
 
 def largest(tree):

@@ -250,6 +250,11 @@ def fold(start, loss, batch, rate):
     return (model, result.params), tx
 
 
+def keras(name, options, x):
+    model = jinit.keras_defaults().wrap(MODULES[name](options))
+    return model, model.init({"params": jax.random.key(0), "noise": jax.random.key(1)}, x)
+
+
 def decode(start, tokens, at):
     """The logits of the tokens, one after the other through the cache, and all at once."""
     model, variables = start

@@ -150,10 +150,15 @@ def rngs():
 def make(recipe, options, common):
     """The module."""
     model = MODULES[recipe.name](options, rngs())
+    fill(model, common)
+    return model
+
+
+def fill(model, common):
+    """Sets the parameters and statistics of a module."""
     tree = own(common)
     nnx.update(model, nested(tree["params"]))
     nnx.update(model, nested(tree["statistics"]))
-    return model
 
 
 def own(common):
@@ -241,6 +246,10 @@ def fold(model, loss, batch, rate):
     )
     tx = optax.chain(optax.trace(0.9), result.transform(), optax.scale_by_learning_rate(rate))
     return result.params, tx
+
+
+def keras(name, options, x):
+    return jinit.keras_defaults()(MODULES[name])(options, rngs())
 
 
 def decode(model, tokens, at):

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,14 +41,23 @@ def trained(framework, name, level):
     losses, end = FRAMEWORKS[framework].train_amp(
         start, recipe.loss, recipe.tx, batches(name), level
     )
-    return np.array(losses), in_common(framework, name, end)
+    stored = {"bfloat16"} if level == "O3" else {"float32"}
+    return np.array(losses), in_common(framework, name, end), stored, dtypes(framework, end)
 
 
 def assert_near(name, found, expected, loss, way):
-    (losses, tree), (expected_losses, expected_tree) = found, expected
+    (losses, tree, stored, dtypes), (expected_losses, expected_tree, *_) = found, expected
+    assert dtypes == stored
     np.testing.assert_allclose(losses, expected_losses, rtol=0, atol=loss * expected_losses[0])
     for part in ("params", "statistics"):
         assert distance(tree[part], expected_tree[part], begun(name)[part]) < way, part
+
+
+def dtypes(framework, end):
+    """Of the parameters after a training."""
+    return {
+        str(leaf.dtype) for leaf in jax.tree.leaves(FRAMEWORKS[framework].arrays(end)["params"])
+    }
 
 
 def in_float32(framework, name):
