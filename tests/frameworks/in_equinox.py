@@ -330,7 +330,7 @@ def forward(model, x, state, key):
     return jax.vmap(model, **over)(x, state, jax.random.split(key, len(x)))
 
 
-def train(start, loss, tx, batches):
+def train(start, loss, tx, batches, forward=forward):
     model, state = start
     opt_state = tx.init(eqx.filter(model, eqx.is_inexact_array))
 
@@ -381,6 +381,24 @@ def train_amp(start, loss, tx, batches, level, **options):
     return losses, (model, state, opt_state)
 
 
+def train_in_one_call(start, loss, tx, batches, level, **options):
+    model, state = start
+    model, tx = amp.initialize(model, tx, level, **options)
+    opt_state = tx.init(eqx.filter(model, eqx.is_inexact_array))
+
+    def loss_fn(variables, batch):
+        model, state = variables["params"], variables["state"]
+        outputs, new = forward(model, batch["x"], state, batch["key"])
+        return loss(outputs, batch), {"state": new}
+
+    step = amp.train_step(loss_fn, tx)
+    variables, losses = {"params": model, "state": state}, []
+    for batch in batches:
+        variables, opt_state, value = step(variables, opt_state, batch)
+        losses.append(value)
+    return losses, (variables["params"], variables["state"], opt_state)
+
+
 def fold(start, loss, batch, rate):
     model, state = start
     result = jinit.calibrate(
@@ -393,6 +411,20 @@ def fold(start, loss, batch, rate):
     )
     tx = optax.chain(optax.trace(0.9), result.transform(), optax.scale_by_learning_rate(rate))
     return (result.params, state), tx
+
+
+def explicit(start, loss, batch):
+    model, state = start
+    result = jinit.calibrate(
+        model,
+        forward,
+        (batch["x"], state, batch["key"]),
+        lambda outputs: loss(outputs, batch),
+        optimizer="sgd",
+        mode="explicit",
+        has_aux=True,
+    )
+    return (result.params, state), {"forward": result.apply_fn}
 
 
 def decode(start, tokens, at):
@@ -411,7 +443,7 @@ def decode(start, tokens, at):
 
     logits = []
     for place in range(LENGTH):
-        one, caches = step(model, tokens[:, place : place + 1], caches, place)
+        one, caches = step(model, tokens[:, place : place + 1], caches, jnp.int32(place))
         logits.append(one)
     full = eqx.filter_jit(lambda model: jax.vmap(lambda tokens: model(tokens, state)[0])(tokens))
     return jnp.concatenate(logits, 1), full(model)

@@ -209,14 +209,15 @@ def arrays(trained):
     return {"params": params, "statistics": {name: ema["hidden"] for name, ema in state.items()}}
 
 
-def train(start, loss, tx, batches):
+def train(start, loss, tx, batches, apply_fn=None):
     model, params, state = start
+    apply_fn = apply_fn or model.apply
     opt_state = tx.init(params)
 
     @jax.jit
     def step(params, state, opt_state, batch):
         def loss_fn(params):
-            outputs, new = model.apply(params, state, batch["key"], batch["x"])
+            outputs, new = apply_fn(params, state, batch["key"], batch["x"])
             return loss(outputs, batch), new
 
         (value, new), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -259,6 +260,25 @@ def train_amp(start, loss, tx, batches, level, **options):
     return losses, (params, state, opt_state)
 
 
+def train_in_one_call(start, loss, tx, batches, level, **options):
+    model, params, state = start
+    model, tx = amp.initialize(model, tx, level, **options)
+    params = model.policy.cast_to_param(params)
+    opt_state = tx.init(params)
+
+    def loss_fn(variables, batch):
+        params, state = variables["params"], variables["state"]
+        outputs, new = model.apply(params, state, batch["key"], batch["x"])
+        return loss(outputs, batch), {"state": new}
+
+    step = amp.train_step(loss_fn, tx)
+    variables, losses = {"params": params, "state": state}, []
+    for batch in batches:
+        variables, opt_state, value = step(variables, opt_state, batch)
+        losses.append(value)
+    return losses, (variables["params"], variables["state"], opt_state)
+
+
 def fold(start, loss, batch, rate):
     model, params, state = start
     result = jinit.calibrate(
@@ -271,6 +291,20 @@ def fold(start, loss, batch, rate):
     tx = optax.chain(optax.trace(0.9), result.transform(), optax.scale_by_learning_rate(rate))
     params, _ = result.params
     return (model, params, state), tx
+
+
+def explicit(start, loss, batch):
+    model, params, state = start
+    result = jinit.calibrate(
+        (params, state),
+        model,
+        batch["x"],
+        lambda outputs: loss(outputs, batch),
+        optimizer="sgd",
+        mode="explicit",
+    )
+    params, _ = result.params
+    return (model, params, state), {"apply_fn": result.apply_fn}
 
 
 def decode(start, tokens, at):

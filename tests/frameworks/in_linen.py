@@ -176,15 +176,16 @@ def arrays(trained):
     return variables
 
 
-def train(start, loss, tx, batches):
+def train(start, loss, tx, batches, apply_fn=None):
     model, variables = start
+    apply_fn = apply_fn or model.apply
     opt_state = tx.init(variables["params"])
 
     @jax.jit
     def step(variables, opt_state, batch):
         def loss_fn(params):
             rngs = {"dropout": batch["key"], "noise": batch["key"]}
-            outputs, new = model.apply(
+            outputs, new = apply_fn(
                 {**variables, "params": params}, batch["x"], rngs=rngs, mutable=["batch_stats"]
             )
             return loss(outputs, batch), new
@@ -236,6 +237,25 @@ def train_amp(start, loss, tx, batches, level, **options):
     return losses, (variables, opt_state)
 
 
+def train_in_one_call(start, loss, tx, batches, level, **options):
+    model, variables = start
+    model, tx = amp.initialize(model, tx, level, **options)
+    variables = model.policy.cast_to_param(variables)
+    opt_state = tx.init(variables["params"])
+
+    def loss_fn(variables, batch):
+        rngs = {"dropout": batch["key"], "noise": batch["key"]}
+        outputs, new = model.apply(variables, batch["x"], rngs=rngs, mutable=["batch_stats"])
+        return loss(outputs, batch), new
+
+    step = amp.train_step(loss_fn, tx)
+    losses = []
+    for batch in batches:
+        variables, opt_state, value = step(variables, opt_state, batch)
+        losses.append(value)
+    return losses, (variables, opt_state)
+
+
 def fold(start, loss, batch, rate):
     model, variables = start
     result = jinit.calibrate(
@@ -248,6 +268,20 @@ def fold(start, loss, batch, rate):
     )
     tx = optax.chain(optax.trace(0.9), result.transform(), optax.scale_by_learning_rate(rate))
     return (model, result.params), tx
+
+
+def explicit(start, loss, batch):
+    model, variables = start
+    result = jinit.calibrate(
+        variables,
+        model,
+        batch["x"],
+        lambda outputs: loss(outputs, batch),
+        optimizer="sgd",
+        mode="explicit",
+        rngs=("dropout", "noise"),
+    )
+    return (model, result.params), {"apply_fn": result.apply_fn}
 
 
 def keras(name, options, x):

@@ -1,5 +1,7 @@
 """The models as NNX modules."""
 
+import operator
+
 import jax.numpy as jnp
 import optax
 from flax import nnx
@@ -199,13 +201,13 @@ def arrays(trained):
     }
 
 
-def train(model, loss, tx, batches):
+def train(model, loss, tx, batches, apply_fn=operator.call):
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
     @nnx.jit
     def step(model, optimizer, batch):
         def loss_fn(model):
-            return loss(model(batch["x"]), batch)
+            return loss(apply_fn(model, batch["x"]), batch)
 
         value, grads = nnx.value_and_grad(loss_fn)(model)
         optimizer.update(model, grads)
@@ -220,9 +222,8 @@ def initialize(model, level):
 
 
 def train_amp(model, loss, tx, batches, level, **options):
-    model, optimizer = amp.initialize(
-        model, nnx.Optimizer(model, tx, wrt=nnx.Param), level, **options
-    )
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    model, optimizer = amp.initialize(model, optimizer, level, **options)
 
     @nnx.jit
     def step(model, optimizer, batch):
@@ -237,6 +238,14 @@ def train_amp(model, loss, tx, batches, level, **options):
     return losses, (model, optimizer)
 
 
+def train_in_one_call(model, loss, tx, batches, level, **options):
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    model, optimizer = amp.initialize(model, optimizer, level, **options)
+    step = amp.train_step(lambda model, batch: loss(model(batch["x"]), batch))
+    losses = [step(model, optimizer, batch) for batch in batches]
+    return losses, (model, optimizer)
+
+
 def fold(model, loss, batch, rate):
     result = jinit.calibrate(
         model,
@@ -246,6 +255,17 @@ def fold(model, loss, batch, rate):
     )
     tx = optax.chain(optax.trace(0.9), result.transform(), optax.scale_by_learning_rate(rate))
     return result.params, tx
+
+
+def explicit(model, loss, batch):
+    result = jinit.calibrate(
+        model,
+        batch["x"],
+        lambda outputs: loss(outputs, batch),
+        optimizer="sgd",
+        mode="explicit",
+    )
+    return result.params, {"apply_fn": result.apply_fn}
 
 
 def keras(name, options, x):

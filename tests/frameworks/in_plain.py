@@ -223,6 +223,24 @@ def train_amp(start, loss, tx, batches, level, **options):
     return losses, (variables, opt_state)
 
 
+def train_in_one_call(start, loss, tx, batches, level, **options):
+    model, variables = start
+    model, tx = amp.initialize(model, tx, level, **options)
+    variables = model.policy.cast_to_param(variables)
+    opt_state = tx.init(variables["params"])
+
+    def loss_fn(variables, batch):
+        outputs, new = model(variables, batch["x"], batch["key"])
+        return loss(outputs, batch), new
+
+    step = amp.train_step(loss_fn, tx)
+    losses = []
+    for batch in batches:
+        variables, opt_state, value = step(variables, opt_state, batch)
+        losses.append(value)
+    return losses, (variables, opt_state)
+
+
 def fold(start, loss, batch, rate):
     model, variables = start
     result = jinit.calibrate(
@@ -235,6 +253,20 @@ def fold(start, loss, batch, rate):
     )
     tx = optax.chain(optax.trace(0.9), result.transform(), optax.scale_by_learning_rate(rate))
     return (model, result.params), tx
+
+
+def explicit(start, loss, batch):
+    model, variables = start
+    result = jinit.calibrate(
+        variables,
+        model,
+        (batch["x"], batch["key"]),
+        lambda outputs: loss(outputs, batch),
+        optimizer="sgd",
+        mode="explicit",
+        has_aux=True,
+    )
+    return (result.apply_fn, result.params), {}
 
 
 def decode(start, tokens, at):

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from tests.frameworks.cells import cells
@@ -57,5 +58,27 @@ def test_folded_it_trains_and_is_the_same_in_every_framework(framework, name):
     expected_tree, expected_losses, expected_end = calibrated("plain", name)
     assert largest(distances(tree, expected_tree)) < TOLERANCE
     if (framework, name) not in OTHER_GAINS:
+        np.testing.assert_allclose(losses, expected_losses, rtol=TOLERANCE)
+        assert largest(distances(end, expected_end)) < TOLERANCE
+
+
+@functools.cache
+def calibrated_explicitly(framework, name):
+    """The losses of 20 steps of what calibrate returned in explicit mode, and their end."""
+    module, recipe = FRAMEWORKS[framework], RECIPES[name]
+    start = started(framework, name, COMMON)
+    kept, applied = module.explicit(start, recipe.loss, batches(name)[0])
+    losses, end = module.train(kept, recipe.loss, optax.sgd(RATE, 0.9), batches(name), **applied)
+    return np.array(losses), in_common(framework, name, end)
+
+
+@pytest.mark.parametrize(("framework", "name"), cells(quick=()))
+def test_explicit_scales_train_and_are_the_same_in_every_framework(framework, name):
+    losses, end = calibrated_explicitly(framework, name)
+    assert losses[-5:].mean() < 0.95 * losses[:5].mean(), losses
+    if begun(name)["statistics"]:
+        assert min(jax.tree.leaves(distances(end["statistics"], begun(name)["statistics"]))) > 0.01
+    if (framework, name) not in OTHER_LAYERS | OTHER_GAINS:
+        expected_losses, expected_end = calibrated_explicitly("plain", name)
         np.testing.assert_allclose(losses, expected_losses, rtol=TOLERANCE)
         assert largest(distances(end, expected_end)) < TOLERANCE

@@ -20,28 +20,37 @@ def poisoned(batch):
     return batch | {"weight": np.float32(np.inf)}
 
 
-def trained(framework, name, level, given):
+def trained(framework, name, level, given, how="train_amp"):
     recipe, start = RECIPES[name], started(framework, name, COMMON)
-    train = FRAMEWORKS[framework].train_amp
+    train = getattr(FRAMEWORKS[framework], how)
     options = {"half_dtype": "float16", "loss_scale": "dynamic"}
     losses, end = train(start, recipe.loss, recipe.tx, given, level, **options)
     return np.array(losses), everything(end)
 
 
-@pytest.mark.parametrize(
-    ("framework", "name", "level"), cells(columns=["O1", "O2", "O3"], quick_column="O2")
-)
-def test_a_batch_that_overflows_leaves_everything_as_it_was(framework, name, level):
+def assert_nothing_is_left(framework, name, level, how):
     given = batches(name)
     broken = [*given[:BEFORE], poisoned(given[BEFORE])]
-    _, before = trained(framework, name, level, given[:BEFORE])
-    losses, after = trained(framework, name, level, broken)
+    _, before = trained(framework, name, level, given[:BEFORE], how)
+    losses, after = trained(framework, name, level, broken, how)
     assert not np.isfinite(losses[-1])
     assert before.keys() == after.keys()
     for path, value in before.items():
         assert np.isfinite(jnp.asarray(value, float)).all(), path
         if "['count']" not in path:  # what was drawn at random was drawn
             np.testing.assert_array_equal(after[path], value, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("framework", "name", "level"), cells(columns=["O1", "O2", "O3"], quick_column="O2")
+)
+def test_a_batch_that_overflows_leaves_everything_as_it_was(framework, name, level):
+    assert_nothing_is_left(framework, name, level, "train_amp")
+
+
+@pytest.mark.parametrize(("framework", "name"), cells(quick=()))
+def test_so_does_a_step_in_one_call(framework, name):
+    assert_nothing_is_left(framework, name, "O2", "train_in_one_call")
 
 
 @pytest.mark.parametrize(("framework", "name"), cells(quick=()))

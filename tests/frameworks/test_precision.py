@@ -32,15 +32,15 @@ LOSS, WAY = 6 * HALF, 32 * HALF
 
 # In float32 and by another program, as between frameworks in ``test_plain``.
 ROUNDING = 1e-5
+FLOAT32 = ROUNDING, ROUNDING
 
 
 @functools.cache
-def trained(framework, name, level):
-    """The losses, parameters and statistics of a training at a level."""
+def trained(framework, name, level, how="train_amp"):
+    """The losses, parameters and statistics of a training at a level, and the types of these."""
     recipe, start = RECIPES[name], started(framework, name, COMMON)
-    losses, end = FRAMEWORKS[framework].train_amp(
-        start, recipe.loss, recipe.tx, batches(name), level
-    )
+    train = getattr(FRAMEWORKS[framework], how)
+    losses, end = train(start, recipe.loss, recipe.tx, batches(name), level)
     stored = {"bfloat16"} if level == "O3" else {"float32"}
     return np.array(losses), in_common(framework, name, end), stored, dtypes(framework, end)
 
@@ -82,7 +82,7 @@ def test_at_O0_the_model_in_its_place_leaves_every_bit(framework, name):
 def test_at_O0_the_whole_step_is_that_of_float32(framework, name):
     """The scale of the loss, which is 1, makes another program of it, with other roundings."""
     found = trained(framework, name, "O0")
-    assert_near(name, found, in_float32(framework, name), ROUNDING, ROUNDING)
+    assert_near(name, found, in_float32(framework, name), *FLOAT32)
 
 
 @pytest.mark.parametrize(("framework", "name", "level"), cells(columns=HALVES, quick_column="O2"))
@@ -92,6 +92,12 @@ def test_in_half_it_trains_near_float32_and_as_the_plain_function_does(framework
     assert np.abs(found[0] - expected[0]).max() > ROUNDING  # it is in half
     assert_near(name, found, expected, LOSS, WAY)
     assert_near(name, found, trained("plain", name, level), LOSS, WAY)
+
+
+@pytest.mark.parametrize(("framework", "name"), cells(quick=()))
+def test_a_step_in_one_call_is_the_step(framework, name):
+    expected = trained(framework, name, "O0")
+    assert_near(name, trained(framework, name, "O0", "train_in_one_call"), expected, *FLOAT32)
 
 
 @pytest.mark.parametrize("level", ["O0", *HALVES])
