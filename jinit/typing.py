@@ -4,7 +4,7 @@ Aliases that say what a value is for, where a type checker cannot: a ``PyTree`` 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
 from jax.typing import DTypeLike
@@ -19,6 +19,7 @@ __all__ = [
     "MatmulPrecision",
     "MemoryPolicy",
     "Mode",
+    "Model",
     "OptLevel",
     "PRNGImpl",
     "Patterns",
@@ -34,6 +35,16 @@ Key: TypeAlias = jax.Array
 
 ApplyFn: TypeAlias = Callable[..., PyTree]
 """A model: ``apply_fn(params, *inputs)``."""
+
+
+class Model(Protocol):
+    """What is applied to variables: a linen module, or what ``haiku.transform`` returns."""
+
+    @property
+    def apply(self) -> Callable[..., Any]:
+        """Applies it."""
+        ...
+
 
 LossFn: TypeAlias = Callable[..., jax.Array]
 """A loss: of ``(output)`` or ``(output, key)``, a real scalar."""

@@ -12,10 +12,13 @@ from jinit.amp.initialize import Options
 from tests import processes
 
 SETUP = """
+import equinox as eqx
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from flax import nnx
 from typing import assert_type
 
 import jinit
@@ -39,10 +42,31 @@ tx = optax.adam(0.1)
 GOOD = {
     "initialize": """
 from jinit.amp.apply import MixedPrecisionApply as Mixed
+from jinit.amp.haiku_model import HaikuModel
+from jinit.amp.linen_model import LinenModel
 from optax import GradientTransformationExtraArgs as Scaled
 
 assert_type(amp.initialize(f), Mixed)
-assert_type(amp.initialize(Net(), opt_level="O3"), Mixed)
+assert_type(amp.initialize(Net(), opt_level="O3"), LinenModel)
+assert_type(amp.initialize(Net(), tx), tuple[LinenModel, Scaled])
+assert_type(amp.initialize(Net().apply), Mixed)
+linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+assert_type(amp.initialize(linear), nnx.Linear)
+assert_type(amp.initialize(linear, tx, "O3"), tuple[nnx.Linear, Scaled])
+stepped, optimizer = amp.initialize(linear, nnx.Optimizer(linear, tx, wrt=nnx.Param))
+assert_type(stepped, nnx.Linear)
+optimizer.update(stepped, amp.value_and_grad(lambda m: m(x).sum(), optimizer)(stepped)[1])
+mlp = eqx.nn.MLP(2, 2, 2, 2, key=jax.random.key(0))
+assert_type(amp.initialize(mlp), eqx.nn.MLP)
+assert_type(amp.initialize(mlp, tx), tuple[eqx.nn.MLP, Scaled])
+pair = hk.transform_with_state(lambda x: x)
+assert_type(amp.initialize(pair), HaikuModel)
+assert_type(amp.initialize(hk.transform(lambda x: x), tx), tuple[HaikuModel, Scaled])
+model = amp.initialize(Net())
+variables = model.init(jax.random.key(0), x)
+model.apply(variables, x, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+model.bind(variables)(x)
+assert_type(model.tabulate(jax.random.key(0), x), str)
 assert_type(amp.initialize([f, Net().apply]), list[Mixed])
 assert_type(amp.initialize((f, f)), tuple[Mixed, ...])
 assert_type(amp.initialize(f, tx), tuple[Mixed, Scaled])

@@ -30,6 +30,7 @@ from jinit.amp.casting.module_types import (
 )
 from jinit.amp.norms_in_float32 import NormsInFloat32
 from jinit.amp.policy import Policy
+from jinit.modules.lost_state import check_states, holds_states
 from jinit.modules.nnx_calls import Apart, Part, Returned, call, on_objects, unwrapped, wrapped_as
 from jinit.tracing import partition
 from jinit.typing import ApplyFn, PyTree
@@ -104,9 +105,9 @@ class MixedPrecisionApply:
         return self.policy.cast_to_output(outputs), _as_given(updated, variables)
 
     def _cast(self, apart: Apart, types: ModuleTypes) -> Apart:
-        """Casts variables and inputs to what they enter the function in."""
+        """Casts parameters and inputs to what they enter the function in."""
         given, *inputs = apart.args
-        variables = wrapped_as(self.policy.cast_to_compute(unwrapped(given), types), given)
+        variables = wrapped_as(self.policy.cast_parameters(unwrapped(given), types), given)
         inputs, kwargs = tuple(inputs), apart.kwargs
         if self.policy.cast_model_type is not None:
             inputs, kwargs = cast_floating((inputs, kwargs), self.policy.cast_model_type)
@@ -139,7 +140,7 @@ class MixedPrecisionApply:
             fits = _can_run(function, fitted)
             if static.hashable:
                 self._fits[key] = fits
-        return fitted if fits else _with_activations(entering, came)
+        return fitted if fits else entering
 
     def _activations(self, apart: Apart) -> Halves:
         """Returns the dtypes of the state that follows activations, in variables and inputs."""
@@ -234,8 +235,12 @@ class MixedPrecisionApply:
     def _found_types(self, apart: Apart) -> ModuleTypes:
         if isinstance(apart.args[0], Part):
             return graphdef_types(apart.graphdef, ("0",))
-        entering = self._cast(apart, {})  # as the function will see them: a cache in half
-        return self.module_types(*entering.args, **entering.kwargs)
+        try:  # wholly in half, since what is kept is not known before
+            variables = self.policy.keeping_none().cast_to_compute(apart.args[0])
+            inputs, kwargs = cast_floating((apart.args[1:], apart.kwargs), self.policy.half_dtype)
+            return self.module_types(variables, *inputs, **kwargs)
+        except (TypeError, ValueError):  # a module has its own dtype, and its cache that one
+            return self.module_types(*apart.args, **apart.kwargs)
 
     @functools.cached_property
     def _autocast(self) -> ApplyFn:
@@ -259,7 +264,15 @@ class MixedPrecisionApply:
 
 def _running(fn: ApplyFn) -> Callable[[Apart], Any]:
     """Returns a function, under autocast or not, as one of arguments taken apart."""
-    return fn.run if isinstance(fn, Autocast) else functools.partial(call, fn)
+    if isinstance(fn, Autocast):
+        return fn.run
+
+    def run(apart: Apart) -> Any:
+        if holds_states(apart):
+            check_states(fn, apart)
+        return call(fn, apart)
+
+    return run
 
 
 def _can_run(function: ApplyFn, apart: Apart) -> bool:

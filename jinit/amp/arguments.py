@@ -27,24 +27,19 @@ __all__ = [
     "shown",
 ]
 
-_AN_NNX_MODULE = "an NNX module"
 _MODELS = {
-    "an Equinox module": (
-        "split it: params, static = equinox.partition(model, equinox.is_inexact_array), and pass "
-        "lambda params, *inputs: equinox.combine(params, static)(*inputs)"
-    ),
     "a Keras model": (
         "pass a function of (variables, *inputs) that calls model.stateless_call, and as its "
         "variables [v.value for v in model.trainable_variables]"
     ),
     "a torch module": "write it in JAX: its operations are torch's, and its parameters tensors",
-    _AN_NNX_MODULE: (
-        "split an NNX module, and apply its graph definition: graphdef, state = nnx.split(model), "
-        "and pass lambda state, *inputs: nnx.merge(graphdef, state)(*inputs)"
-    ),
 }
 _ORDER = "in amp.initialize models go before optimizers"
 _OPTIMIZERS = {
+    ("flax.nnx", "Optimizer"): (
+        "pass the optax transformation that it was made of, and what comes back to "
+        "nnx.Optimizer(model, tx, wrt=nnx.Param)"
+    ),
     ("flax.training.train_state", "TrainState"): (
         "pass its tx, and what comes back to TrainState.create(tx=...)"
     ),
@@ -110,7 +105,7 @@ def check_model(model: Any) -> None:
     advice = _model_advice(model)
     if advice:
         raise TypeError(
-            "a model must be an apply_fn(variables, *inputs) or a linen module, not "
+            "a model must be an apply_fn(variables, *inputs) or a module, not "
             f"{shown(model)} ({advice})"
         )
 
@@ -118,8 +113,7 @@ def check_model(model: Any) -> None:
 def _model_advice(model: Any) -> str:
     if isinstance(model, optax.GradientTransformation):
         return f"an optimizer: {_ORDER}"
-    nnx = is_framework_type(model, "flax.nnx", "Module")
-    advice = _MODELS.get(_AN_NNX_MODULE if nnx else model_kind(model) or "")
+    advice = _MODELS.get(model_kind(model) or "")
     if advice:
         return advice
     if isinstance(model, type):

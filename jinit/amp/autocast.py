@@ -1,5 +1,6 @@
 """Op-level casts: a function run with products in half and sensitive operations in float32."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
+from jinit._kinds import model_kind
 from jinit._known import known_arguments
 from jinit.amp.arguments import check_function, shown
 from jinit.amp.casting.autocast_rule import Decisions, Record
@@ -15,8 +17,9 @@ from jinit.amp.casting.dtypes import BFLOAT16, FLOAT32, cast_to
 from jinit.amp.casting.op_lists import OPS, OpLists
 from jinit.amp.casting.weak_operands import facts_below, find_tags
 from jinit.amp.levels import parse_ops, resolve_half_dtype
-from jinit.amp.policy import Policy
-from jinit.modules.nnx_calls import Apart, call, on_objects
+from jinit.amp.policy import Policy, opt_levels
+from jinit.modules.lost_state import check_states, holds_states
+from jinit.modules.nnx_calls import Apart, call, is_object, on_objects
 from jinit.tracing import Path, Static, TracedFunction, evaluate, partition, trace
 from jinit.typing import HalfDType
 
@@ -79,8 +82,11 @@ class Autocast(Generic[P, R]):
             values: The arrays.
             record: Called with every decision, call by call.
         """
+        filled = static.fill(values)
+        if holds_states(filled):
+            check_states(self.fn, filled)
         traced = self.traced(lambda values: call(self.fn, static.fill(values)), values)
-        half, args = self.half_dtype, static.fill(values).args
+        half, args = self.half_dtype, filled.args
         _check_argnums(self.params_argnums, args)
         rules, facts = self.decisions(traced.jaxpr, args, record)
         alike = functools.partial(facts_below, facts, list(facts)) if record is None else None
@@ -131,7 +137,9 @@ def autocast(
     shapes traces and compiles nothing. ``explain`` tells what it does to a function.
 
     Args:
-        fn: A function of pytrees of arrays. Leaves of its arguments that are not arrays are
+        fn: A function of pytrees of arrays, and of NNX objects, to which it does what it does; or
+            an NNX or Equinox module, of which a copy comes back that calls under autocast.
+            Leaves of its arguments that are not arrays are
             passed on as they are; a call in which one cannot be hashed is traced anew.
         policy: Gives the half dtype and the lists where they are not given themselves.
         half_dtype: float16 or bfloat16, or ``"fp16"`` or ``"bf16"``, by default bfloat16.
@@ -160,12 +168,26 @@ def autocast(
     """
     check_function("autocast", fn)
     _check_policy(policy)
+    if is_object(fn) or model_kind(fn) == "an Equinox module":
+        return _module_under(fn, policy, half_dtype, ops)
     if half_dtype is None:
         half_dtype = BFLOAT16 if policy is None else policy.half_dtype
     if ops is None:
         ops = OPS if policy is None else policy.ops
     half = resolve_half_dtype(half_dtype)
     return Autocast(fn, half, _parse_argnums(params_argnums), parse_ops("ops", ops))
+
+
+def _module_under(module: Any, policy: Policy | None, half_dtype: Any, ops: Any) -> Any:
+    """Returns a copy of a module that calls under autocast: the module at O1."""
+    from jinit.amp.module_class import module_at  # which imports this file
+
+    given = opt_levels(BFLOAT16)["O1"] if policy is None else policy
+    half = given.half_dtype if half_dtype is None else resolve_half_dtype(half_dtype)
+    made = dataclasses.replace(
+        opt_levels(half)["O1"], ops=given.ops if ops is None else parse_ops("ops", ops)
+    )
+    return module_at(module, made)
 
 
 def _check_policy(policy: Any) -> None:

@@ -15,6 +15,7 @@ from jinit.amp.apply import MixedPrecisionApply, function_name
 from jinit.amp.arguments import check_function
 from jinit.amp.autocast import Autocast, autocast
 from jinit.amp.casting.autocast_rule import Decision, Record
+from jinit.amp.module_class import apply_of
 from jinit.modules.nnx_calls import Apart, call, is_object, on_objects
 from jinit.tracing import (
     ARRAYS,
@@ -90,8 +91,8 @@ def explain(fn: Callable[..., Any], *args: PyTree, **kwargs: PyTree) -> Explanat
     gradient of the function.
 
     Args:
-        fn: What ``autocast`` or ``initialize`` returned, explained as it is; or any function,
-            explained under ``autocast`` with bfloat16.
+        fn: What ``autocast`` or ``initialize`` returned, explained as it is; or any function, or
+            NNX or Equinox module, explained under ``autocast`` with bfloat16.
         *args: Its arguments; arrays may be given as ``jax.ShapeDtypeStruct``.
         **kwargs: Its keywords, likewise.
 
@@ -115,9 +116,10 @@ def explain(fn: Callable[..., Any], *args: PyTree, **kwargs: PyTree) -> Explanat
         {'bfloat16': 1, 'float32': 1}
     """
     check_function("explain", fn)
+    fn, given = apply_of(fn, args)
     rows: dict[Path, tuple[str, str, str, str]] = {}
     name, half, run = _runner(fn, functools.partial(_note, rows))
-    _evaluate_shapes(run, args, kwargs)
+    _evaluate_shapes(run, given, kwargs)
     operations = tuple(ExplainedOp(*row, count) for row, count in Counter(rows.values()).items())
     return Explanation(name, str(half), operations)
 

@@ -1,13 +1,15 @@
 """Haiku's transformed functions under a policy, with the signatures that they had."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from jinit._trees import is_framework_type
 from jinit.amp.apply import MixedPrecisionApply
+from jinit.amp.arguments import shown
 from jinit.amp.policy import Policy
-from jinit.typing import PyTree
+from jinit.modules.nnx_calls import Apart
+from jinit.typing import ApplyFn, PyTree
 
 __all__ = ["HaikuModel", "Transformed", "is_haiku"]
 
@@ -54,17 +56,27 @@ class HaikuModel(MixedPrecisionApply):
     """
 
     def __init__(self, transformed: Transformed, policy: Policy):
-        super().__init__(_LikeFlax(transformed.apply, _has_state(transformed)), policy)
-        self.transformed = transformed
+        self.transformed, self.has_state = transformed, _has_state(transformed)
+        super().__init__(_LikeFlax(transformed.apply, self.has_state), policy)
 
-    def __call__(self, params: PyTree, *args: PyTree, **kwargs: Any) -> PyTree:
-        """Applies the function, as ``apply`` does."""
-        if not _has_state(self.transformed):
-            return super().__call__({"params": params}, *args, **kwargs)
-        state, *inputs = args
-        variables = {"params": params, _STATE: state}
-        output, updated = super().__call__(variables, *inputs, mutable=[_STATE], **kwargs)
-        return output, updated[_STATE]
+    def run_apart(
+        self, apart: Apart, wrap: Callable[[ApplyFn], Callable[[Apart], Any]] | None = None
+    ) -> Any:
+        """Calls the function with its arguments as Haiku has them.
+
+        Args:
+            apart: The arguments, the parameters first, and after them the state where there is one.
+            wrap: As of ``MixedPrecisionApply``.
+        """
+        self._check_order(apart.args)
+        params, *inputs = apart.args
+        variables, kwargs = {"params": params}, apart.kwargs
+        if self.has_state:
+            variables[_STATE], *inputs = inputs
+            kwargs = {**kwargs, "mutable": [_STATE]}
+        given = dataclasses.replace(apart, args=(variables, *inputs), kwargs=kwargs)
+        returned = super().run_apart(given, wrap)
+        return (returned[0], returned[1][_STATE]) if self.has_state else returned
 
     def apply(self, params: PyTree, *args: PyTree, **kwargs: Any) -> PyTree:
         """Applies the function at the level.
@@ -77,6 +89,9 @@ class HaikuModel(MixedPrecisionApply):
         Returns:
             The output, in the policy's output dtype; where there is a state, a pair with it, in
             the dtypes that it had.
+
+        Raises:
+            TypeError: If the parameters or the state are not mappings.
         """
         return self(params, *args, **kwargs)
 
@@ -95,10 +110,20 @@ class HaikuModel(MixedPrecisionApply):
             ValueError: If they are stored in float32, and the function draws them in half.
         """
         drawn = self.transformed.init(rng, *args, **kwargs)
-        if not _has_state(self.transformed):
-            return self.policy.cast_to_param(drawn)
-        params, state = drawn
-        return self.policy.cast_to_param(params), state
+        params, *state = drawn if self.has_state else (drawn,)
+        params = self.policy.cast_to_param({"params": params})["params"]
+        return (params, *state) if self.has_state else params
+
+    def _check_order(self, args: tuple[Any, ...]) -> None:
+        """Raises TypeError where something else stands in the place of parameters or state."""
+        names = ("params", "state") if self.has_state else ("params",)
+        first = args[: len(names)]
+        if len(first) < len(names) or not all(isinstance(value, Mapping) for value in first):
+            given = ", ".join(map(shown, args))
+            raise TypeError(
+                f"{repr(self)[1:-1]} is called as model({', '.join(names)}, rng, *inputs) with "
+                f"what init returned, not as model({given})"
+            )
 
     def __reduce__(self) -> Any:
         return type(self), (self.transformed, self.policy)

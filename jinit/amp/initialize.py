@@ -1,14 +1,24 @@
 """The one call that gives models and optimizers their precision."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 import numpy as np
 import optax
 
 from jinit._known import known_arguments
 from jinit.amp.apply import MixedPrecisionApply, find_apply_fn
-from jinit.amp.arguments import shown
 from jinit.amp.casting.linen_casts import is_linen_apply
 from jinit.amp.casting.op_lists import OpLists
 from jinit.amp.haiku_model import HaikuModel, Transformed, is_haiku
@@ -25,7 +35,10 @@ from jinit.modules.roles import Role
 from jinit.typing import ApplyFn, DTypeLike, HalfDType, OptLevel, PyTree
 
 if TYPE_CHECKING:
+    from flax import nnx
     from flax.linen import Module
+
+    Model: TypeAlias = ApplyFn | Module | Transformed | nnx.Module
 
 __all__ = ["initialize"]
 
@@ -34,6 +47,8 @@ Scaled: TypeAlias = optax.GradientTransformationExtraArgs
 Truth: TypeAlias = bool | Literal["True", "False"]
 M = TypeVar("M", bound=ApplyFn)
 T = TypeVar("T", bound=Tx)
+N = TypeVar("N", bound="nnx.Module")
+E = TypeVar("E", bound="_EquinoxModule")
 
 
 class Options(TypedDict, total=False):
@@ -58,6 +73,14 @@ class Options(TypedDict, total=False):
     verbose: bool
     verbosity: int | None
     enabled: bool
+
+
+class _EquinoxModule(Protocol):
+    """What a type checker can see of one without Equinox: a dataclass that can be called."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 # With enabled=False a model is the function itself; it is typed as what it is otherwise.
@@ -86,6 +109,36 @@ def initialize(
 def initialize(
     models: Transformed, optimizers: Tx, opt_level: OptLevel = ..., **options: Unpack[Options]
 ) -> tuple[HaikuModel, Scaled]: ...
+
+
+@overload
+def initialize(
+    models: N, optimizers: None = ..., opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> N: ...
+
+
+@overload
+def initialize(
+    models: N, optimizers: Tx, opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> tuple[N, Scaled]: ...
+
+
+@overload
+def initialize(
+    models: N, optimizers: "nnx.Optimizer", opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> "tuple[N, nnx.Optimizer]": ...
+
+
+@overload
+def initialize(
+    models: E, optimizers: None = ..., opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> E: ...
+
+
+@overload
+def initialize(
+    models: E, optimizers: Tx, opt_level: OptLevel = ..., **options: Unpack[Options]
+) -> tuple[E, Scaled]: ...
 
 
 @overload
@@ -145,8 +198,8 @@ def initialize(
 
 @known_arguments
 def initialize(
-    models: ApplyFn | Sequence[ApplyFn],
-    optimizers: Tx | Sequence[Tx] | None = None,
+    models: "Model | Sequence[Model]",
+    optimizers: "Tx | Sequence[Tx] | nnx.Optimizer | None" = None,
     opt_level: OptLevel = "O1",
     *,
     half_dtype: HalfDType = "auto",
@@ -190,13 +243,14 @@ def initialize(
     leaves the property.
 
     Args:
-        models: An ``apply_fn(variables, *inputs, **kwargs)``, a linen module or its ``apply``,
-            what ``hk.transform`` or ``hk.transform_with_state`` returned, or a list of them.
-            ``variables`` is the parameters; a mapping of collections of which only
-            ``"params"`` is cast; or the state of an NNX module, of which ``nnx.Param`` is: with
-            ``graphdef, state = nnx.split(model)`` the function is
-            ``lambda state, *inputs: nnx.merge(graphdef, state)(*inputs)``.
-        optimizers: An optax transformation, or a list of them.
+        models: An NNX or Equinox module, a linen module or its ``apply``, what ``hk.transform``
+            or ``hk.transform_with_state`` returned, or an
+            ``apply_fn(variables, *inputs, **kwargs)``; or a list of them. The ``variables`` of a
+            function are its parameters; a mapping of collections, of which ``"params"`` is cast;
+            or a module of NNX, of which ``nnx.Param`` is. What a function does to NNX objects
+            that it is given is done; a state that it is given it must return.
+        optimizers: An optax transformation, or a list of them; or of one NNX module its
+            ``nnx.Optimizer``.
         opt_level: ``"O0"`` to ``"O3"``, with the letter O.
         half_dtype: bfloat16 or float16, or ``"bf16"`` or ``"fp16"``. ``"auto"`` is bfloat16
             except on NVIDIA GPUs older than Ampere.
@@ -234,7 +288,10 @@ def initialize(
 
     Returns:
         Models and optimizers in the form they came in, ``(models, optimizers)``, or only the
-        models where no optimizer was given. A model is now a callable with a ``policy``. Of a
+        models where no optimizer was given. A model is now a callable with a ``policy``. An NNX
+        or Equinox module is a new module of the same kind, with its parameters as they are stored,
+        that is at the level where it is called itself; of other methods write
+        ``initialize(lambda model, x: model.encode(x))``. Of a
         linen module it has ``init``, ``apply``, ``init_with_output``, ``tabulate``, ``bind`` and
         the module's fields; of Haiku's pair ``init`` and ``apply``.
 
@@ -298,8 +355,8 @@ def initialize(
         return MixedPrecisionApply(apply_fn, policy) if enabled else apply_fn
 
     def wrap_optimizer(tx: Any) -> Any:
-        if is_nnx_optimizer(tx):
-            return optimizer_at(tx, wrap_optimizer(tx.tx), _module_of(tx, models, wrapped))
+        if is_nnx_optimizer(tx) and is_module(models):
+            return optimizer_at(tx, wrap_optimizer(tx.tx), wrapped)
         scaled = loss_scaling(
             tx,
             policy.loss_scale if enabled else 1.0,
@@ -318,20 +375,6 @@ def initialize(
     if prints and enabled:
         print(policy)
     return wrapped
-
-
-def _module_of(optimizer: Any, models: Any, wrapped: Any) -> Any:
-    """Returns the module at its level that an ``nnx.Optimizer`` steps.
-
-    Raises:
-        ValueError: There are several modules: an optimizer does not say whose it is.
-    """
-    if is_module(models):
-        return wrapped
-    raise ValueError(
-        f"an nnx.Optimizer does not hold its module, and models is {shown(models)}: call "
-        "amp.initialize(module, optimizer) for each pair, or pass optimizer.tx"
-    )
 
 
 def _parse_verbose(verbose: Any, verbosity: Any) -> bool:

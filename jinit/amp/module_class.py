@@ -7,7 +7,7 @@ is a module of the same kind, with the same fields and paths; what the framework
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jinit._trees import is_framework_type
@@ -15,7 +15,7 @@ from jinit.amp.apply import MixedPrecisionApply
 from jinit.amp.casting.module_types import nnx_types
 from jinit.amp.policy import Policy
 
-__all__ = ["is_module", "module_at"]
+__all__ = ["apply_of", "is_module", "module_at"]
 
 
 class _AtLevel:
@@ -42,6 +42,13 @@ def is_module(value: Any) -> bool:
     return is_framework_type(value, "flax.nnx", "Module") or is_framework_type(
         value, "equinox", "Module"
     )
+
+
+def apply_of(fn: Any, args: Sequence[Any]) -> tuple[Callable[..., Any], Sequence[Any]]:
+    """Returns a module's call as a function of the module, with it first; else what is given."""
+    if isinstance(fn, _AtLevel):
+        return type(fn)._apply, (fn, *args)
+    return (_calling(type(fn)), (fn, *args)) if is_module(fn) else (fn, args)
 
 
 def module_at(module: Any, policy: Policy) -> Any:

@@ -140,9 +140,7 @@ class Policy:
             and so are those that ``keep_fp32`` names. What holds activations, as a cache does, is
             half in a half function; statistics stay as they are.
         """
-        if self.cast_model_type is None:
-            return variables
-        cast = self._cast_params(variables, self.cast_model_type, module_types)
+        cast = self.cast_parameters(variables, module_types)
         if not self.computes_in_half:
             return cast
         leaves, structure = jax.tree.flatten(cast)
@@ -154,6 +152,12 @@ class Policy:
                 for x, role in marked
             ],
         )
+
+    def cast_parameters(self, variables: PyTree, module_types: ModuleTypes | None = None) -> PyTree:
+        """Casts what ``cast_to_compute`` does, except what holds activations."""
+        if self.cast_model_type is None:
+            return variables
+        return self._cast_params(variables, self.cast_model_type, module_types)
 
     def check_params(self, variables: PyTree) -> None:
         """Checks that parameters come in float32 where they are stored in it.
@@ -186,6 +190,10 @@ class Policy:
             The tree with floating leaves of ``output_dtype``.
         """
         return outputs if self.output_dtype is None else cast_floating(outputs, self.output_dtype)
+
+    def keeping_none(self) -> "Policy":
+        """Returns the policy without parameters that stay float32 by themselves."""
+        return dataclasses.replace(self, keep_batchnorm_fp32=False, keep_fp32=None)
 
     def keeps_any(self, variables: PyTree, module_types: ModuleTypes | None = None) -> bool:
         """Returns whether a parameter enters a half computation in float32."""

@@ -1,7 +1,7 @@
 """``empirical_init`` and ``calibrate``: what the user calls."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack, overload
 
 from jax.core import Tracer
 
@@ -14,18 +14,60 @@ from jinit.empirical.results.checks import check_findings, check_scaled
 from jinit.empirical.results.scaled_trees import calibration_of, rescaled
 from jinit.empirical.solve import solve, solve_forward
 from jinit.modules.roles import Role
-from jinit.typing import ApplyFn, DrawFn, Key, LossFn, Mode, Patterns, PyTree, Step
+from jinit.typing import ApplyFn, DrawFn, Key, LossFn, Mode, Model, Patterns, PyTree, Step
 
 if TYPE_CHECKING:
     import optax
 
 __all__ = ["calibrate", "empirical_init"]
 
+P = TypeVar("P")
+
+
+class Options(TypedDict, total=False):
+    """The keywords of ``empirical_init``, for its overloads; their defaults stand there."""
+
+    key: Key | None
+    samples: int
+    batch_size: int
+    target: float | Callable[..., float]
+    include: Patterns
+    exclude: Patterns
+    collection: str | None
+    rngs: str | Sequence[str]
+    has_aux: bool
+    roles: Mapping[str | type, Role] | None
+    verbose: bool
+
+
+class CalibrateOptions(Options, total=False):
+    """The keywords of ``calibrate``, likewise."""
+
+    optimizer: "str | optax.GradientTransformation"
+    mode: Mode
+    step: Step
+
+
+@overload
+def empirical_init(
+    params: P, dummy_input: PyTree | DrawFn, dummy_loss: LossFn, **options: Unpack[Options]
+) -> P: ...
+
+
+@overload
+def empirical_init(
+    params: P,
+    apply_fn: ApplyFn | Model | None,
+    dummy_input: PyTree | DrawFn,
+    dummy_loss: LossFn,
+    **options: Unpack[Options],
+) -> P: ...
+
 
 @known_arguments
 def empirical_init(
     params: PyTree,
-    apply_fn: ApplyFn | PyTree = None,
+    apply_fn: ApplyFn | Model | PyTree = None,
     dummy_input: PyTree | DrawFn = None,
     dummy_loss: LossFn | None = None,
     *,
@@ -114,10 +156,26 @@ def empirical_init(
     return problem.model.restore(rescaled(problem.params, found.scales))
 
 
+@overload
+def calibrate(
+    params: P, dummy_input: PyTree | DrawFn, dummy_loss: LossFn, **options: Unpack[CalibrateOptions]
+) -> Calibration[P]: ...
+
+
+@overload
+def calibrate(
+    params: P,
+    apply_fn: ApplyFn | Model | None,
+    dummy_input: PyTree | DrawFn,
+    dummy_loss: LossFn,
+    **options: Unpack[CalibrateOptions],
+) -> Calibration[P]: ...
+
+
 @known_arguments
 def calibrate(
     params: PyTree,
-    apply_fn: ApplyFn | PyTree = None,
+    apply_fn: ApplyFn | Model | PyTree = None,
     dummy_input: PyTree | DrawFn = None,
     dummy_loss: LossFn | None = None,
     *,

@@ -1,6 +1,6 @@
 """``describe``: where the parameters of a model come from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from jinit.defaults.provenance.linen import read_linen
 from jinit.defaults.provenance.nnx import read_nnx
 from jinit.defaults.provenance.reading import UNKNOWN, Path, Reading
 from jinit.empirical.user_functions import positional
+from jinit.inspect.values import Values, measure_values
+from jinit.modules.model import has_variables, lacks_variables
 from jinit.typing import PyTree
 
 __all__ = ["Description", "NormDescription", "ParameterDescription", "describe"]
@@ -30,6 +32,8 @@ class ParameterDescription:
         distribution: What it is drawn from, with the numbers for this shape.
         fans: ``fan_in`` and ``fan_out`` as its initializer counts them; None if it does not.
         decided_by: ``default`` (Flax's), ``keras``, ``torch`` or ``explicit``; ``-`` if unknown.
+        mean: The mean of its values, of a module that holds them.
+        std: Their standard deviation, likewise.
     """
 
     path: str
@@ -38,6 +42,8 @@ class ParameterDescription:
     distribution: str
     fans: tuple[float, float] | None
     decided_by: str
+    mean: float | None = None
+    std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,8 @@ class Description(PlainData):
         parameters: One description a parameter.
         norms: One description a number.
         notes: What cannot be told: which layers, constructed outside the context, carry an object
-            that is Flax's default and may have been passed as well, as ``zeros_init()``.
+            that is Flax's default and may have been passed as well, as ``zeros_init()``; or of a
+            module that holds its values how they were drawn.
     """
 
     parameters: tuple[ParameterDescription, ...]
@@ -73,9 +80,11 @@ class Description(PlainData):
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        held = any(p.mean is not None for p in self.parameters)
+        columns = ["parameter", "shape", "dtype", "distribution", "fans", "decided by"]
         parameters = format_table(
-            ["parameter", "shape", "dtype", "distribution", "fans", "decided by"],
-            [_cells(p) for p in self.parameters],
+            [*columns, *([">mean", ">std"] if held else [])],
+            [[*_cells(p), *(_moments(p) if held else [])] for p in self.parameters],
         )
         norms = format_table(
             ["norm", "field", ">value", "decided by"],
@@ -85,25 +94,29 @@ class Description(PlainData):
 
 
 def describe(
-    model: nn.Module | nnx.Module | Callable[[], nnx.Module], *inputs: PyTree, **kwargs: object
+    model: "nn.Module | nnx.Module | Callable[[], nnx.Module] | PyTree",
+    *inputs: PyTree,
+    **kwargs: object,
 ) -> Description:
     """Describes every parameter of a model: what it is drawn from, and who decided that.
 
-    Nothing is computed. Call it where the model is initialized: inside ``keras_defaults``, or
-    with a wrapped model.
+    Nothing is run. Call it where the model is initialized: inside ``keras_defaults``, or with a
+    wrapped model. A module that holds its values, of NNX or Equinox, has forgotten how they were
+    drawn: their mean and standard deviation are measured, and the fans found by tracing its call.
 
     Args:
-        model: A Linen module; a function without arguments that constructs an NNX module; or an
-            NNX module itself, which no longer knows how it was drawn.
-        inputs: What a Linen module is called on, arrays or ``jax.ShapeDtypeStruct``.
-        kwargs: Keyword arguments of a Linen module's ``init``, such as ``train=False``.
+        model: A Linen module; a function without arguments that constructs an NNX module; an NNX
+            module itself; or an Equinox module.
+        inputs: What a module is called on, arrays or ``jax.ShapeDtypeStruct``; one that holds its
+            values needs none, but then has fans only where Flax's conventions tell.
+        kwargs: Keyword arguments of the call, such as ``train=False``.
 
     Returns:
         The description: printed it is a table, ``to_dict()`` makes it plain data.
 
     Raises:
-        TypeError: If ``model`` is neither, inputs are given for an NNX module, or a shape in their
-            place.
+        TypeError: If ``model`` is none of these, inputs are given for a function, or a shape in
+            their place.
 
     Example:
         >>> import jax.numpy as jnp, jinit
@@ -116,6 +129,9 @@ def describe(
     if isinstance(model, nn.Module):
         _check_inputs(inputs)
         return _description(*read_linen(model, inputs, kwargs))
+    if has_variables(model):
+        _check_inputs(inputs)
+        return _held(model, measure_values(model, inputs, kwargs))
     _check_model(model)
     if inputs or kwargs:
         raise TypeError(
@@ -126,8 +142,34 @@ def describe(
     return _description(*read_nnx(model))
 
 
+_FORGOTTEN = "a module that exists does not know what its values were drawn from; "
+_CONSTRUCT = "describe(lambda: Net(nnx.Rngs(0))) says what its constructor draws"
+_NO_CONSTRUCT = "mean and std are those of the values it holds"
+
+
+def _held(model: Any, values: Mapping[str, Values]) -> Description:
+    """Describes a module by what it holds."""
+    of_nnx = isinstance(model, nnx.Module)
+    known = _description(*read_nnx(model)) if of_nnx else Description((), ())
+    flax = {each.path: each.fans for each in known.parameters}
+    parameters = tuple(
+        ParameterDescription(
+            path, *found[:2], UNKNOWN, found.fans or flax.get(path), UNKNOWN, found.mean, found.std
+        )
+        for path, found in values.items()
+    )
+    note = _FORGOTTEN + (_CONSTRUCT if of_nnx else _NO_CONSTRUCT)
+    return Description(parameters, known.norms, (note,))
+
+
 def _check_model(model: Any) -> None:
     """Raises TypeError for what is neither a module nor a function that constructs one."""
+    if lacks_variables(model):
+        raise TypeError(
+            f"describe takes a flax.linen module, an NNX module or a function that constructs "
+            f"one, got Haiku's {type(model).__name__}; haiku.experimental.tabulate lists its "
+            "parameters"
+        )
     method = isinstance(getattr(model, "__self__", None), nn.Module)
     linen = isinstance(model, type) and issubclass(model, nn.Module)
     foreign = model_kind(model) is not None
@@ -177,6 +219,10 @@ def _description(parameters: dict[Path, Any], reading: Reading) -> Description:
 def _parameter(path: Path, array: Any, reading: Reading) -> ParameterDescription:
     drawn = reading.drawn.get(path, (UNKNOWN, None, UNKNOWN))
     return ParameterDescription("/".join(path), tuple(array.shape), str(array.dtype), *drawn)
+
+
+def _moments(parameter: ParameterDescription) -> list[str]:
+    return ["" if x is None else f"{x:.3g}" for x in (parameter.mean, parameter.std)]
 
 
 def _cells(parameter: ParameterDescription) -> Sequence[str]:

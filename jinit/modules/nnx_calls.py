@@ -9,7 +9,8 @@ call is three steps, of which only the one in the middle is traced::
                                       caller's: values, new attributes, aliases
 
 A state that is an argument itself, as in ``lambda state, x: nnx.merge(graphdef, state)(x)``, is
-taken for values: the function gets a copy, and has to return what it writes there.
+taken for values: the function gets a copy, and has to return what it writes there, or
+``modules/lost_state.py`` raises.
 
 Invariant: a leaf of the state that ``fn`` did not write to does not pass through the traced
 function's results, so that it is the caller's afterwards, bit for bit.
@@ -22,7 +23,7 @@ from typing import Any
 
 import jax
 
-from jinit._trees import is_framework_type, path_text
+from jinit._trees import is_framework_type
 from jinit.modules.roles import is_nnx_variable
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Returned",
     "call",
     "is_object",
+    "is_state",
     "on_objects",
     "unwrapped",
     "wrapped_as",
@@ -118,8 +120,13 @@ def is_object(value: Any) -> bool:
     return is_framework_type(value, "flax.nnx", "Pytree") or is_nnx_variable(value)
 
 
+def is_state(value: Any) -> bool:
+    """Returns whether a value is a state of NNX."""
+    return is_framework_type(value, "flax.nnx", "State")
+
+
 def _is_object_or_state(value: Any) -> bool:
-    return is_object(value) or is_framework_type(value, "flax.nnx", "State")
+    return is_object(value) or is_state(value)
 
 
 def on_objects(run: Callable[[Apart], Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -156,7 +163,7 @@ def call(fn: Callable[..., Any], apart: Apart) -> Any:
         What it returned, or with objects a ``Returned``.
     """
     if apart.graphdef is None:
-        return _call_on_values(fn, apart.args, apart.kwargs)
+        return fn(*apart.args, **apart.kwargs)
     from flax import nnx
 
     states = apart.states()
@@ -169,7 +176,7 @@ def call(fn: Callable[..., Any], apart: Apart) -> Any:
         (apart.args, apart.kwargs),
         is_leaf=_is_part,
     )
-    nodes, tree = jax.tree.flatten(_call_on_values(fn, args, kwargs), is_leaf=is_object)
+    nodes, tree = jax.tree.flatten(fn(*args, **kwargs), is_leaf=is_object)
     returned = [node for node in nodes if is_object(node)]
     numbers = iter(range(len(returned)))
     places = [_Made(next(numbers)) if is_object(node) else node for node in nodes]
@@ -181,35 +188,6 @@ def call(fn: Callable[..., Any], apart: Apart) -> Any:
     paths = tuple(path for path, _ in leaves)
     outputs = jax.tree.unflatten(tree, places)
     return Returned(outputs, written, graphdef, structure, paths, passed)
-
-
-def _call_on_values(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Calls a function, of whose states none may be lost.
-
-    Raises:
-        ValueError: It wrote to a state that is an argument, and did not return what it wrote.
-    """
-    nodes = jax.tree.leaves((args, kwargs), is_leaf=_is_object_or_state)
-    states = [node for node in nodes if is_framework_type(node, "flax.nnx", "State")]
-    held = [
-        (path, variable, jax.tree.leaves(variable))
-        for path, variable in jax.tree_util.tree_leaves_with_path(states, is_leaf=is_nnx_variable)
-    ]
-    outputs = fn(*args, **kwargs)
-    returned = {id(leaf) for leaf in jax.tree.leaves(outputs)} if held else set()
-    lost = [
-        f"{path_text(path[1:])} ({type(variable).__name__})"
-        for path, variable, before in held
-        for new, old in zip(jax.tree.leaves(variable), before, strict=False)
-        if new is not old and id(new) not in returned
-    ]
-    if lost:
-        raise ValueError(
-            f"the function wrote to a state that it was given, and what it wrote would be lost: "
-            f"{', '.join(lost[:5])}{' and others' if len(lost) > 5 else ''}. Pass the NNX module "
-            "itself in place of its state, or return the new state, as nnx.state(model), as well"
-        )
-    return outputs
 
 
 def _put_back(apart: Apart, returned: Returned, count: int) -> Any:

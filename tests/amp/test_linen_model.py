@@ -487,8 +487,8 @@ FIRST = "Net.apply at O2 with bfloat16 takes its variables first, as model(varia
         (
             lambda: at("O2").apply(X, PLAIN),
             TypeError,
-            f"{FIRST}not an array of float32[4, 8]: they go before the inputs. Inside another linen module "
-            "initialize the outer one",
+            f"{FIRST}not an array of float32[4, 8]: they go before the inputs. Inside another "
+            "linen module initialize the outer one",
         ),
         (
             lambda: at("O2").bind(X),

@@ -337,6 +337,11 @@ class TestNnxOptimizer:
         _, grads = amp.value_and_grad(loss_fn, optimizer.opt_state)(model)
         optimizer.update(model, grads.grads, overflow=grads.overflow)
 
+    def by_the_optimizer_itself(self, model, optimizer, factor):
+        loss_fn = lambda model: loss_of(model(X), factor)  # noqa: E731
+        _, grads = amp.value_and_grad(loss_fn, optimizer)(model)
+        optimizer.update(model, grads)
+
     def by_two_losses(self, model, optimizer, factor):
         def half(loss_id, factor):
             loss_fn = lambda model: loss_of(model(X), factor) / 2  # noqa: E731
@@ -347,7 +352,8 @@ class TestNnxOptimizer:
 
     @pytest.mark.cases
     @pytest.mark.parametrize(
-        ("way", "num_losses"), [("scale_loss", 1), ("value_and_grad", 1), ("two_losses", 2)]
+        ("way", "num_losses"),
+        [("scale_loss", 1), ("value_and_grad", 1), ("the_optimizer_itself", 1), ("two_losses", 2)],
     )
     def test_it_trains_as_without_the_overflows(self, way, num_losses):
         step = nnx.jit(getattr(self, f"by_{way}"))
@@ -366,12 +372,12 @@ class TestNnxOptimizer:
         loaded = amp.load_state_dict(optimizer.opt_state, saved)
         assert jax.tree.structure(loaded) == jax.tree.structure(optimizer.opt_state)
 
-    def test_unscaled_gradients_without_their_marks_are_an_error(self):
-        """The optimizer takes the wrapper apart; nothing may be unscaled twice in silence."""
+    def test_of_several_losses_the_marks_are_asked_for(self):
+        """The optimizer drops them; nothing may be unscaled twice, or by another's mark."""
         model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-        optimizer = nnx.Optimizer(model, amp.loss_scaling(adam()), wrt=nnx.Param)
-        _, grads = amp.value_and_grad(lambda model: loss_of(model(X)), optimizer.opt_state)(model)
-        with pytest.raises(ValueError, match="pytree structure error"):
+        optimizer = nnx.Optimizer(model, amp.loss_scaling(adam(), num_losses=2), wrt=nnx.Param)
+        _, grads = amp.value_and_grad(lambda model: loss_of(model(X)), optimizer)(model)
+        with pytest.raises(ValueError, match=r"update\(model, grads\.grads, overflow=grads\.overf"):
             optimizer.update(model, grads)
 
 

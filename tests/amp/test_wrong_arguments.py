@@ -129,15 +129,13 @@ def test_whatever_can_be_called_is_a_function():
         np.testing.assert_allclose(fn(jnp.ones(2)), model(jnp.ones(2)), atol=0.05)
 
 
-MODEL = "a model must be an apply_fn(variables, *inputs) or a linen module, not "
+MODEL = "a model must be an apply_fn(variables, *inputs) or a module, not "
 MODELS = [
     (
         KERAS,
         "a Keras model (Sequential) (pass a function of (variables, *inputs) that calls model.",
     ),
     (TORCH, "a torch module (Net) (write it in JAX: "),
-    (EQUINOX, "an Equinox module (Linear) (split it: params, static = equinox.partition(model, "),
-    (NNX, "Linear (split an NNX module, and apply its graph definition: graphdef, state = nnx."),
     (nn.Dense, "class Dense (pass an instance, or a function)"),
     (NNX.__class__, "class Linear (pass an instance, or a function)"),
     ("mlp", "str 'mlp' (pass the function that applies it)"),

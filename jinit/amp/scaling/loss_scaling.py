@@ -198,7 +198,8 @@ def _scaled(
         **extra_args: Any,
     ) -> tuple[optax.Updates, LossScalingState]:
         check_state("loss_scaling", state, LossScalingState)
-        updates = marked_again(updates, params)
+        if overflow is None:
+            updates = marked_again(updates, params, state.loss_scale.size)
         handed = updates if overflow is None else _marked(updates, overflow)
         unscaled = _unscaled(handed, state)
 

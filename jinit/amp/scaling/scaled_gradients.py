@@ -258,7 +258,7 @@ def check_loss_id(loss_id: Any, num_losses: int) -> None:
     )
 
 
-def marked_again(grads: Any, params: Any) -> Any:
+def marked_again(grads: Any, params: Any, num_losses: int) -> Any:
     """Returns ``UnscaledGrads`` of which ``nnx.Optimizer`` kept the gradients alone.
 
     Its ``update`` takes the variables out of what it is given: of ``UnscaledGrads`` the entry
@@ -267,6 +267,12 @@ def marked_again(grads: Any, params: Any) -> Any:
     left = isinstance(grads, Mapping) and list(grads) == ["grads"]
     if not left or (isinstance(params, Mapping) and "grads" in params):
         return grads
+    if num_losses > 1:
+        raise ValueError(
+            "nnx.Optimizer drops which loss gradients come from, and this one has "
+            f"num_losses={num_losses}: write optimizer.update(model, grads.grads, "
+            "overflow=grads.overflow)"
+        )
     true = grads["grads"]
     return UnscaledGrads(true, {0: 1.0 - all_finite(true).astype(jnp.float32)})
 

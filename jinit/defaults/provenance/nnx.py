@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from jinit.defaults.observer import observing
 from jinit.defaults.patches import Patches
 from jinit.defaults.provenance.reading import NNX_LAYERS, RETRACE, UNKNOWN, Path, Pending, Reading
 from jinit.defaults.tables.fans import flat_shape
+from jinit.initializers.fans import compute_fans
 
 __all__ = ["read_nnx"]
 
@@ -119,12 +120,21 @@ class _Reader:
     def _read_parameter(self, path: Path, module: nnx.Module, shape: tuple[int, ...]) -> None:
         known = self._known(module)
         pending = known and known.pending.get(path[-1])
-        if known is None or pending is None:
-            return
-        shape = known.shapes.get(path[-1], shape)
+        shape = known.shapes.get(path[-1], shape) if known else shape
         if isinstance(module, nnx.LinearGeneral):
             shape = flat_shape(path[-1], shape, module.out_features)
-        self.reading.drawn[path] = pending.explain(shape)
+        if pending:
+            self.reading.drawn[path] = pending.explain(shape)
+        elif path[-1] == "kernel" and len(shape) == _kernel_rank(module):
+            self.reading.drawn[path] = UNKNOWN, compute_fans(shape), UNKNOWN
+
+
+def _kernel_rank(module: nnx.Module) -> int | None:
+    """Returns the number of axes of a layer's kernel, where no layers are stacked."""
+    if isinstance(module, nnx.Conv):
+        size = module.kernel_size
+        return 2 + (len(size) if isinstance(size, Sequence) else 1)
+    return 2 if isinstance(module, nnx.Linear | nnx.LinearGeneral) else None
 
 
 def _parameters(module: nnx.Module) -> Iterator[tuple[str, Any]]:

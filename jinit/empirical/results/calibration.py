@@ -5,11 +5,11 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import jax
 
-from jinit.empirical.results.files import read, write
+from jinit.empirical.results.files import read, restored, write
 from jinit.empirical.results.findings_report import report_of
 from jinit.empirical.results.report import Report
 from jinit.empirical.results.saved import Saved, applied_with, saved
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibration"]
 
+P = TypeVar("P")
+
 _PARTS = ("params", "multipliers", "scales")
 
 
@@ -30,19 +32,21 @@ _PARTS = ("params", "multipliers", "scales")
     meta_fields=[],
 )
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Generic[P]):
     """What ``calibrate`` measured; a pytree, so that it may be returned from a jitted function.
 
     It can be pickled: the arrays, the report, and ``apply_fn`` where pickle takes the function; and
     saved to a file that holds arrays and JSON, without the function.
 
     Attributes:
-        params: The tree with the structure, dtypes and shardings of the one given: rescaled, or
-            in explicit mode such that ``apply_fn`` rescales it. Flax variables hold in explicit
-            mode the scales as well, in the collection ``normed``.
+        params: The tree with the structure, dtypes and shardings of the one given, or a module of
+            its kind: rescaled, or in explicit mode such that ``apply_fn`` rescales it. Linen's
+            variables hold in explicit mode the scales as well, in the collection ``normed``.
         multipliers: A tree of the structure given that holds each leaf's float32 learning-rate
             multiplier: of shape (), or with the leaf's axes up to the last that a scan over its
-            layers goes along, those between of length 1.
+            layers goes along, those between of length 1. Of a module of NNX or Equinox it is like
+            what an optimizer sees: ``nnx.state(model, nnx.Param)``, or
+            ``eqx.filter(model, eqx.is_inexact_array)``.
             In explicit mode all are 1.
         scales: In fold mode a tree of the same shapes: what each leaf was multiplied by. In
             explicit mode what ``apply_fn`` applies, nested by the leaves' paths: of every leaf
@@ -51,7 +55,7 @@ class Calibration:
             leaves the layer through its input is multiplied by ``gx * gy``).
     """
 
-    params: Any
+    params: P
     multipliers: Any
     scales: Any
     _findings: Findings | Saved
@@ -60,7 +64,8 @@ class Calibration:
     def apply_fn(self) -> Callable[..., Any]:
         """The function to train: the one given, or in explicit mode one that applies the scales.
 
-        It takes the arguments of the one given; ``params`` of this result belong to it.
+        It takes the arguments of the one given, a module first; ``params`` of this result belong to
+        it. A module of NNX is left as the plain call would leave it.
         """
         return applied_with(self._findings, self.scales)
 
@@ -125,21 +130,30 @@ class Calibration:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], apply_fn: Callable[..., Any] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        apply_fn: Callable[..., Any] | None = None,
+        *,
+        like: Any = None,
     ) -> "Calibration":
         """Reads what ``save`` wrote.
 
         Args:
             path: The file.
             apply_fn: The function that was calibrated; only ``apply_fn`` of the result needs it.
+            like: A module like the one that was calibrated: ``params`` is such a module then, and
+                a dict by its paths otherwise.
 
         Returns:
             The calibration, its arrays on the default device.
 
         Raises:
-            ValueError: The file is not one of a calibration, or of another format.
+            ValueError: The file is not one of a calibration, or of another format, or ``like`` is
+                another module.
         """
         parts, findings = read(path, apply_fn)
+        if like is not None:
+            parts["params"] = restored(like, parts["params"])
         return cls(**parts, _findings=findings)
 
     def __repr__(self) -> str:
@@ -148,10 +162,10 @@ class Calibration:
     def __reduce__(self) -> tuple[Any, ...]:
         return Calibration, (self.params, self.multipliers, self.scales, saved(self._findings))
 
-    def __copy__(self) -> "Calibration":
+    def __copy__(self) -> "Calibration[P]":
         return replace(self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Calibration":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Calibration[P]":
         params, multipliers, scales = copy.deepcopy(
             (self.params, self.multipliers, self.scales), memo
         )

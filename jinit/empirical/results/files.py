@@ -2,7 +2,8 @@
 
 The JSON holds trees as ``{"dict": ...}``, ``{"list": ...}``, ``{"tuple": ...}``, null, and
 ``{"array": number, "dtype": name}``; array n is the entry ``array_n`` of the npz archive, with the
-bits of a dtype that NumPy lacks as unsigned integers.
+bits of a dtype that NumPy lacks as unsigned integers, and the data of random keys, with their
+generator as ``"key"``.
 """
 
 import json
@@ -16,17 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jinit._trees import is_framework_type, leaf_paths
 from jinit.empirical.results.report import LayerRow, Report
 from jinit.empirical.results.saved import Facts, Saved
+from jinit.modules.model import has_variables, read_model
 
-__all__ = ["read", "write"]
+__all__ = ["read", "restored", "write"]
 
 _FORMAT = 1
 _NOT_ONE = "holds no calibration; pass what Calibration.save has written"
 
 
 def write(path: str | os.PathLike[str], parts: Mapping[str, Any], findings: Saved) -> None:
-    """Writes trees of arrays and the report.
+    """Writes trees of arrays and the report; of a module its arrays, by their paths.
 
     Raises:
         TypeError: A tree holds something that JSON and npz have no place for; nothing is written.
@@ -42,7 +45,7 @@ def write(path: str | os.PathLike[str], parts: Mapping[str, Any], findings: Save
         "parameters": facts.parameters,
         "report": facts.report.to_dict(),
         "growth": _encoded(findings.growth, "growth", arrays),
-        "parts": {name: _encoded(tree, name, arrays) for name, tree in parts.items()},
+        "parts": {name: _encoded(_plain(tree), name, arrays) for name, tree in parts.items()},
     }
     entries: dict[str, Any] = {f"array_{number}": array for number, array in enumerate(arrays)}
     whole = Path(path)
@@ -82,6 +85,42 @@ def read(
     return parts, Saved(growth, facts)
 
 
+def restored(module: Any, params: Any) -> Any:
+    """Returns a module with the arrays that were written of one like it.
+
+    Raises:
+        ValueError: They are not those of such a module.
+    """
+    model = read_model(module)
+    if model.open:  # linen's collections are nested by their paths already
+        return model.restore(params)
+    known = dict(zip(leaf_paths(params), jax.tree.leaves(params), strict=True))
+    paths = leaf_paths(model.variables)
+    if {*paths} != {*known}:
+        lacking = ", ".join(sorted({*paths} ^ {*known})[:6])
+        raise ValueError(
+            f"like={type(module).__name__} is not of the kind that was calibrated: they differ in "
+            f"{lacking}; construct it with the same arguments"
+        )
+    tree = jax.tree.structure(model.variables)
+    return model.restore(jax.tree.unflatten(tree, [known[path] for path in paths]))
+
+
+def _plain(tree: Any) -> Any:
+    """Returns the arrays of a module, or of an NNX state, nested by their paths."""
+    state = is_framework_type(tree, "flax.nnx", "State")
+    if not state and not has_variables(tree):
+        return tree
+    variables, nested = read_model(tree).variables, {}
+    for path, leaf in zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True):
+        *outer, name = path.split("/")
+        inner = nested
+        for part in outer:
+            inner = inner.setdefault(part, {})
+        inner[name] = leaf
+    return nested
+
+
 def _encoded(tree: Any, path: str, arrays: list[np.ndarray]) -> Any:
     if tree is None:
         return None
@@ -95,6 +134,9 @@ def _encoded(tree: Any, path: str, arrays: list[np.ndarray]) -> Any:
             f"a file holds dicts by string, lists, tuples and arrays, but {path} is of type "
             f"{type(tree).__name__}; pickle the calibration, or save such a tree with orbax"
         )
+    if isinstance(tree, jax.Array) and jnp.issubdtype(tree.dtype, jax.dtypes.prng_key):
+        arrays.append(np.asarray(jax.random.key_data(tree)))
+        return {"array": len(arrays) - 1, "dtype": "uint32", "key": str(jax.random.key_impl(tree))}
     array = np.asarray(tree)
     arrays.append(array if array.dtype.isbuiltin == 1 else array.view(f"u{array.itemsize}"))
     return {"array": len(arrays) - 1, "dtype": array.dtype.name}
@@ -105,7 +147,8 @@ def _decoded(tree: Any, archive: Mapping[str, np.ndarray]) -> Any:
         return None
     if "array" in tree:
         array, dtype = archive[f"array_{tree['array']}"], jnp.dtype(tree["dtype"])
-        return jnp.asarray(array if array.dtype == dtype else array.view(dtype))
+        array = jnp.asarray(array if array.dtype == dtype else array.view(dtype))
+        return jax.random.wrap_key_data(array, impl=tree["key"]) if "key" in tree else array
     ((kind, parts),) = tree.items()
     if kind == "dict":
         return {key: _decoded(value, archive) for key, value in parts.items()}

@@ -1,0 +1,267 @@
+"""A step in one call, and the state that a skipped step keeps, in every framework."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jinit import amp
+
+X = jax.random.normal(jax.random.key(1), (16, 8))
+T = jax.random.normal(jax.random.key(2), (16, 4))
+STEPS = 5
+BAD = (X.at[0].set(jnp.inf), T)
+
+
+class LinenNet(nn.Module):
+    """A perceptron with statistics."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(nn.relu(nn.BatchNorm(use_running_average=False)(nn.Dense(16)(x))))
+
+
+class NnxNet(nnx.Module):
+    """The same, and a random stream."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(8, 16, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.drop = nnx.Dropout(0.1, rngs=rngs)
+        self.last = nnx.Linear(16, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.drop(nnx.relu(self.norm(self.first(x)))))
+
+
+def mean_square(y, t):
+    return jnp.mean((y - t) ** 2)
+
+
+def adam():
+    return optax.adam(0.01)
+
+
+def initialize(model, *optimizer, level="O2", half="float16"):
+    return amp.initialize(model, *optimizer, opt_level=level, half_dtype=half)
+
+
+def linen_step(level="O2", half="float16"):
+    """Returns the step, what it starts from, and the step written out without jinit."""
+    net = LinenNet()
+    variables = net.init(jax.random.key(0), X)
+    apply_fn, tx = initialize(net, adam(), level=level, half=half)
+
+    def loss_of(apply, variables, x, t):
+        y, updated = apply(variables, x, mutable=["batch_stats"])
+        return mean_square(y, t), updated
+
+    @jax.jit
+    def plain(variables, state, x, t):
+        params = variables["params"]
+        of_params = lambda p: loss_of(net.apply, {**variables, "params": p}, x, t)  # noqa: E731
+        (loss, updated), grads = jax.value_and_grad(of_params, has_aux=True)(params)
+        updates, state = adam().update(grads, state, params)
+        return {**updated, "params": optax.apply_updates(params, updates)}, state, loss
+
+    step = amp.train_step(lambda v, x, t: loss_of(apply_fn, v, x, t), tx)
+    params = variables["params"]
+    return step, (variables, tx.init(params)), plain, (variables, adam().init(params))
+
+
+def trees_close(new, old, **tolerances):
+    for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True):
+        np.testing.assert_allclose(a, b, **tolerances)
+
+
+def trees_equal(new, old):
+    for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("level", ["O0", "O1", "O2"])
+def test_linen_trains_as_the_step_written_out(level):
+    step, ours, plain, theirs = linen_step(level)
+    for _ in range(STEPS):
+        *ours, loss = step(*ours, X, T)
+        *theirs, expected = plain(*theirs, X, T)
+    tolerance = 1e-5 if level == "O0" else 5e-3
+    np.testing.assert_allclose(loss, expected, rtol=tolerance)
+    # Adam divides by the gradient's size: where that is rounding, a step of 0.01 has either sign
+    trees_close(ours[0]["batch_stats"], theirs[0]["batch_stats"], atol=tolerance)
+
+
+def test_linen_keeps_parameters_optimizer_and_statistics_where_the_step_is_skipped():
+    step, ours, *_ = linen_step()
+    variables, state, _ = step(*ours, X, T)
+    after, skipped, loss = step(variables, state, *BAD)
+    assert not np.isfinite(loss)
+    trees_equal(after, variables)
+    trees_equal(skipped.inner_state, state.inner_state)
+    assert skipped.loss_scale == state.loss_scale / 2
+    _, _, loss = step(after, skipped, X, T)
+    assert np.isfinite(loss)
+
+
+def nnx_step(level="O2", half="float16"):
+    given = NnxNet(nnx.Rngs(0))
+    return initialize(given, nnx.Optimizer(given, adam(), wrt=nnx.Param), level=level, half=half)
+
+
+def loss_fn(model, x, t):
+    return mean_square(model(x), t)
+
+
+@nnx.jit
+def written_out(model, optimizer, x, t):
+    loss, grads = amp.value_and_grad(loss_fn, optimizer)(model, x, t)
+    optimizer.update(model, grads)
+    return loss
+
+
+WAYS = {"train_step": amp.train_step(loss_fn), "written out": written_out}
+
+
+@pytest.mark.parametrize("step", WAYS.values(), ids=WAYS.keys())
+@pytest.mark.parametrize("level", ["O0", "O1", "O2", "O3"])
+def test_nnx_trains_in_place(level, step):
+    model, optimizer = nnx_step(level, half="bfloat16")
+    plain = NnxNet(nnx.Rngs(0))
+    reference = nnx.Optimizer(plain, adam(), wrt=nnx.Param)
+
+    @nnx.jit
+    def plain_step(model, optimizer, x, t):
+        loss, grads = nnx.value_and_grad(loss_fn)(model, x, t)
+        optimizer.update(model, grads)
+        return loss
+
+    for _ in range(STEPS):
+        loss, expected = step(model, optimizer, X, T), plain_step(plain, reference, X, T)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5 if level == "O0" else 0.03)
+    assert model.drop.rngs.count[...] == plain.drop.rngs.count[...] == STEPS
+    tolerance = 1e-5 if level == "O0" else 0.01
+    np.testing.assert_allclose(model.norm.mean[...], plain.norm.mean[...], atol=tolerance)
+    assert optimizer.step[...] == STEPS
+
+
+@pytest.mark.parametrize("step", WAYS.values(), ids=WAYS.keys())
+def test_nnx_keeps_everything_but_its_counters_where_the_step_is_skipped(step):
+    model, optimizer = nnx_step()
+    step(model, optimizer, X, T)
+    kept = nnx.Not(nnx.RngState)
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, kept)))
+    inner = jax.tree.map(np.asarray, nnx.as_pure(optimizer.opt_state.inner_state))
+    scale = optimizer.opt_state.loss_scale[...]
+    step(model, optimizer, *BAD)
+    trees_equal(nnx.to_pure_dict(nnx.state(model, kept)), before)
+    trees_equal(nnx.as_pure(optimizer.opt_state.inner_state), inner)
+    assert optimizer.opt_state.loss_scale[...] == scale / 2
+    assert model.drop.rngs.count[...] == 2  # another mask at the next try
+    assert np.isfinite(step(model, optimizer, X, T))
+
+
+def test_an_optimizer_that_took_steps_goes_on():
+    plain = NnxNet(nnx.Rngs(0))
+    reference = nnx.Optimizer(plain, adam(), wrt=nnx.Param)
+    plain_loss = nnx.jit(lambda m: loss_fn(m, X, T))
+    grads = nnx.grad(lambda m: loss_fn(m, X, T))(plain)
+    reference.update(plain, grads)
+    model, optimizer = amp.initialize(plain, reference, "O0")
+    assert optimizer.step[...] == 1
+    trees_equal(nnx.as_pure(optimizer.opt_state.inner_state), nnx.as_pure(reference.opt_state))
+    reference.update(plain, grads)
+    optimizer.update(model, grads)
+    trees_close(nnx.state(model, nnx.Param), nnx.state(plain, nnx.Param), rtol=1e-6)
+    assert np.isfinite(plain_loss(model))
+    half, optimizer = amp.initialize(plain, reference, "O3", half_dtype="bfloat16")
+    trees_equal(nnx.as_pure(optimizer.opt_state.inner_state), nnx.as_pure(reference.opt_state))
+    optimizer.update(half, grads)
+    assert half.last.kernel[...].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("level", ["O0", "O1", "O2", "O3"])
+def test_equinox_trains_as_its_own_step(level):
+    given = eqx.nn.MLP(8, 4, 16, 2, key=jax.random.key(0))
+    of_batch = lambda m, x, t: mean_square(jax.vmap(m)(x), t)  # noqa: E731
+    model, tx = initialize(given, adam(), level=level, half="bfloat16")
+    step = amp.train_step(of_batch, tx)
+    state, plain = tx.init(eqx.filter(model, eqx.is_inexact_array)), given
+    reference = adam().init(eqx.filter(given, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def plain_step(model, state, x, t):
+        loss, grads = eqx.filter_value_and_grad(of_batch)(model, x, t)
+        updates, state = adam().update(grads, state)
+        return eqx.apply_updates(model, updates), state, loss
+
+    for _ in range(STEPS):
+        model, state, loss = step(model, state, X, T)
+        plain, reference, expected = plain_step(plain, reference, X, T)
+    assert isinstance(model, eqx.nn.MLP)
+    assert model.activation is given.activation
+    np.testing.assert_allclose(loss, expected, rtol=1e-5 if level == "O0" else 0.02)
+
+
+def test_a_step_compiles_once(count_compilations):
+    step, ours, *_ = linen_step()
+    *ours, _ = step(*ours, X, T)
+    model, optimizer = nnx_step()
+    nnx_once = amp.train_step(loss_fn)
+    nnx_once(model, optimizer, X, T)
+    with count_compilations() as compiled:
+        step(*ours, X, T)
+        nnx_once(model, optimizer, X, T)
+    assert compiled == []
+
+
+def test_new_collections_are_named():
+    def moves(variables, x):
+        return jnp.mean(x), {"cache": {}, "batch_stats": {}}
+
+    tx = amp.loss_scaling(adam())
+    variables = {"params": {"w": jnp.ones(2)}, "batch_stats": {}}
+    with pytest.raises(ValueError, match="loss_fn returned the collections cache, which the varia"):
+        amp.train_step(moves, tx)(variables, tx.init(variables["params"]), X)
+
+
+def test_without_an_optimizer():
+    with pytest.raises(
+        TypeError, match=r"no optimizer, which dict needs: write amp\.train_step\(l"
+    ):
+        amp.train_step(loss_fn)({"w": jnp.ones(2)}, None)
+
+
+# where_finite alone
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+@pytest.mark.parametrize("jit", [False, True])
+def test_where_finite(overflow, jit):
+    value = jnp.inf if overflow else 1.0
+    new, old = (
+        {"mean": jnp.full(2, value), "n": jnp.int32(2)},
+        {"mean": jnp.ones(2), "n": jnp.int32(1)},
+    )
+    gradients = {
+        "tree": {"w": jnp.array([0.0, value])},
+        "unscaled": amp.UnscaledGrads({"w": jnp.ones(2)}, {0: jnp.float32(overflow)}),
+    }
+    run = jax.jit(amp.where_finite) if jit else amp.where_finite
+    for grads in gradients.values():
+        trees_equal(run(grads, new, old), old if overflow else new)
+
+
+def test_where_finite_maps_under_vmap():
+    grads = {"w": jnp.array([[1.0], [jnp.nan]])}
+    new, old = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
+    assert jax.vmap(amp.where_finite)(grads, new, old).tolist() == [1.0, 4.0]
+
+
+def test_where_finite_takes_trees_of_one_structure():
+    text = "new and old must be trees of one structure, but only new has b/var; pass of both what"
+    with pytest.raises(ValueError, match=text):
+        amp.where_finite({}, {"a": 1.0, "b": {"var": 1.0}}, {"a": 1.0})
