@@ -173,7 +173,7 @@ def beginning(start):
 def arrays(trained):
     """Parameters and statistics of what a training returns."""
     variables, _ = trained
-    return variables
+    return {name: tree for name, tree in variables.items() if name in ("params", "batch_stats")}
 
 
 def train(start, loss, tx, batches, apply_fn=None):

@@ -166,7 +166,7 @@ def beginning(start):
 def arrays(trained):
     """Parameters and statistics of what a training returns."""
     variables, _ = trained
-    return {"statistics": {}, **variables}
+    return {"statistics": variables.get("statistics", {}), "params": variables["params"]}
 
 
 def train(start, loss, tx, batches):
