@@ -29,11 +29,11 @@ def trained(framework, name, level, given, how="train_amp"):
 
 
 def assert_nothing_is_left(framework, name, level, how):
+    """The momentum alone would move every parameter in a step that was not skipped."""
     given = batches(name)
     broken = [*given[:BEFORE], poisoned(given[BEFORE])]
     _, before = trained(framework, name, level, given[:BEFORE], how)
-    losses, after = trained(framework, name, level, broken, how)
-    assert not np.isfinite(losses[-1])
+    _, after = trained(framework, name, level, broken, how)
     assert before.keys() == after.keys()
     for path, value in before.items():
         assert np.isfinite(jnp.asarray(value, float)).all(), path
@@ -42,7 +42,8 @@ def assert_nothing_is_left(framework, name, level, how):
 
 
 @pytest.mark.parametrize(
-    ("framework", "name", "level"), cells(columns=["O1", "O2", "O3"], quick_column="O2")
+    ("framework", "name", "level"),
+    cells(columns=["O1", "O2", "O3"], quick={("linen", "mlp"), ("nnx", "mlp")}, quick_column="O2"),
 )
 def test_a_batch_that_overflows_leaves_everything_as_it_was(framework, name, level):
     assert_nothing_is_left(framework, name, level, "train_amp")
