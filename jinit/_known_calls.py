@@ -17,7 +17,7 @@ _DRAWN = {
 }
 _MEASURED = {
     **_DRAWN,
-    "model": Instead("give params and apply_fn, for Flax the variables and model.apply"),
+    "model": Instead("give it first; a linen module after its variables"),
     "model_fn": Instead("give params and apply_fn, for Flax the variables and model.apply"),
     "variables": Instead("write params="),
     "inputs": Instead("write dummy_input="),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TIME_IS_UP = "the time for the rest is up"
+TIME_IS_UP = "the time for these tests is up"
 
 
 def add_options(parser):
@@ -19,7 +19,7 @@ def add_options(parser):
     group.addoption(
         "--minutes",
         type=float,
-        help="with --rest: begin at a file that depends on the commit, and stop after this time",
+        help="begin at a file that depends on the commit, and stop after this time",
     )
     group.addoption("--optimize", action="store_true", help="let XLA optimize as it does for users")
 
@@ -91,5 +91,5 @@ class Deadline:
         stats = terminalreporter.stats
         late = [report for report in stats.get("skipped", ()) if TIME_IS_UP in str(report.longrepr)]
         ended = sum(len(stats.get(name, ())) for name in ("passed", "failed", "error", "skipped"))
-        terminalreporter.section("the rest")
+        terminalreporter.section("what the time was enough for")
         terminalreporter.line(f"ran {ended - len(late)} of {ended} tests before the time was up")

@@ -14,16 +14,25 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.thorough
-def test_the_quickstart_is_ten_lines_that_run_in_a_fresh_process(tmp_path):
-    assert len([line for line in BLOCKS[0].splitlines() if line]) == 10
+def test_the_quickstart_runs_in_a_fresh_process_in_linen_and_in_nnx(tmp_path):
     program = tmp_path / "quickstart.py"
-    program.write_text("\n".join(BLOCKS))
+    program.write_text("\n".join(BLOCKS) + 'print("losses", loss)\n')
     done = python(program, warn="error::UserWarning", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = re.findall(r"params/layers_\d/kernel +linear +(\S+) +(\S+)", done.stdout)
-    assert len(rows) == 3
-    assert all(abs(float(after) - 1) < 0.1 for _, after in rows)
-    assert "amp O1 with bfloat16" in done.stdout
+    layers = ("params/Dense_0/kernel", "params/Dense_1/kernel", "first/kernel", "last/kernel")
+    for layer in layers:
+        ((_, after),) = re.findall(rf"^  {layer} +linear +(\S+) +(\S+)", done.stdout, re.MULTILINE)
+        assert abs(float(after) - 1) < 0.1
+    assert done.stdout.count("amp O2 with bfloat16") == 2
+    assert re.search(r"losses [\d.]+", done.stdout)
+
+
+def test_nnx_takes_no_more_lines_than_linen():
+    """In each of the two tables of the quickstart."""
+    lines = [len([line for line in block.splitlines() if line]) for block in BLOCKS]
+    _, linen, nnx, linen_step, nnx_step = lines
+    assert nnx <= linen + 2
+    assert nnx_step <= linen_step
 
 
 def test_every_name_in_the_box_exists():

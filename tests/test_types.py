@@ -1,12 +1,16 @@
 """What a type checker says of users' files: good code passes, and a wrong word is found."""
 
+import importlib
 import inspect
 import json
 import re
 import typing
 
+import optax
 import pytest
+from flax import nnx
 
+import jinit
 from jinit import amp
 from jinit.amp.initialize import Options
 from tests import processes
@@ -62,6 +66,7 @@ assert_type(amp.initialize(mlp, tx), tuple[eqx.nn.MLP, Scaled])
 pair = hk.transform_with_state(lambda x: x)
 assert_type(amp.initialize(pair), HaikuModel)
 assert_type(amp.initialize(hk.transform(lambda x: x), tx), tuple[HaikuModel, Scaled])
+assert_type(amp.initialize([pair, f]), list[Mixed])
 model = amp.initialize(Net())
 variables = model.init(jax.random.key(0), x)
 model.apply(variables, x, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
@@ -117,7 +122,30 @@ updates, state = amp.master_weights(amp.loss_scaling(tx)).update(params, state, 
 updates, state = amp.stochastic_rounding(tx, seed=1).update(params, state, params)
 amp.load_state_dict(state, amp.state_dict(state))
 """,
+    "modules": """
+import equinox as eqx
+import haiku as hk
+from flax import nnx
+
+class Nnx(nnx.Module):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+class Equinox(eqx.Module):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+assert_type(jinit.calibrate(Nnx(), x, loss).params, Nnx)
+assert_type(jinit.calibrate(Nnx(), lambda m, x: m(x), x, loss, step="network").params, Nnx)
+assert_type(jinit.empirical_init(Nnx(), x, dummy_loss=loss), Nnx)
+assert_type(jinit.empirical_init(Equinox(), x, loss, samples=2), Equinox)
+assert_type(jinit.empirical_init(params, f, x, loss), jax.Array)
+jinit.calibrate(Net().init(jax.random.key(0), x), Net(), x, loss)
+jinit.calibrate((params, params), hk.transform_with_state(f), x, loss)
+""",
     "top": """
+from typing import TypeAlias
+
 import jinit.typing as names
 
 def draw(key: names.Key) -> names.PyTree:
@@ -125,8 +153,9 @@ def draw(key: names.Key) -> names.PyTree:
 
 assert_type(jinit.startup(0), jax.Array)
 assert_type(jinit.amp.initialize(f).policy.opt_level, jinit.typing.OptLevel)
-assert_type(jinit.calibrate(params, f, x, loss, mode="fold"), jinit.Calibration)
-assert_type(jinit.calibrate(params, f, x, loss, step="network"), jinit.Calibration)
+Tuned: TypeAlias = jinit.Calibration[jax.Array]
+assert_type(jinit.calibrate(params, f, x, loss, mode="fold"), Tuned)
+assert_type(jinit.calibrate(params, f, x, loss, step="network"), Tuned)
 with jinit.keras_defaults():
     draw(jinit.startup(0))
 """,
@@ -140,6 +169,8 @@ amp.initialize(f, tx, master_weights="adam")  # error
 amp.initialize(f, tx, half_dype="bfloat16")  # error
 jinit.calibrate(params, f, x, loss, mode="folded")  # error
 jinit.calibrate(params, f, x, loss, step="net")  # error
+jinit.calibrate(params, x, loss, mode="folded")  # error
+jinit.calibrate(params, 3, x, loss)  # error
 """,
     "arguments": """
 amp.half_function(f)(params)  # error
@@ -185,10 +216,22 @@ def test_the_levels_are_named_in_the_error(errors):
     assert re.search(r"'O5'.*\"OptLevel\".*Literal\['O3'\]", said, re.DOTALL)
 
 
-def test_the_keywords_of_the_overloads_are_those_of_the_function():
-    parameters = inspect.signature(amp.initialize).parameters.values()
+CALIBRATE = importlib.import_module("jinit.empirical.calibrate")
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (amp.initialize, Options),
+        (jinit.empirical_init, CALIBRATE.Options),
+        (jinit.calibrate, CALIBRATE.CalibrateOptions),
+    ],
+)
+def test_the_keywords_of_the_overloads_are_those_of_the_function(function, options):
+    parameters = inspect.signature(function).parameters.values()
     keywords = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert set(keywords) == set(Options.__annotations__)
     assert all(p.default is not p.empty for p in keywords.values())
-    hints = typing.get_type_hints(Options)
-    assert {name: p.annotation for name, p in keywords.items()} == hints
+    known = {"optax": optax, "nnx": nnx, "Model": object}  # what only a type checker imports
+    own = typing.get_type_hints(inspect.unwrap(function), localns=known)
+    hints = typing.get_type_hints(options, localns=known)
+    assert {name: own[name] for name in keywords} == hints

@@ -74,8 +74,8 @@ class MixedPrecisionApply:
             What the function returns, in the policy's output dtype.
         """
         args = variables, *inputs
-        outputs = on_objects(self.run_apart, args, kwargs)
         given = find_activations([args, kwargs], self.policy.roles)
+        outputs = on_objects(self.run_apart, args, kwargs)
         return restore_activations(outputs, given, self.policy.roles)
 
     def run_apart(
@@ -90,9 +90,8 @@ class MixedPrecisionApply:
         variables = unwrapped(apart.args[0])
         self.policy.check_params(variables)
         types = self._types(apart)
-        entering = self._cast(apart, types)
-        function = self._function_for(unwrapped(entering.args[0]), variables, types)
-        entering = self._fitting(function, apart, entering, types)
+        entering = self._fitting(apart, self._cast(apart, types), types)
+        function = self._function_for(entering, variables, types)
         outputs = (wrap or _running)(function)(entering)
         if isinstance(outputs, Returned):
             restored = outputs.map_written(_restorer(apart.states(), entering.states()))
@@ -113,13 +112,10 @@ class MixedPrecisionApply:
             inputs, kwargs = cast_floating((inputs, kwargs), self.policy.cast_model_type)
         return dataclasses.replace(apart, args=(variables, *inputs), kwargs=kwargs)
 
-    def _fitting(
-        self, function: ApplyFn, given: Apart, entering: Apart, types: ModuleTypes
-    ) -> Apart:
+    def _fitting(self, given: Apart, entering: Apart, types: ModuleTypes) -> Apart:
         """Gives state that follows activations their dtype, unless the function has its own.
 
         Args:
-            function: What will run.
             given: The arguments as they came.
             entering: The arguments as they are cast.
             types: The types of modules.
@@ -128,8 +124,8 @@ class MixedPrecisionApply:
             The arguments. Where a module's user said ``dtype=``, it computes in that whatever the
             level: then its state enters as it came.
         """
-        came = self._activations(given)
-        inside = self._dtypes_inside(unwrapped(given.args[0]), came, types)
+        variables, came = unwrapped(given.args[0]), self._activations(given)
+        inside = self._dtypes_inside(variables, came, types)
         fitted = _with_activations(entering, inside)
         if inside == came:
             return fitted
@@ -137,7 +133,7 @@ class MixedPrecisionApply:
         key = static, tuple((x.shape, x.dtype) for x in values)
         fits = self._fits.get(key) if static.hashable else None
         if fits is None:
-            fits = _can_run(function, fitted)
+            fits = _can_run(self._function_for(fitted, variables, types), fitted)
             if static.hashable:
                 self._fits[key] = fits
         return fitted if fits else entering
@@ -190,14 +186,14 @@ class MixedPrecisionApply:
         graphdef = find_graphdef(self.apply_fn)
         return {} if graphdef is None else graphdef_types(graphdef)
 
-    def _function_for(self, entering: PyTree, variables: PyTree, types: ModuleTypes) -> ApplyFn:
+    def _function_for(self, entering: Apart, variables: PyTree, types: ModuleTypes) -> ApplyFn:
         """Returns the function as it is, or with casts inside where some are to be made."""
         if self.policy.patch_functions:
             return self._autocast
         if not self.policy.computes_in_half:
             return self.apply_fn
         kept = frozenset(self.policy.kept_paths(variables, types))
-        return self._with_norms(kept, types, holds_float32(entering))
+        return self._with_norms(kept, types, holds_float32(unwrapped(entering.args[0])))
 
     def _with_norms(self, kept: frozenset[Path], types: ModuleTypes, mixed: bool) -> NormsInFloat32:
         """Returns the function with its norms in float32; equal arguments give the same one.

@@ -38,14 +38,13 @@ if TYPE_CHECKING:
     from flax import nnx
     from flax.linen import Module
 
-    Model: TypeAlias = ApplyFn | Module | Transformed | nnx.Module
-
 __all__ = ["initialize"]
 
 Tx: TypeAlias = optax.GradientTransformation
 Scaled: TypeAlias = optax.GradientTransformationExtraArgs
 Truth: TypeAlias = bool | Literal["True", "False"]
-M = TypeVar("M", bound=ApplyFn)
+Model: TypeAlias = ApplyFn | Transformed
+M = TypeVar("M", bound=Model)
 T = TypeVar("T", bound=Tx)
 N = TypeVar("N", bound="nnx.Module")
 E = TypeVar("E", bound="_EquinoxModule")
@@ -198,7 +197,7 @@ def initialize(
 
 @known_arguments
 def initialize(
-    models: "Model | Sequence[Model]",
+    models: Model | Sequence[Model],
     optimizers: "Tx | Sequence[Tx] | nnx.Optimizer | None" = None,
     opt_level: OptLevel = "O1",
     *,

@@ -65,19 +65,9 @@ def module_at(module: Any, policy: Policy) -> Any:
     if isinstance(module, _AtLevel):
         raise ValueError(f"the model {type(module).__name__} was initialized twice")
     made = _empty(type(module), policy)
-    made.__dict__.update(_stored(module, policy).__dict__)
+    types = nnx_types(module) if is_framework_type(module, "flax.nnx", "Module") else None
+    made.__dict__.update(policy.cast_to_param(module, types).__dict__)
     return made
-
-
-def _stored(module: Any, policy: Policy) -> Any:
-    """Returns a copy of a module with its parameters as they are stored."""
-    if not is_framework_type(module, "flax.nnx", "Module"):
-        return policy.cast_to_param(module)
-    from flax import nnx
-
-    copied = nnx.clone(module)
-    nnx.update(copied, policy.cast_to_param(nnx.state(copied), nnx_types(copied)))
-    return copied
 
 
 @functools.cache  # a graph definition or a tree is equal where its class is

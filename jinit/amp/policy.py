@@ -14,6 +14,7 @@ from jinit.amp.casting.dtypes import BFLOAT16, FLOAT16, FLOAT32, cast_floating
 from jinit.amp.casting.module_types import ModuleTypes
 from jinit.amp.casting.op_lists import OPS, OpLists
 from jinit.amp.casting.ranges import within_range
+from jinit.modules.nnx_calls import on_state
 from jinit.modules.roles import Roles, leaf_roles, param_mask
 from jinit.typing import OptLevel, PyTree
 
@@ -113,20 +114,23 @@ class Policy:
 
         Args:
             variables: A tree of parameters; a mapping of collections of which only
-                ``"params"`` is cast; or an NNX state, of which ``nnx.Param`` is. Batch statistics
-                keep their dtype, and so does every leaf that is not a floating array.
+                ``"params"`` is cast; or an NNX module or its state, of which ``nnx.Param`` is.
+                Batch statistics keep their dtype, and so does every leaf that is not a floating
+                array.
             module_types: The type of the module at each path, as the model's
                 ``module_types(variables, *inputs)`` returns them; where they are not given,
                 batch normalization is found by its path.
 
         Returns:
-            The tree, float32 at O0, O1 and O2 and half at O3.
+            The tree, or a new module, float32 at O0, O1 and O2 and half at O3.
 
         Raises:
             ValueError: If it is to be float32, and a parameter is half already.
         """
         self.check_params(variables)
-        return self._cast_params(variables, self.param_dtype, module_types)
+        return on_state(
+            lambda tree: self._cast_params(tree, self.param_dtype, module_types), variables
+        )
 
     def cast_to_compute(self, variables: PyTree, module_types: ModuleTypes | None = None) -> PyTree:
         """Casts variables to the dtype in which they enter the function.

@@ -14,7 +14,7 @@ from jinit._arithmetic import is_float, on_cpu
 from jinit._kinds import is_bare_function, is_key, kind_of, model_kind
 from jinit.empirical.user_functions import ARGUMENT_ORDER, describe_call
 from jinit.layers import Survey
-from jinit.modules.model import calls_itself, has_variables, lacks_variables
+from jinit.modules.model import calls_itself, has_variables, is_nnx_object, lacks_variables
 
 __all__ = [
     "check_arguments",
@@ -97,7 +97,8 @@ def check_model(params: Any, apply_fn: Any, order: str = "") -> None:
         _check_applies_object(params, apply_fn)
         return
     if is_bare_function(params):
-        hint = _HINTS.get(model_kind(params) or "", "pass a tree of arrays")
+        hint = "pass an instance of it" if isinstance(params, type) else "pass a tree of arrays"
+        hint = _HINTS.get(model_kind(params) or "", hint)
         raise TypeError(
             f"params is {kind_of(params)}, which is not a tree of arrays; {hint}{order}"
         )
@@ -113,27 +114,29 @@ def check_model(params: Any, apply_fn: Any, order: str = "") -> None:
         if hasattr(apply_fn, "apply"):
             hint = "pass its apply"
     if hint:
-        raise TypeError(f"apply_fn is {kind_of(apply_fn)}; {hint}")
+        raise TypeError(f"apply_fn is {_named(apply_fn)}; {hint}")
+
+
+def _named(value: Any) -> str:
+    name = type(value).__name__
+    return f"an NNX object ({name})" if is_nnx_object(value) else kind_of(value)
 
 
 def _check_applies_object(model: Any, apply_fn: Any) -> None:
     """Raises TypeError for what does not apply an object that holds its variables."""
-    if apply_fn is None and calls_itself(model):
+    found, held = f"apply_fn is {_named(apply_fn)}", _named(model)
+    of_linen = lacks_variables(getattr(apply_fn, "__self__", None))
+    if lacks_variables(apply_fn) or has_variables(apply_fn) or of_linen:
+        raise TypeError(f"{found}, but {held} holds its variables itself; pass it alone, {_ALONE}")
+    if callable(apply_fn) and not isinstance(apply_fn, type):
         return
-    if apply_fn is None:
+    if not calls_itself(model):
         raise TypeError(
-            f"params is {kind_of(model)}, which does not call itself; pass a function of "
+            f"params is {held}, which cannot be called; pass a function of "
             f"(model, *inputs) after it, {_WITH_CALL}"
         )
-    if lacks_variables(apply_fn) or has_variables(apply_fn):
-        raise TypeError(
-            f"apply_fn is {kind_of(apply_fn)}, but {kind_of(model)} holds its variables itself; "
-            f"pass it alone, {_ALONE}"
-        )
-    if not callable(apply_fn) or isinstance(apply_fn, type):
-        raise TypeError(
-            f"apply_fn is {kind_of(apply_fn)}; pass a function of (model, *inputs), {_WITH_CALL}"
-        )
+    if apply_fn is not None:
+        raise TypeError(f"{found}; pass a function of (model, *inputs), {_WITH_CALL}")
 
 
 def check_arrays(leaves: Sequence[Any], paths: Sequence[str]) -> None:

@@ -65,7 +65,7 @@ def empirical_init(
 
 
 @known_arguments
-def empirical_init(
+def empirical_init(  # pyright: ignore[reportInconsistentOverload]: a module shifts places
     params: PyTree,
     apply_fn: ApplyFn | Model | PyTree = None,
     dummy_input: PyTree | DrawFn = None,
@@ -97,11 +97,17 @@ def empirical_init(
     the updates to O(1), and the report.
 
     Args:
-        params: Any pytree of arrays, or Flax variables, of which the ``params`` are rescaled.
+        params: Any pytree of arrays, or Flax variables, of which the ``params`` are rescaled; or a
+            module of NNX, of Equinox or a bound one of linen, which is not touched: its state
+            (statistics, random counters) stays as it is, and what the runs do to it is dropped.
         apply_fn: The model, ``apply_fn(params, *inputs)``. A jax-traceable function; it is
             compiled once for equal functions and shapes: as under ``jax.jit``, what else it
             reads than its arguments is read then. Keyword arguments are given to it by
-            ``functools.partial``.
+            ``functools.partial``. A module calls itself where it is left out, as in
+            ``empirical_init(model, x, loss)``; after a linen module's variables it may be the
+            module, and after Haiku's params what ``haiku.transform`` returned (after
+            ``(params, state)`` what ``haiku.transform_with_state`` did). The keys that modules
+            draw with are drawn anew for every sample.
         dummy_input: Example inputs (a tuple is splatted), or a function of ``(key)``,
             ``(key, batch_size)`` or ``(batch_size)`` that returns them.
         dummy_loss: A function of ``(output)`` or ``(output, key)`` that returns a real scalar.
@@ -124,7 +130,8 @@ def empirical_init(
         verbose: Whether to show the progress, on standard error.
 
     Returns:
-        The rescaled tree, with the structure, dtypes and shardings of ``params``.
+        The rescaled tree, with the structure, dtypes and shardings of ``params``; of a module a new
+        one of its kind.
 
     Raises:
         ValueError: An argument is not what it should be; ``params`` has no floating-point leaf,
@@ -141,6 +148,12 @@ def empirical_init(
         >>> params = jinit.empirical_init(params, model, x, lambda y: y.mean())
         >>> print(f"{jnp.sqrt(jnp.mean(model(params, x) ** 2)):.3f}")
         1.000
+
+        >>> from flax import nnx
+        >>> model = nnx.Linear(8, 32, rngs=nnx.Rngs(0))
+        >>> model = jinit.empirical_init(model, x, lambda y: y.mean())
+        >>> print(type(model).__name__, f"{jnp.sqrt(jnp.mean(model(x) ** 2)):.3f}")
+        Linear 1.000
 
     Source:
         The system empirical-init, which reaches the same by hundreds of passes.
@@ -173,7 +186,7 @@ def calibrate(
 
 
 @known_arguments
-def calibrate(
+def calibrate(  # pyright: ignore[reportInconsistentOverload]: a module shifts places
     params: PyTree,
     apply_fn: ApplyFn | Model | PyTree = None,
     dummy_input: PyTree | DrawFn = None,
@@ -225,9 +238,11 @@ def calibrate(
     Gradients pass weights of nothing but zeros (a head, a gate) as if they were random.
 
     Args:
-        params: Any pytree of arrays, or Flax variables, of which the ``params`` are rescaled.
+        params: Any pytree of arrays, or Flax variables, of which the ``params`` are rescaled; or a
+            module, as ``empirical_init`` takes it.
         apply_fn: The model, ``apply_fn(params, *inputs)``: a function that JAX can trace, compiled
-            once for equal functions and shapes.
+            once for equal functions and shapes; left out where a module calls itself, as in
+            ``calibrate(model, x, loss)``; or a linen module, or what ``haiku.transform`` returned.
         dummy_input: Example inputs (a tuple is splatted), or a function of ``(key)``,
             ``(key, batch_size)`` or ``(batch_size)`` that returns them. Use the batch size of the
             training.
@@ -286,6 +301,17 @@ def calibrate(
         ... )
         >>> [f"{row.activation_after:.1f} {row.update_after:.1f}" for row in result.report.rows]
         ['1.0 1.0', '1.0 1.0']
+
+        >>> from flax import nnx
+        >>> import optax
+        >>> rngs, x = nnx.Rngs(0), jax.random.normal(keys[0], (256, 64))
+        >>> layers = [nnx.Linear(64, 64, rngs=rngs), nnx.BatchNorm(64, rngs=rngs), nnx.relu]
+        >>> model = nnx.Sequential(*layers, nnx.Dropout(0.5, rngs=rngs))
+        >>> result = jinit.calibrate(model, x, lambda y: jnp.mean(y**2))
+        >>> tx = optax.chain(optax.scale_by_adam(), result.transform(), optax.scale(-0.1))
+        >>> optimizer = nnx.Optimizer(result.params, tx, wrt=nnx.Param)
+        >>> [row.path for row in result.report.rows]
+        ['layers/0/kernel', 'layers/1/scale', 'layers/1/bias']
 
     Source:
         The system empirical-init for the three quantities; the multipliers under Adam repeat the

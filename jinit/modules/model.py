@@ -27,7 +27,15 @@ from jinit._trees import is_framework_type
 from jinit.tracing import ARRAYS, Static, partition
 from jinit.typing import ApplyFn, PyTree
 
-__all__ = ["OWN_KEY", "Model", "calls_itself", "has_variables", "lacks_variables", "read_model"]
+__all__ = [
+    "OWN_KEY",
+    "Model",
+    "calls_itself",
+    "has_variables",
+    "is_nnx_object",
+    "lacks_variables",
+    "read_model",
+]
 
 OWN_KEY = "jinit"
 """The name of the random key that a framework's module draws with, among ``rngs``."""
@@ -282,8 +290,9 @@ class EquinoxModule(Module):
         except Exception as error:
             if self.of is not None:
                 error.add_note(
-                    f"{self.of.__name__} was called as Equinox calls it; one that takes a single "
-                    "example is given a batch by lambda m, x: jax.vmap(m)(x) as second argument"
+                    f"{self.of.__name__} was called with all of its inputs; if it takes one "
+                    "example, as Equinox's layers do, give it one, or pass for a batch "
+                    "lambda m, x: jax.vmap(m)(x) after the model"
                 )
             raise
 

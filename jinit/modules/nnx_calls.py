@@ -34,6 +34,7 @@ __all__ = [
     "is_object",
     "is_state",
     "on_objects",
+    "on_state",
     "unwrapped",
     "wrapped_as",
 ]
@@ -154,6 +155,16 @@ def on_objects(run: Callable[[Apart], Any], args: Sequence[Any], kwargs: dict[st
         placed, named = jax.tree.unflatten(tree, filled)
         apart = Apart(placed, named, graphdef)
         return _put_back(apart, run(apart), len(objects))
+
+
+def on_state(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Applies a function of trees of arrays to a tree, or to a copy of an NNX module's state."""
+    if not is_framework_type(tree, "flax.nnx", "Module"):
+        return function(tree)
+    from flax import nnx
+
+    graphdef, state = nnx.split(tree)
+    return nnx.merge(graphdef, function(state))
 
 
 def call(fn: Callable[..., Any], apart: Apart) -> Any:

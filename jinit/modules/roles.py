@@ -5,8 +5,8 @@ statistic::
 
     role         linen's collections     NNX's variables    inside a half function
     parameter    params                  Param              cast as the level says
-    activation   cache, intermediates    Cache,             half; comes back in the dtype it had
-                                         Intermediate
+    activation   cache, intermediates,   Cache,             half; comes back in the dtype it had
+                 perturbations           Intermediate
     counter                              RngState           as it is
     statistic    batch_stats             BatchStat          as it is
 """
@@ -42,6 +42,7 @@ ROLES: Mapping[str, Role] = {
     "batch_stats": "statistic",
     "cache": "activation",
     "intermediates": "activation",
+    "perturbations": "activation",
     "Param": "parameter",
     "BatchStat": "statistic",
     "Cache": "activation",

@@ -235,6 +235,26 @@ def test_a_module_without_parameters_may_have_a_cache():
         assert dtypes(updated) == {"float32"}
 
 
+def test_perturbations_leave_a_half_function_half():
+    """They are added to activations, so that the gradient by them is that of the activations."""
+
+    class Perturbed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(self.perturb("hidden", nn.Dense(4)(x)))
+
+    variables, model = Perturbed().init(KEY, X), at("O2", Perturbed())
+    assert operand_dtypes(model, variables, X)["dot_general"] == {"bfloat16": 2}
+
+    def loss(variables, apply):
+        return (apply(variables, X) ** 2).sum()
+
+    found = jax.grad(loss)(variables, model)["perturbations"]["hidden"]
+    wanted = jax.grad(loss)(variables, Perturbed().apply)["perturbations"]["hidden"]
+    assert found.dtype == jnp.float32
+    assert error(found, wanted) < 0.1
+
+
 # NNX --------------------------------------------------------------------------------------------
 
 

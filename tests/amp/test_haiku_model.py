@@ -250,7 +250,7 @@ def test_in_a_list_and_disabled():
         (
             lambda: amp.initialize(optax.sgd(0.1), PLAIN),
             TypeError,
-            "a model must be an apply_fn(variables, *inputs) or a linen module, not Gradient",
+            "a model must be an apply_fn(variables, *inputs) or a module, not Gradient",
         ),
         (
             lambda: amp.initialize(mlp, PLAIN),

@@ -520,7 +520,7 @@ FIRST = "Net.apply at O2 with bfloat16 takes its variables first, as model(varia
         (
             lambda: amp.initialize(optax.sgd(0.1), Net()),
             TypeError,
-            "a model must be an apply_fn(variables, *inputs) or a linen module, not "
+            "a model must be an apply_fn(variables, *inputs) or a module, not "
             "GradientTransformationExtraArgs (an optimizer: in amp.initialize models go before "
             "optimizers)",
         ),

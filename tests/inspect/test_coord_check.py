@@ -264,15 +264,19 @@ class Nnx(nnx.Module):
         return self.layers[-1](x)
 
 
-def nnx_model(width):
+def nnx_module(width):
     model = Nnx(width, nnx.Rngs(0))
     for layer, drawn in zip(model.layers, weights(width), strict=True):
         layer.kernel[...], layer.bias[...] = drawn["w"], drawn["b"]
-    graph, state = nnx.split(model)
+    return model
+
+
+def nnx_model(width):
+    graph, state = nnx.split(nnx_module(width))
     return state, lambda state, x: nnx.merge(graph, state)(x)
 
 
-def equinox(width):
+def equinox_module(width):
     model = eqx.nn.MLP(INPUTS, 3, width, 2, activation=jnp.tanh, key=jax.random.key(0))
     drawn = weights(width)
     model = eqx.tree_at(
@@ -280,21 +284,68 @@ def equinox(width):
         model,
         [leaf for layer in drawn for leaf in (layer["w"].T, layer["b"])],
     )
+    return model, lambda m, x: jax.vmap(m)(x)
+
+
+def equinox(width):
+    model, _ = equinox_module(width)
     params, static = eqx.partition(model, eqx.is_array)
     return params, lambda params, x: jax.vmap(eqx.combine(params, static))(x)
 
 
-def haiku(width):
+def transformed(width):
     def forward(x):
         for size in (width, width):
             x = jnp.tanh(hk.Linear(size)(x))
         return hk.Linear(3)(x)
 
     names = ("linear", "linear_1", "linear_2")
-    return (
-        dict(zip(names, weights(width), strict=True)),
-        hk.without_apply_rng(hk.transform(forward)).apply,
-    )
+    return dict(zip(names, weights(width), strict=True)), hk.transform(forward)
+
+
+def haiku(width):
+    params, model = transformed(width)
+    return params, hk.without_apply_rng(model).apply
+
+
+MODULES = {
+    "NNX": nnx_module,
+    "NNX and its optimizer": lambda width: (nnx_module(width), optax.adam(1e-4)),
+    "NNX, a function and an optimizer": lambda width: (
+        nnx_module(width), lambda m, x: m(x), optax.adam(1e-4),
+    ),
+    "Equinox": equinox_module,
+    "linen": lambda width: (linen(width)[0], Linen(width)),
+    "bound linen": lambda width: Linen(width).bind(linen(width)[0]),
+    "Haiku": transformed,
+    "Haiku with state": lambda width: (
+        (transformed(width)[0], {}), hk.with_empty_state(transformed(width)[1]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("make_model", MODULES.values(), ids=MODULES)
+def test_modules_are_taken_as_they_are(make_model):
+    check = jinit.coord_check(make_model, [4, 8], X, squared_error, steps=2)
+    same_numbers(check, plain_check())
+
+
+def test_a_module_with_statistics_and_dropout():
+    def make_model(width, key):
+        rngs = nnx.Rngs(key)
+        return nnx.Sequential(
+            nnx.Linear(INPUTS, width, rngs=rngs),
+            nnx.BatchNorm(width, rngs=rngs),
+            nnx.relu,
+            nnx.Dropout(0.5, rngs=rngs),
+            nnx.Linear(width, 3, rngs=rngs),
+        )
+
+    check = jinit.coord_check(make_model, [4, 8], X, squared_error, steps=2, seeds=2)
+    assert [fit.path for fit in check.fits] == [
+        "layers/0/kernel", "layers/1/scale", "layers/1/bias", "layers/4/kernel",
+    ]  # fmt: skip
 
 
 @pytest.mark.cases

@@ -4,6 +4,7 @@ import re
 
 import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,6 +221,58 @@ def test_an_nnx_module_knows_its_shapes_and_numbers_alone():
     assert numbers(jinit.describe(plain))["", "epsilon"] == (1e-5, "default")
 
 
+class Stacked(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(6, 4, rngs=rngs), nnx.Conv(4, 8, (3,), rngs=rngs)])
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+
+    def __call__(self, x, scale=1.0):
+        return self.norm(self.layers[1](self.layers[0](x))) * scale
+
+
+def test_a_module_that_exists_is_described_by_its_values():
+    model = Stacked(nnx.Rngs(0))
+    for description in (jinit.describe(model), jinit.describe(model, X, scale=2.0)):
+        assert found(description) == {
+            "layers/0/bias": ((4,), "-", None, "-"),
+            "layers/0/kernel": ((6, 4), "-", (6, 4), "-"),
+            "layers/1/bias": ((8,), "-", None, "-"),
+            "layers/1/kernel": ((3, 4, 8), "-", (12, 24), "-"),
+            "norm/bias": ((8,), "-", None, "-"),
+            "norm/scale": ((8,), "-", None, "-"),
+        }
+        moments = {p.path: (p.mean, p.std) for p in description.parameters}
+        kernel = np.asarray(model.layers[0].kernel[...], np.float64)
+        assert moments["layers/0/kernel"] == pytest.approx((kernel.mean(), kernel.std()))
+        assert moments["norm/scale"] == (1.0, 0.0)
+        assert numbers(description)["norm", "epsilon"] == (1e-5, "default")
+        assert description.notes == (
+            "a module that exists does not know what its values were drawn from; "
+            "describe(lambda: Net(nnx.Rngs(0))) says what its constructor draws",
+        )
+    assert "mean" in str(description).splitlines()[0].split()
+
+
+def test_a_module_of_traced_values_has_no_mean():
+    described = []
+    nnx.eval_shape(lambda: described.append(jinit.describe(Stacked(nnx.Rngs(0)))))
+    assert {p.mean for p in described[0].parameters} == {None}
+
+
+def test_an_equinox_module():
+    mlp = eqx.nn.MLP(6, 2, 8, 1, key=jax.random.key(0))
+    assert found(jinit.describe(mlp, X[0, 0])) == {
+        "layers/0/weight": ((8, 6), "-", (6, 8), "-"),
+        "layers/0/bias": ((8,), "-", None, "-"),
+        "layers/1/weight": ((2, 8), "-", (8, 2), "-"),
+        "layers/1/bias": ((2,), "-", None, "-"),
+    }
+    assert {p.fans for p in jinit.describe(mlp).parameters} == {None}
+    with pytest.raises(TypeError, match="contracting dimensions") as caught:
+        jinit.describe(mlp, X[0])
+    assert any(note.startswith("MLP was called with all of") for note in caught.value.__notes__)
+
+
 def test_it_prints_and_is_plain_data():
     description = jinit.describe(jinit.keras_defaults().wrap(nn.BatchNorm(False)), X)
     lines = str(description).splitlines()
@@ -243,9 +296,9 @@ def test_it_prints_and_is_plain_data():
     ("call", "message"),
     [
         (
-            lambda: jinit.describe(eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(0)), X),
+            lambda: jinit.describe(hk.transform(lambda x: hk.Linear(2)(x)), X),
             "describe takes a flax.linen module, an NNX module or a function that constructs one, "
-            "got an Equinox module (MLP)",
+            "got Haiku's Transformed; haiku.experimental.tabulate lists its parameters",
         ),
         (
             lambda: jinit.describe(nn.Dense, X),

@@ -24,7 +24,7 @@ def read_nnx(model: nnx.Module | Callable[[], nnx.Module]) -> tuple[dict[Path, A
 
     A module that exists has forgotten how it was drawn: only its shapes and numbers are known.
     """
-    reader = _Reader()
+    reader = _Reader(exists=isinstance(model, nnx.Module))
     if isinstance(model, nnx.Module):
         return reader.read(model), reader.reading
     parameters: dict[Path, Any] = {}
@@ -69,8 +69,8 @@ _marks = itertools.count()
 
 
 class _Reader:
-    def __init__(self) -> None:
-        self.reading = Reading()
+    def __init__(self, exists: bool) -> None:
+        self.reading, self._exists = Reading(), exists
         self._layers: dict[int, _Layer] = {}
 
     def constructed(
@@ -125,7 +125,7 @@ class _Reader:
             shape = flat_shape(path[-1], shape, module.out_features)
         if pending:
             self.reading.drawn[path] = pending.explain(shape)
-        elif path[-1] == "kernel" and len(shape) == _kernel_rank(module):
+        elif self._exists and path[-1] == "kernel" and len(shape) == _kernel_rank(module):
             self.reading.drawn[path] = UNKNOWN, compute_fans(shape), UNKNOWN
 
 
