@@ -95,23 +95,22 @@ def _step(
 ) -> tuple[list[Any], jax.Array]:
     """Takes a step from arguments that were divided, and divides what comes of it alike."""
     variables, opt_state, batch = static.fill(values)
-    if collection_of(variables) is None:
-        loss, grads = value_and_grad(loss_fn, opt_state)(variables, *batch)
-        params = jax.tree.map(lambda x: x if is_trained(x) else None, variables)
-        updated: dict[str, Any] = {}
+    collections = collection_of(variables) is not None
+    whole = variables["params"] if collections else variables
+    updated: dict[str, Any] = {}
+    if collections:
+        of_params = functools.partial(_of_params, loss_fn, variables)
+        differentiate = value_and_grad(of_params, opt_state, has_aux=True)
+        (loss, updated), grads = differentiate(whole, *batch)
     else:
-        params = variables["params"]
-        (loss, updated), grads = value_and_grad(
-            functools.partial(_of_params, loss_fn, variables), opt_state, has_aux=True
-        )(params, *batch)
-    updates, opt_state = tx.update(grads, opt_state, params)
-    params = optax.apply_updates(params, updates)
-    if collection_of(variables) is None:
-        variables = combined(params, variables)
-    else:
-        kept = where_finite(grads, updated, {name: variables[name] for name in updated})
-        variables = _with(variables, **kept, params=params)
-    return partition((variables, opt_state))[1], loss
+        loss, grads = value_and_grad(loss_fn, opt_state)(whole, *batch)
+    trained = jax.tree.map(lambda x: x if is_trained(x) else None, whole)
+    updates, opt_state = tx.update(grads, opt_state, trained)
+    whole = combined(optax.apply_updates(trained, updates), whole)
+    if not collections:
+        return partition((whole, opt_state))[1], loss
+    kept = where_finite(grads, updated, {name: variables[name] for name in updated})
+    return partition((_with(variables, **kept, params=whole), opt_state))[1], loss
 
 
 def _of_params(

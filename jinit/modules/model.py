@@ -305,6 +305,17 @@ def _read_equinox(given: Any, call: Any, of: type | None) -> Model:
 class LinenModule(Module):
     """Applies a linen module; the rest is the module without variables."""
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        signature = super().__signature__
+        if "rngs" in signature.parameters:
+            return signature
+        *positional, last = signature.parameters.values()
+        rngs = inspect.Parameter("rngs", inspect.Parameter.KEYWORD_ONLY, default=None)
+        var_keyword = last.kind is inspect.Parameter.VAR_KEYWORD
+        rest = [rngs, last] if var_keyword else [last, rngs]
+        return signature.replace(parameters=[*positional, *rest])
+
     def apply(self, variables, key, inputs, options):
         import flax.linen as nn
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jinit._kinds import model_kind
 from jinit._known import known_arguments
 from jinit.amp.arguments import (
     check_grads,
@@ -208,10 +209,10 @@ def _scaled(
             # sharing it would write the gradients out in float32.
             grads = _unscaled(handed, state).grads
             new, inner_state = inner.update(grads, state.inner_state, _widen(params), **extra_args)
-            return optax.tree.cast_like(new, grads), inner_state
+            return _like_stored(optax.tree.cast_like(new, grads), params), inner_state
 
         def skip() -> tuple[optax.Updates, optax.OptState]:
-            return _negative_zeros(unscaled.grads), state.inner_state
+            return _like_stored(_negative_zeros(unscaled.grads), params), state.inner_state
 
         new, inner_state = jax.lax.cond(unscaled.finite, step, skip) if schedule.skips else step()
         return new, _moved(schedule, state, unscaled.overflow)._replace(inner_state=inner_state)
@@ -254,6 +255,15 @@ def _moved(
     return state._replace(
         **{name: jnp.where(present, new, getattr(state, name)) for name, new in fields.items()}
     )
+
+
+def _like_stored(updates: Any, params: Any) -> Any:
+    """Returns updates of an Equinox module in its dtypes: ``eqx.apply_updates`` adds, and promotes.
+
+    ``optax.apply_updates`` adds in float32, and casts the sum.
+    """
+    equinox = model_kind(params) == "an Equinox module"
+    return optax.tree.cast_like(updates, params) if equinox else updates
 
 
 def _widen(tree: Any) -> Any:
