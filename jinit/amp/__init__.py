@@ -6,7 +6,8 @@ the loss of a training step, and ``value_and_grad`` differentiates it at its sca
 """
 
 from jinit import _known
-from jinit.amp.autocast import Autocast, autocast
+from jinit.amp.autocast import autocast
+from jinit.amp.autocast_function import Autocast
 from jinit.amp.casting.op_lists import OPS, OpLists
 from jinit.amp.casting.regions import disable_casts, float_function, half_function, promote_function
 from jinit.amp.explain import ExplainedOp, Explanation, explain

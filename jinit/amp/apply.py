@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jinit._arithmetic import is_float
 from jinit._trees import collection_of, is_framework_type
 from jinit.amp.arguments import check_model
-from jinit.amp.autocast import Autocast, autocast
+from jinit.amp.autocast_function import Autocast
 from jinit.amp.casting.activations import (
     Activations,
     cast_activations,
@@ -240,7 +240,7 @@ class MixedPrecisionApply:
 
     @functools.cached_property
     def _autocast(self) -> ApplyFn:
-        return autocast(self.apply_fn, self.policy)
+        return Autocast(self.apply_fn, self.policy.half_dtype, (0,), self.policy.ops)
 
     def __reduce__(self) -> Any:
         return type(self), (self.apply_fn, self.policy)  # without what was compiled

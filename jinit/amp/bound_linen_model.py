@@ -4,20 +4,29 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 
 from jinit._trees import is_framework_type
 from jinit.typing import PyTree
 
-if TYPE_CHECKING:
-    from jinit.amp.linen_model import LinenModel
-
 __all__ = ["BoundLinenModel"]
 
 
-class BoundLinenModel:
+class _Applied(Protocol):
+    """What is bound: a module, and its ``apply`` at a level."""
+
+    @property
+    def module(self) -> Any: ...
+
+    def apply(self, variables: PyTree, *inputs: PyTree, **kwargs: Any) -> PyTree: ...
+
+
+L = TypeVar("L", bound=_Applied)
+
+
+class BoundLinenModel(Generic[L]):
     """A linen module under a policy with its variables: called like the module.
 
     Its methods run at the level too, and so do its submodules that ``setup`` made. Every call
@@ -44,8 +53,8 @@ class BoundLinenModel:
     """
 
     def __init__(
-        self, model: "LinenModel", variables: PyTree, *, rngs: Any = None, mutable: Any = False
-    ):
+        self, model: L, variables: PyTree, *, rngs: Any = None, mutable: Any = False
+    ) -> None:
         self.variables = variables
         self._model, self._rngs, self._mutable = model, rngs, mutable
         self._calls = 0
@@ -54,7 +63,7 @@ class BoundLinenModel:
         """Applies the module at the level."""
         return self._apply(None, *inputs, **kwargs)
 
-    def unbind(self) -> "tuple[LinenModel, PyTree]":
+    def unbind(self) -> tuple[L, PyTree]:
         """Returns the model and its variables apart."""
         return self._model, self.variables
 

@@ -13,7 +13,8 @@ from jinit._plain import PlainData
 from jinit._tables import format_table
 from jinit.amp.apply import MixedPrecisionApply, function_name
 from jinit.amp.arguments import check_function
-from jinit.amp.autocast import Autocast, autocast
+from jinit.amp.autocast import autocast
+from jinit.amp.autocast_function import Autocast
 from jinit.amp.casting.autocast_rule import Decision, Record
 from jinit.amp.module_class import apply_of
 from jinit.modules.nnx_calls import Apart, call, is_object, on_objects

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from jinit.amp.autocast import Autocast
+from jinit.amp.autocast_function import Autocast
 from jinit.amp.casting.autocast_rule import Decisions, Record
 from jinit.amp.casting.constants import has_lost_constants, restore_constants
 from jinit.amp.casting.dtypes import FLOAT32, cast_to
