@@ -1,4 +1,4 @@
-"""Op-level casts: products in half and sensitive operations in float32, in functions and modules."""
+"""Op-level casts of functions and modules: products in half, sensitive operations in float32."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

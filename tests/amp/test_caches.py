@@ -13,7 +13,9 @@ from jinit import amp
 from jinit.amp.casting.activations import find_activations, owner_is_kept
 from tests.amp.reference import bits, dtypes, operand_dtypes
 
-LEVELS = ["O0", "O1", "O2", "O3"]
+LEVELS = ["O2", "O0", "O1", "O3"]  # the quick suite runs the first
+
+pytestmark = pytest.mark.cases
 HALVES = ["bfloat16", "float16"]
 LENGTH, WIDTH = 6, 16
 X = jax.random.normal(jax.random.key(0), (2, LENGTH, WIDTH))

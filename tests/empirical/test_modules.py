@@ -136,6 +136,7 @@ def _item(tree, name):
     return tree[name] if hasattr(tree, "keys") else getattr(tree, name)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize("name", MODELS)
 def test_it_is_linens_result_on_the_same_numbers(name, mode):
@@ -156,6 +157,7 @@ def test_it_is_linens_result_on_the_same_numbers(name, mode):
         assert ours.update_after == pytest.approx(theirs.update_after, rel=1e-4)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("name", MODELS)
 def test_empirical_init_returns_what_it_was_given(name):
     given = MODELS[name]()
@@ -176,6 +178,7 @@ def applied(name, result):
     return result.apply_fn(result.params, X)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_trained_is_called_as_the_framework_calls_it(name, mode):
@@ -212,6 +215,7 @@ FORMS = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_the_call_means_the_same(form):
     expected = jinit.empirical_init(Nnx(nnx.Rngs(0)), X, loss, samples=1)
@@ -269,6 +273,7 @@ def carried(model):
     return jax.tree.leaves(nnx.filter_state(nnx.state(model), nnx.Not(nnx.Param)))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_the_given_module_is_not_touched_and_the_new_one_has_its_state(mode):
     model = Stateful(nnx.Rngs(0))
@@ -607,6 +612,7 @@ def test_x64_and_strict_promotion():
 # -- what is kept -------------------------------------------------------------------------------
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_a_file_gives_the_module_back(tmp_path, mode):
     model = Stateful(nnx.Rngs(0))
