@@ -240,7 +240,8 @@ class MixedPrecisionApply:
 
     @functools.cached_property
     def _autocast(self) -> ApplyFn:
-        return Autocast(self.apply_fn, self.policy.half_dtype, (0,), self.policy.ops)
+        policy = self.policy
+        return Autocast(self.apply_fn, policy.half_dtype, (0,), policy.ops, policy.roles)
 
     def __reduce__(self) -> Any:
         return type(self), (self.apply_fn, self.policy)  # without what was compiled

@@ -14,6 +14,7 @@ from jinit.amp.casting.op_lists import OpLists
 from jinit.amp.casting.weak_operands import facts_below, find_tags
 from jinit.modules.lost_state import check_states, holds_states
 from jinit.modules.nnx_calls import Apart, call, on_objects
+from jinit.modules.roles import Roles
 from jinit.tracing import Path, Static, TracedFunction, evaluate, partition, trace
 
 __all__ = ["Autocast"]
@@ -31,6 +32,7 @@ class Autocast(Generic[P, R]):
         half_dtype: The half dtype.
         params_argnums: Which positional arguments hold parameters.
         ops: The lists.
+        roles: What the user said of collections and of types of variables.
     """
 
     def __init__(
@@ -39,9 +41,10 @@ class Autocast(Generic[P, R]):
         half_dtype: np.dtype,
         params_argnums: Sequence[int],
         ops: OpLists,
+        roles: Roles = (),
     ) -> None:
         self.fn: Callable[..., R] = fn
-        self.half_dtype, self.ops = half_dtype, ops
+        self.half_dtype, self.ops, self.roles = half_dtype, ops, roles
         self.params_argnums = tuple(params_argnums)
         functools.update_wrapper(self, fn, updated=())
         self._jitted = _jit_named_as(fn, self.evaluate)
@@ -105,7 +108,7 @@ class Autocast(Generic[P, R]):
         self, jaxpr: jex.Jaxpr, args: Sequence[Any], record: Record | None
     ) -> tuple[Decisions, Mapping[Path, Any]]:
         """Returns the rules of a traced function, and what they know of its equations by path."""
-        tags = find_tags(jaxpr, args, self.params_argnums)
+        tags = find_tags(jaxpr, args, self.params_argnums, self.roles)
         return Decisions(self.ops, self.half_dtype, tags, record), tags
 
 

@@ -30,7 +30,7 @@ class NormsInFloat32(Autocast):
 
     def __init__(self, fn: Callable[..., Any], policy: Policy, *, kept: bool) -> None:
         ops = dataclasses.replace(policy.ops, float32=frozenset())  # the lists are of O1
-        super().__init__(fn, policy.half_dtype, (0,), ops)
+        super().__init__(fn, policy.half_dtype, (0,), ops, policy.roles)
         self.kept = kept
         self.why = f"{policy.opt_level} casts the function's inputs"
 
@@ -56,6 +56,6 @@ class NormsInFloat32(Autocast):
         self, jaxpr: jex.Jaxpr, args: Sequence[Any], record: Record | None
     ) -> tuple[Decisions, Mapping[Path, Any]]:
         """Returns the rules of a traced function, and what they know of its equations by path."""
-        tags = input_tags(jaxpr, args, self.params_argnums, kept=self.kept)
+        tags = input_tags(jaxpr, args, self.params_argnums, self.roles, kept=self.kept)
         facts = find_norms(jaxpr, tags)
         return NormDecisions(self.ops, self.half_dtype, facts, self.kept, self.why, record), facts

@@ -316,6 +316,26 @@ def test_roles_are_the_users():
     assert "Memory: activation" in str(model.policy)
 
 
+def test_at_O1_a_parameter_of_the_users_does_not_vote():
+    """A float32 bias leaves a half product half; data of float32 does not."""
+
+    class Shift(nnx.Variable):
+        """Trained, and no nnx.Param."""
+
+    class Shifted(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(8, 4, use_bias=False, rngs=rngs)
+            self.shift = Shift(jnp.ones((1, 4)))
+
+        def __call__(self, x):
+            return self.linear(x) + self.shift[...]
+
+    for roles, dtype in ((None, "float32"), ({Shift: "parameter"}, "bfloat16")):
+        model = initialize(Shifted(nnx.Rngs(0)), "O1", roles=roles)
+        rows = {row.op: row.dtype for row in amp.explain(model, X).operations}
+        assert rows["add"] == dtype
+
+
 def test_an_equal_call_of_a_module_compiles_nothing(count_compilations):
     model = initialize(Net(nnx.Rngs(0)), "O2")
     model(X)

@@ -33,6 +33,7 @@ from jinit.amp.casting.weak_operands import (
     Weakness,
     parameter_tags,
 )
+from jinit.modules.roles import Roles
 from jinit.tracing import Frame, Path, aval_of, propagate
 
 __all__ = [
@@ -87,7 +88,12 @@ class NormFact:
 
 
 def input_tags(
-    jaxpr: jex.Jaxpr, args: Sequence[Any], params_argnums: Sequence[int], *, kept: bool
+    jaxpr: jex.Jaxpr,
+    args: Sequence[Any],
+    params_argnums: Sequence[int],
+    roles: Roles = (),
+    *,
+    kept: bool,
 ) -> list[Tag]:
     """Returns the tags of a traced function's inputs, from which ``find_norms`` starts.
 
@@ -95,10 +101,11 @@ def input_tags(
         jaxpr: The function's, traced on the arrays among its arguments.
         args: Its positional arguments.
         params_argnums: Which of them hold parameters.
+        roles: What the user said of collections and of types of variables.
         kept: Whether float32 parameters and statistics are kept ones, which no module border
             tells apart.
     """
-    tags = parameter_tags(jaxpr, args, params_argnums, beside=KEPT if kept else None)
+    tags = parameter_tags(jaxpr, args, params_argnums, roles, beside=KEPT if kept else None)
     wide = [aval_of(var).dtype == FLOAT32 for var in jaxpr.invars]
     if not kept:
         return tags

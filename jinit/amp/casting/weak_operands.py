@@ -23,7 +23,7 @@ from jax.extend import core as jex
 
 from jinit.amp.casting.dtypes import FLOAT32
 from jinit.amp.casting.ranges import fits
-from jinit.modules.roles import param_mask
+from jinit.modules.roles import Roles, param_mask
 from jinit.tracing import ARRAYS, Frame, Path, aval_of, propagate
 
 __all__ = [
@@ -69,7 +69,7 @@ KEEPS_TAG = frozenset(
 
 
 def find_tags(
-    jaxpr: jex.Jaxpr, args: Sequence[Any], params_argnums: Sequence[int]
+    jaxpr: jex.Jaxpr, args: Sequence[Any], params_argnums: Sequence[int], roles: Roles = ()
 ) -> dict[Path, tuple[Tag, ...]]:
     """Tags the operands of every equation of a traced function.
 
@@ -77,17 +77,22 @@ def find_tags(
         jaxpr: The function's, traced on the arrays among its arguments.
         args: Its positional arguments.
         params_argnums: Which of them hold parameters.
+        roles: What the user said of collections and of types of variables.
 
     Returns:
         The tags by path, in the order of the paths.
     """
-    tags = parameter_tags(jaxpr, args, params_argnums)
+    tags = parameter_tags(jaxpr, args, params_argnums, roles)
     _, facts = propagate(jaxpr, tags, Weakness())
     return {path: facts[path] for path in sorted(facts)}
 
 
 def parameter_tags(
-    jaxpr: jex.Jaxpr, args: Sequence[Any], params_argnums: Sequence[int], beside: Tag = None
+    jaxpr: jex.Jaxpr,
+    args: Sequence[Any],
+    params_argnums: Sequence[int],
+    roles: Roles = (),
+    beside: Tag = None,
 ) -> list[Tag]:
     """Returns the tags of a traced function's inputs.
 
@@ -95,12 +100,13 @@ def parameter_tags(
         jaxpr: As for ``find_tags``.
         args: Likewise.
         params_argnums: Likewise.
+        roles: Likewise.
         beside: The tag of what is not a parameter among them, such as statistics.
     """
     tags: list[Tag] = [
         (ARRAY if leaf is arg else PARAMETER if flag else beside) if n in params_argnums else None
         for n, arg in enumerate(args)
-        for leaf, flag in zip(jax.tree.leaves(arg), param_mask(arg), strict=True)
+        for leaf, flag in zip(jax.tree.leaves(arg), param_mask(arg, roles), strict=True)
         if isinstance(leaf, ARRAYS)
     ]
     return tags + [None] * (len(jaxpr.invars) - len(tags))
