@@ -12,6 +12,8 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+
 from jinit._trees import is_framework_type
 from jinit.amp.apply import MixedPrecisionApply
 from jinit.amp.casting.module_types import nnx_types
@@ -66,8 +68,8 @@ def module_at(module: Any, policy: Policy) -> Any:
 
     Raises:
         TypeError: The module cannot be called.
-        ValueError: The module is at a level already, or a parameter is half where the policy
-            stores float32.
+        ValueError: The module, or one in it where this one computes in half, is at a level
+            already, or a parameter is half where the policy stores float32.
     """
     if _is_at_level(module):
         raise ValueError(f"the model {type(module).__name__} was initialized twice")
@@ -76,10 +78,29 @@ def module_at(module: Any, policy: Policy) -> Any:
             f"the model {type(module).__name__} has no __call__, which is what a module at a "
             "level casts: of a method write amp.initialize(lambda model, x: model.forward(x), ...)"
         )
+    _check_parts(module, policy)
     types = nnx_types(module) if is_framework_type(module, "flax.nnx", "Module") else None
     made = policy.cast_to_param(module, types)
     _set_class(made, _class_at(type(module), policy))  # the one made, for it may refer to itself
     return made
+
+
+def _check_parts(module: Any, policy: Policy) -> None:
+    """Raises ValueError where a part at a level would meet parameters that were cast before."""
+    if not policy.computes_in_half:
+        return
+    if is_framework_type(module, "flax.nnx", "Module"):
+        from flax import nnx
+
+        nodes = [node for _, node in nnx.iter_graph(module)]
+    else:
+        nodes = jax.tree.leaves(module, is_leaf=_is_at_level)
+    part = next(filter(_is_at_level, nodes), None)
+    if part is not None:
+        raise ValueError(
+            f"the model {type(module).__name__} holds {type(part).__name__}, which was initialized "
+            "before: initialize the whole alone, or call it as it is"
+        )
 
 
 @functools.cache  # a graph definition or a tree is equal where its class is
@@ -106,10 +127,28 @@ def _calling(cls: type) -> Callable[..., Any]:
 
     @functools.wraps(cls.__call__)
     def apply(module: Any, *args: Any, **kwargs: Any) -> Any:
+        level = type(module)
         with _being(module, cls):
-            return cls.__call__(module, *args, **kwargs)
+            outputs = cls.__call__(module, *args, **kwargs)
+        return outputs if is_framework_type(module, "flax.nnx", "Pytree") else _at(level, outputs)
 
     return apply
+
+
+def _at(level: type, outputs: Any) -> Any:
+    """Returns outputs with modules at a level: one that Equinox changes is another one."""
+
+    def is_own(node: Any) -> bool:
+        return type(node) is getattr(level, _PLAIN, None)
+
+    def raised(node: Any) -> Any:
+        if not is_own(node):
+            return node
+        made = object.__new__(level)
+        made.__dict__.update(node.__dict__)
+        return made
+
+    return jax.tree.map(raised, outputs, is_leaf=is_own)
 
 
 @contextlib.contextmanager

@@ -469,7 +469,45 @@ def test_equinox_gradients_are_of_its_floating_arrays(level):
         np.testing.assert_allclose(new, old, atol=1e-6 if level == "O0" else 2e-3)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_changed_module_that_is_returned_is_at_the_level(level):
+    """As Equinox's modules carry what they count."""
+
+    class Counter(eqx.Module):
+        linear: eqx.nn.Linear
+        count: jax.Array
+
+        def __call__(self, x):
+            return self.linear(x), eqx.tree_at(lambda m: m.count, self, self.count + 1)
+
+    given = Counter(eqx.nn.Linear(8, 4, key=jax.random.key(0)), jnp.array(0))
+    model = initialize(given, level)
+    _, moved = model(X[0])
+    assert type(moved) is type(model)
+    assert moved(X[0])[1].count == 2
+
+
 # Errors.
+
+
+def test_an_optimizer_of_a_subclass_is_refused():
+    """What its own update does would be lost."""
+
+    class Mine(nnx.Optimizer):
+        pass
+
+    given = Net(nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"not Mine: write model, tx = amp\.initialize\(model"):
+        initialize(given, "O2", Mine(given, optax.sgd(0.1), wrt=nnx.Param))
+
+
+def test_a_module_that_holds_one_at_a_level_is_refused():
+    inner = initialize(Net(nnx.Rngs(0)), "O2")
+    with pytest.raises(ValueError, match="Sequential holds Net, which was initialized before"):
+        initialize(nnx.Sequential(inner), "O2")
+    linear = initialize(eqx.nn.Linear(8, 4, key=jax.random.key(0)), "O2")
+    with pytest.raises(ValueError, match="Sequential holds Linear, which was initialized before"):
+        initialize(eqx.nn.Sequential([linear]), "O2")
 
 
 def test_a_module_is_initialized_once():
