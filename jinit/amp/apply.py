@@ -31,7 +31,16 @@ from jinit.amp.casting.module_types import (
 from jinit.amp.norms_in_float32 import NormsInFloat32
 from jinit.amp.policy import Policy
 from jinit.modules.lost_state import check_states, holds_states
-from jinit.modules.nnx_calls import Apart, Part, Returned, call, on_objects, unwrapped, wrapped_as
+from jinit.modules.nnx_calls import (
+    Apart,
+    Part,
+    Returned,
+    call,
+    on_objects,
+    unwrapped,
+    with_states,
+    wrapped_as,
+)
 from jinit.tracing import partition
 from jinit.typing import ApplyFn, PyTree
 
@@ -74,7 +83,7 @@ class MixedPrecisionApply:
             What the function returns, in the policy's output dtype.
         """
         args = variables, *inputs
-        given = find_activations([args, kwargs], self.policy.roles)
+        given = find_activations(with_states([args, kwargs]), self.policy.roles)
         outputs = on_objects(self.run_apart, args, kwargs)
         return restore_activations(outputs, given, self.policy.roles)
 

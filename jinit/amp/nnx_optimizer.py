@@ -21,8 +21,18 @@ def optimizer_at(optimizer: Any, tx: optax.GradientTransformation, module: Any) 
         optimizer: The other one, which is left as it is.
         tx: What wraps its transformation.
         module: The module that it is to step.
+
+    Raises:
+        TypeError: It is of a subclass, which may step otherwise.
     """
     from flax import nnx
+
+    if type(optimizer) is not nnx.Optimizer:
+        name = type(optimizer).__name__
+        raise TypeError(
+            f"amp.initialize makes an nnx.Optimizer of another one, not {name}: write "
+            f"model, tx = amp.initialize(model, optimizer.tx, ...), and {name}(model, tx, ...)"
+        )
 
     made = nnx.Optimizer(module, tx, wrt=optimizer.wrt, graph=optimizer.graph)
     if not int(optimizer.step[...]):

@@ -127,10 +127,12 @@ class Policy:
         Raises:
             ValueError: If it is to be float32, and a parameter is half already.
         """
-        self.check_params(variables)
-        return on_state(
-            lambda tree: self._cast_params(tree, self.param_dtype, module_types), variables
-        )
+
+        def cast(tree: PyTree) -> Any:
+            self.check_params(tree)
+            return self._cast_params(tree, self.param_dtype, module_types)
+
+        return on_state(cast, variables)
 
     def cast_to_compute(self, variables: PyTree, module_types: ModuleTypes | None = None) -> PyTree:
         """Casts variables to the dtype in which they enter the function.

@@ -7,7 +7,7 @@ import jax
 from jax.extend import core as jex
 
 from jinit._trees import path_text
-from jinit.modules.nnx_calls import Apart, call, is_object, is_state
+from jinit.modules.nnx_calls import Apart, Part, call, is_object, is_state
 from jinit.modules.roles import is_nnx_variable
 from jinit.tracing import Frame, Path, partition, propagate, trace
 
@@ -87,8 +87,10 @@ class _Same:
 
 
 def _nodes(apart: Apart) -> list[Any]:
+    """Lists the arguments; the state of an object, which is written back, is left in its part."""
     return jax.tree.leaves(
-        (apart.args, apart.kwargs), is_leaf=lambda node: is_object(node) or is_state(node)
+        (apart.args, apart.kwargs),
+        is_leaf=lambda node: isinstance(node, Part) or is_object(node) or is_state(node),
     )
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "on_objects",
     "on_state",
     "unwrapped",
+    "with_states",
     "wrapped_as",
 ]
 
@@ -214,6 +215,19 @@ def _put_back(apart: Apart, returned: Returned, count: int) -> Any:
         returned.outputs,
         is_leaf=lambda node: isinstance(node, _Made),
     )
+
+
+def with_states(tree: Any) -> Any:
+    """Returns a tree with the states of NNX's modules in their places, which may hold cycles."""
+
+    def stated(node: Any) -> Any:
+        if not is_framework_type(node, "flax.nnx", "Pytree"):
+            return node
+        from flax import nnx
+
+        return nnx.state(node)
+
+    return jax.tree.map(stated, tree, is_leaf=is_object)
 
 
 def unwrapped(tree: Any) -> Any:

@@ -346,6 +346,116 @@ def test_an_equal_call_of_a_module_compiles_nothing(count_compilations):
     assert "__call__" not in compiled
 
 
+class Base(nnx.Module):
+    """What users write, and a class beside theirs could break."""
+
+    def __init__(self):
+        self.linear = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+
+    def policy(self, x):
+        return self.linear(x)
+
+    def _apply(self, x):
+        return self.policy(x)
+
+    def __call__(self, x):
+        if x.ndim == 2:
+            return jnp.stack([self(row) for row in x])
+        return self._apply(x) * (1 if type(self) is Base else 2)
+
+
+class Derived(Base):
+    def __call__(self, x):
+        return super(type(self), self).__call__(x)
+
+
+class Batched(eqx.Module):
+    linear: eqx.nn.Linear
+
+    def __call__(self, x):
+        return jax.vmap(self)(x) if x.ndim == 2 else self.linear(x)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    "make", [Base, Derived, lambda: Batched(eqx.nn.Linear(8, 4, key=jax.random.key(0)))]
+)
+def test_inside_its_call_a_module_is_what_it_was(make, level):
+    """It may call itself, ask for its type, and have methods of any name."""
+    given = make()
+    model = initialize(given, level)
+    cls = type(model)
+    expected, tolerance = given(X), 1e-6 if level == "O0" else 0.05
+    np.testing.assert_allclose(model(X), expected, atol=tolerance)
+    assert type(model) is cls
+    if isinstance(given, nnx.Module):
+        np.testing.assert_allclose(model.policy(X), given.policy(X), atol=tolerance)
+    copied = pickle.loads(pickle.dumps(model))
+    assert type(copied) is cls
+    np.testing.assert_array_equal(copied(X), model(X))
+
+
+class Parent(nnx.Module):
+    """A module that its child refers to."""
+
+    def __init__(self):
+        self.linear = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+        self.norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+        self.linear.parent = self
+
+    def __call__(self, x):
+        return self.norm(self.linear.parent.linear(x))
+
+
+class NoTree(nnx.Module, pytree=False):
+    """A module of a list, which only those may hold that are no pytrees."""
+
+    def __init__(self):
+        self.layers = [nnx.Linear(8, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(0))]
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("cls", [Parent, NoTree])
+def test_what_is_a_graph_and_no_tree(cls, level):
+    given, plain = cls(), cls()
+    model = initialize(given, level)
+    for _ in range(2):
+        np.testing.assert_allclose(model(X), plain(X), atol=1e-6 if level == "O0" else 0.05)
+    for new, old in zip(values(nnx.state(model)), values(nnx.state(plain)), strict=True):
+        np.testing.assert_allclose(new, old, atol=5e-3)
+    if cls is Parent:
+        assert model.linear.parent is model
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_call_traces_once(level):
+    """At O0 it runs once; at the others a second one traces nothing."""
+    calls = []
+
+    class Counted(Net):
+        def __call__(self, x):
+            calls.append(1)
+            return super().__call__(x)
+
+    model = initialize(Counted(nnx.Rngs(0)), level)
+    for _ in range(3):
+        model(X)
+    assert len(calls) <= (3 if level == "O0" else 2)
+
+
+def test_at_O0_what_is_no_array_is_returned():
+    class Named(nnx.Module):
+        def __call__(self, x):
+            return {"y": x, "name": "y"}
+
+    assert initialize(Named(), "O0")(X)["name"] == "y"
+
+
 # Equinox.
 
 
@@ -379,13 +489,60 @@ def test_equinox_gradients_are_of_its_floating_arrays(level):
         np.testing.assert_allclose(new, old, atol=1e-6 if level == "O0" else 2e-3)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_changed_module_that_is_returned_is_at_the_level(level):
+    """As Equinox's modules carry what they count."""
+
+    class Counter(eqx.Module):
+        linear: eqx.nn.Linear
+        count: jax.Array
+
+        def __call__(self, x):
+            return self.linear(x), eqx.tree_at(lambda m: m.count, self, self.count + 1)
+
+    given = Counter(eqx.nn.Linear(8, 4, key=jax.random.key(0)), jnp.array(0))
+    model = initialize(given, level)
+    _, moved = model(X[0])
+    assert type(moved) is type(model)
+    assert moved(X[0])[1].count == 2
+
+
 # Errors.
+
+
+def test_an_optimizer_of_a_subclass_is_refused():
+    """What its own update does would be lost."""
+
+    class Mine(nnx.Optimizer):
+        pass
+
+    given = Net(nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"not Mine: write model, tx = amp\.initialize\(model"):
+        initialize(given, "O2", Mine(given, optax.sgd(0.1), wrt=nnx.Param))
+
+
+def test_a_module_that_holds_one_at_a_level_is_refused():
+    inner = initialize(Net(nnx.Rngs(0)), "O2")
+    with pytest.raises(ValueError, match="Sequential holds Net, which was initialized before"):
+        initialize(nnx.Sequential(inner), "O2")
+    linear = initialize(eqx.nn.Linear(8, 4, key=jax.random.key(0)), "O2")
+    with pytest.raises(ValueError, match="Sequential holds Linear, which was initialized before"):
+        initialize(eqx.nn.Sequential([linear]), "O2")
 
 
 def test_a_module_is_initialized_once():
     model = initialize(Net(nnx.Rngs(0)), "O2")
     with pytest.raises(ValueError, match="the model Net was initialized twice"):
         initialize(model, "O1")
+
+
+def test_a_module_without_a_call_is_refused():
+    class Encoder(nnx.Module):
+        def encode(self, x):
+            return x
+
+    with pytest.raises(TypeError, match=r"the model Encoder has no __call__.*lambda model, x"):
+        initialize(Encoder(), "O2")
 
 
 def test_half_parameters_are_named():

@@ -164,6 +164,24 @@ def test_nnx_keeps_everything_but_its_counters_where_the_step_is_skipped(step):
     assert np.isfinite(step(model, optimizer, X, T))
 
 
+def test_nnx_keeps_statistics_that_are_arrays_alone():
+    class Net(nnx.Module):
+        def __init__(self):
+            self.linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+            self.mean = nnx.data(jnp.zeros(2))
+
+        def __call__(self, x):
+            self.mean = 0.5 * self.mean + 0.5 * x.mean(0)
+            return self.linear(x)
+
+    model, tx = amp.initialize(Net(), optax.sgd(0.1), "O2", half_dtype="float16")
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    step = amp.train_step(lambda model, x: (model(x) ** 2).mean() / 1000)
+    for scale, mean in ((1.0, 0.5), (jnp.inf, 0.5), (1.0, 0.75)):
+        step(model, optimizer, scale * jnp.ones((4, 2)))
+        np.testing.assert_array_equal(model.mean, np.full(2, mean))
+
+
 def test_an_optimizer_that_took_steps_goes_on():
     plain = NnxNet(nnx.Rngs(0))
     reference = nnx.Optimizer(plain, adam(), wrt=nnx.Param)
