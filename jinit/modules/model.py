@@ -83,7 +83,29 @@ class Opened:
 
     def __call__(self, variables: PyTree, *inputs: Any, **options: Any) -> Any:
         """Makes the model, and calls it."""
-        return self.call(self.restore(variables), *inputs, **options)
+        model = self.restore(variables)
+        output = self.call(model, *inputs, **options)
+        if is_bound(model):
+            _check_kept(model, variables)
+        return output
+
+
+def _check_kept(bound: Any, variables: PyTree) -> None:
+    """Raises ValueError where a call wrote to collections of a bound module that is let go."""
+
+    def leaves(tree: Any, name: str) -> list[int]:
+        return [id(leaf) for leaf in jax.tree.leaves(tree.get(name))]
+
+    after = bound.variables
+    lost = [name for name in after if leaves(after, name) != leaves(variables, name)]
+    if lost:
+        listed = ", ".join(lost)
+        raise ValueError(
+            f"the call of the bound {type(bound).__name__} writes to {listed}, which would be "
+            "lost: calibrate variables and module, as in jinit.calibrate(variables, module, x, "
+            f"loss, ...), and take from result.apply_fn(variables, x, mutable={lost!r}) what it "
+            "wrote"
+        )
 
 
 def read_model(given: Any, apply_fn: Any = None) -> Model:
@@ -311,6 +333,15 @@ class LinenModule(Module):
         mutable = nn.DenyList(("params",))
         return self.rest.apply(variables, *inputs, **options, mutable=mutable, method=self.call)[0]
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the module's ``apply``, which takes random keys for any module."""
+        own = [*super().__signature__.parameters.values()]
+        if any(p.name == "rngs" or p.kind == p.VAR_KEYWORD for p in own):
+            return inspect.Signature(own)
+        rngs = inspect.Parameter("rngs", inspect.Parameter.KEYWORD_ONLY, default=None)
+        return inspect.Signature([*own, rngs])
+
 
 def _read_bound(given: Any, call: Any, of: type | None) -> Model:
     module, variables = given.unbind()
@@ -320,7 +351,8 @@ def _read_bound(given: Any, call: Any, of: type | None) -> Model:
     def restore(tree: PyTree) -> Any:
         return module.bind(tree, rngs=rngs, mutable=scope.mutable)
 
-    return Model(variables, LinenModule(call, of, module), restore, call, open=True)
+    applied = LinenModule(call, of, module)
+    return Model(variables, applied, restore, call, rngs=tuple(rngs), open=True)
 
 
 class HaikuModule(Module):

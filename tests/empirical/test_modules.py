@@ -329,6 +329,42 @@ def test_batch_statistics_are_linens():
     assert norm.mean[...].tolist() == [0.0] * 16
 
 
+class DroppedLinen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(16, name="first")(x))
+        return nn.Dense(4, name="second")(nn.Dropout(0.5, deterministic=False)(x))
+
+
+def test_rngs_of_a_linen_module():
+    module, key = DroppedLinen(), jax.random.key(0)
+    variables = module.init({"params": key, "dropout": key}, X)
+    expected = jinit.empirical_init(variables, module.apply, X, loss, rngs="dropout")
+    found = jinit.empirical_init(variables, module, X, loss, rngs="dropout")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    # a bound module says by itself what it draws with
+    bound = jinit.empirical_init(module.bind(variables, rngs={"dropout": key}), X, loss)
+    jax.tree.map(np.testing.assert_array_equal, bound.variables, expected)
+
+
+def test_what_a_bound_module_writes_in_explicit_mode_is_not_lost():
+    module = StatefulLinen()
+    variables = module.init(jax.random.key(0), X)
+    bound = module.bind(variables, mutable=["batch_stats"])
+    result = jinit.calibrate(bound, X, loss, samples=1, mode="explicit")
+    message = (
+        "the call of the bound StatefulLinen writes to batch_stats, which would be lost: calibrate "
+        "variables and module, as in jinit.calibrate(variables, module, x, loss, ...), and take "
+        "from result.apply_fn(variables, x, mutable=['batch_stats']) what it wrote"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        result.apply_fn(result.params, X)
+    result = jinit.calibrate(variables, module, X, loss, samples=1, mode="explicit")
+    _, new = result.apply_fn(result.params, X, mutable=["batch_stats"])
+    before, after = variables["batch_stats"]["norm"], new["batch_stats"]["norm"]
+    assert not np.array_equal(before["mean"], after["mean"])
+
+
 def test_every_key_draws_another_mask():
     """A mask that all keys shared would make of the RMS that of one draw."""
 
