@@ -302,6 +302,38 @@ def test_state_is_no_parameter_and_paths_are_the_users():
     )
 
 
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_no_parameter_stays_what_it_is(call):
+    model = Stateful(nnx.Rngs(0))
+    smallest = jnp.full(16, 1e-40)  # a product with 1 would round it to 0
+    model.layers[1].mean[...] = smallest
+    model.table = nnx.data(np.arange(3.0))
+    found = call(model, X, loss, samples=1)
+    found = found if call is jinit.empirical_init else found.params
+    kept = np.asarray(found.layers[1].mean[...]).view(np.uint32)
+    np.testing.assert_array_equal(kept, np.asarray(smallest).view(np.uint32))
+    assert isinstance(found.table, np.ndarray)
+    assert found.table.dtype == np.float64
+
+
+def _dropped(model, x, key):
+    return jax.vmap(model)(x, key=jax.random.split(key, len(x)))
+
+
+@pytest.mark.parametrize("mode", ["fold", "explicit"])
+def test_a_pass_may_draw_with_keys_of_the_pass_before(mode):
+    layers = [eqx.nn.Linear(6, 4, key=jax.random.key(0)), eqx.nn.Dropout(0.5)]
+    model, used = eqx.nn.Sequential(layers), jax.random.key(1)
+
+    def drop(model, x, *, rngs):
+        return _dropped(model, x, rngs["dropout"]) + 0 * jax.random.normal(used, (1, 4))
+
+    with jax.debug_key_reuse(True):
+        jinit.calibrate(Stateful(nnx.Rngs(0)), X, loss, samples=1, mode=mode)
+        jinit.calibrate(model, _dropped, (X, jax.random.key(2)), loss, samples=1, mode=mode)
+        jinit.calibrate(model, drop, X, loss, samples=1, rngs="dropout", mode=mode)
+
+
 class StatefulLinen(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -662,6 +694,55 @@ def test_a_file_gives_the_module_back(tmp_path, mode):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         jinit.Calibration.load(tmp_path / "calibration.npz", like=LINEAR)
+
+
+def test_a_file_keeps_what_jax_has_no_dtype_for(tmp_path):
+    model = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+    model.table = nnx.data(np.arange(3.0) / 3)
+    jinit.calibrate(model, X, loss, samples=1).save(tmp_path / "calibration.npz")
+    found = jinit.Calibration.load(tmp_path / "calibration.npz", like=model).params
+    np.testing.assert_array_equal(found.table, model.table)
+    assert found.table.dtype == np.float64
+
+
+LOADED_WRONG = {
+    "a module of other shapes": (
+        {"like": nnx.Linear(6, 5, rngs=nnx.Rngs(0))},
+        ValueError,
+        "like=Linear has arrays of other shapes than the module that was calibrated: bias (is "
+        "(5,), was (4,)), kernel (is (6, 5), was (6, 4)); construct it with the same arguments",
+    ),
+    "a class": (
+        {"like": nnx.Linear},
+        TypeError,
+        "like is the class Linear; pass a module that holds its variables, constructed as the one "
+        "that was calibrated",
+    ),
+    "the module as apply_fn": (
+        {"apply_fn": LINEAR},
+        TypeError,
+        "apply_fn is a module that holds its variables (Linear); pass it as like=, and as apply_fn "
+        "what calls it, such as lambda m, x: m(x)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LOADED_WRONG)
+def test_what_a_file_is_read_with_is_named(tmp_path, case):
+    given, kind, message = LOADED_WRONG[case]
+    jinit.calibrate(LINEAR, X, loss, samples=1).save(tmp_path / "calibration.npz")
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        jinit.Calibration.load(tmp_path / "calibration.npz", **given)
+
+
+def test_a_file_is_read_with_linens_module(tmp_path):
+    module = Linen()
+    variables = module.init(jax.random.key(0), X)
+    result = jinit.calibrate(variables, module, X, loss, samples=1)
+    result.save(tmp_path / "calibration.npz")
+    found = jinit.Calibration.load(tmp_path / "calibration.npz", module)
+    y = result.apply_fn(result.params, X)
+    np.testing.assert_array_equal(found.apply_fn(found.params, X), y)
 
 
 def test_a_file_of_an_equinox_module(tmp_path):
