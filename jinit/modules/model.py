@@ -30,6 +30,7 @@ from jinit.typing import ApplyFn, PyTree
 __all__ = [
     "OWN_KEY",
     "Model",
+    "Module",
     "calls_itself",
     "has_variables",
     "is_nnx_object",
@@ -312,6 +313,11 @@ class EquinoxModule(Module):
                     f"{self.of.__name__} was called with all of its inputs; if it takes one "
                     "example, as Equinox's layers do, give it one, or pass for a batch "
                     "lambda m, x: jax.vmap(m)(x) after the model"
+                )
+            if isinstance(error, RuntimeError) and "requires a key" in str(error):
+                error.add_note(
+                    "Equinox's modules draw with the key that they are given: pass rngs='dropout', "
+                    "and a function of (m, x, *, rngs) that hands rngs['dropout'] on"
                 )
             raise
 

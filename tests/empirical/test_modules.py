@@ -705,6 +705,30 @@ def test_a_file_keeps_what_jax_has_no_dtype_for(tmp_path):
     assert found.table.dtype == np.float64
 
 
+def test_what_draws_without_a_key_says_how_to_give_one():
+    layers = [eqx.nn.Linear(6, 4, key=jax.random.key(0)), eqx.nn.Dropout(0.5)]
+    with pytest.raises(RuntimeError, match="requires a key") as caught:
+        jinit.calibrate(eqx.nn.Sequential(layers), batched, X, loss, samples=1)
+    assert "hands rngs['dropout'] on" in str(caught.value.__notes__)
+
+
+def test_a_module_has_no_collections():
+    message = (
+        "collection='kernel' names an entry of a tree of variables, and params is a Linear; "
+        "leave it out, say by roles= what its variables are, or by include= what is tuned"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        jinit.calibrate(LINEAR, X, loss, collection="kernel")
+
+
+def test_without_a_loss_the_form_without_a_function_is_named():
+    with pytest.raises(TypeError, match="dummy_loss is None") as caught:
+        jinit.calibrate(LINEAR, lambda y: y.sum(), X)
+    assert "as in jinit.calibrate(model, x, loss)" in str(caught.value.__notes__)
+    with pytest.raises(TypeError, match="leave rngs out where the module draws by itself"):
+        jinit.calibrate(LINEAR, X, loss, rngs="dropout")
+
+
 LOADED_WRONG = {
     "a module of other shapes": (
         {"like": nnx.Linear(6, 5, rngs=nnx.Rngs(0))},
