@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 from jinit._arithmetic import is_float, on_cpu
 from jinit._kinds import is_bare_function, is_key, kind_of, model_kind
-from jinit.empirical.user_functions import ARGUMENT_ORDER, describe_call
+from jinit.empirical.user_functions import ARGUMENT_ORDER, describe_call, positional
 from jinit.layers import Survey
 from jinit.modules.model import calls_itself, has_variables, is_nnx_object, lacks_variables
 
@@ -42,6 +42,7 @@ _HINTS = {
 }
 
 _ALONE = "as in jinit.calibrate(model, x, loss)"
+_SWAPPED = f"a model that calls itself needs none, {_ALONE}"
 _WITH_CALL = "as in jinit.calibrate(model, lambda m, x: m(x), x, loss)"
 
 
@@ -62,7 +63,12 @@ def check_arguments(params: Any, apply_fn: Any, dummy_input: Any, dummy_loss: An
     """Raises TypeError where an argument is not of the kind of its place."""
     check_model(params, apply_fn, f"; {ARGUMENT_ORDER}")
     check_inputs(dummy_input)
-    check_loss(dummy_loss)
+    try:
+        check_loss(dummy_loss)
+    except TypeError as error:
+        if calls_itself(params) and callable(apply_fn) and len(positional(apply_fn, ())) == 1:
+            error.add_note(f"apply_fn takes one argument, as a loss does; {_SWAPPED}")
+        raise
 
 
 def check_inputs(dummy_input: Any) -> None:

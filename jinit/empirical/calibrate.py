@@ -166,7 +166,7 @@ def empirical_init(  # pyright: ignore[reportInconsistentOverload]: a module shi
     with entered_mesh((problem.params, problem.inputs)), progress(verbose) as bar:
         found = solve_forward(problem, bar)
     check_scaled(found)
-    return problem.model.restore(rescaled(problem.params, found.scales))
+    return problem.model.restore(rescaled(problem, found.scales))
 
 
 @overload

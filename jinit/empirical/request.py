@@ -151,6 +151,12 @@ def read_arguments(
     optimizer = resolve_optimizer(optimizer)
     _check_choice("mode", mode, get_args(Mode))
     _check_choice("step", step, get_args(Step))
+    if collection is not None and model.is_object:
+        raise ValueError(
+            f"collection={collection!r} names an entry of a tree of variables, and params is "
+            f"{kind_of(given)}; leave it out, say by roles= what its variables are, or by include= "
+            "what is tuned"
+        )
     explained = collection is not None or bool(roles)
     collection = collection_of(params, collection)
     if not callable(target):

@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from jinit._kinds import kind_of
-from jinit.modules.model import OWN_KEY
+from jinit.modules.model import OWN_KEY, Module
 from jinit.tracing import TracedFunction, trace
 from jinit.typing import Key, PyTree
 
@@ -139,9 +139,11 @@ def check_call(apply_fn: Callable[..., Any], inputs: Sequence[Any], **options: A
         signature.bind(None, *inputs, **options)
     except TypeError as error:
         given = ", ".join(["params", *["input"] * len(inputs), *(f"{n}=..." for n in options)])
+        module = "rngs" in options and isinstance(getattr(apply_fn, "fn", apply_fn), Module)
+        own = ", or leave rngs out where the module draws by itself" if module else ""
         raise TypeError(
             f"apply_fn is called as {describe_call(apply_fn)}({given}), but {error}; pass a "
-            f"function of (params, *inputs), and several inputs as a tuple; {ARGUMENT_ORDER}"
+            f"function of (params, *inputs), and several inputs as a tuple{own}; {ARGUMENT_ORDER}"
         ) from None
 
 

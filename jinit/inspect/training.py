@@ -14,6 +14,7 @@ import numpy as np
 from jinit._arithmetic import is_float, merge, rms
 from jinit._trees import leaf_paths
 from jinit.empirical.arguments import check_layers
+from jinit.empirical.measuring.keys import cloned
 from jinit.empirical.optimizers import applied, like
 from jinit.empirical.user_functions import call_loss, explaining_pairs
 from jinit.layers import Layer, survey
@@ -210,7 +211,8 @@ class _Training:
             return results
 
         traced = self.traced
-        flat, reaped = evaluate(traced.jaxpr, traced.consts, args, rule, enter=self.enter)
+        consts = cloned(traced.consts)
+        flat, reaped = evaluate(traced.jaxpr, consts, cloned(args), rule, enter=self.enter)
         return traced.unflatten(flat), [reaped[layer.tail] for layer in self.layers]
 
     def sizes(self, values: Sequence[jax.Array]) -> list[jax.Array]:

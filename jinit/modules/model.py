@@ -30,6 +30,7 @@ from jinit.typing import ApplyFn, PyTree
 __all__ = [
     "OWN_KEY",
     "Model",
+    "Module",
     "calls_itself",
     "has_variables",
     "is_nnx_object",
@@ -83,7 +84,29 @@ class Opened:
 
     def __call__(self, variables: PyTree, *inputs: Any, **options: Any) -> Any:
         """Makes the model, and calls it."""
-        return self.call(self.restore(variables), *inputs, **options)
+        model = self.restore(variables)
+        output = self.call(model, *inputs, **options)
+        if is_bound(model):
+            _check_kept(model, variables)
+        return output
+
+
+def _check_kept(bound: Any, variables: PyTree) -> None:
+    """Raises ValueError where a call wrote to collections of a bound module that is let go."""
+
+    def leaves(tree: Any, name: str) -> list[int]:
+        return [id(leaf) for leaf in jax.tree.leaves(tree.get(name))]
+
+    after = bound.variables
+    lost = [name for name in after if leaves(after, name) != leaves(variables, name)]
+    if lost:
+        listed = ", ".join(lost)
+        raise ValueError(
+            f"the call of the bound {type(bound).__name__} writes to {listed}, which would be "
+            "lost: calibrate variables and module, as in jinit.calibrate(variables, module, x, "
+            f"loss, ...), and take from result.apply_fn(variables, x, mutable={lost!r}) what it "
+            "wrote"
+        )
 
 
 def read_model(given: Any, apply_fn: Any = None) -> Model:
@@ -291,6 +314,11 @@ class EquinoxModule(Module):
                     "example, as Equinox's layers do, give it one, or pass for a batch "
                     "lambda m, x: jax.vmap(m)(x) after the model"
                 )
+            if isinstance(error, RuntimeError) and "requires a key" in str(error):
+                error.add_note(
+                    "Equinox's modules draw with the key that they are given: pass rngs='dropout', "
+                    "and a function of (m, x, *, rngs) that hands rngs['dropout'] on"
+                )
             raise
 
 
@@ -322,6 +350,15 @@ class LinenModule(Module):
         mutable = nn.DenyList(("params",))
         return self.rest.apply(variables, *inputs, **options, mutable=mutable, method=self.call)[0]
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the module's ``apply``, which takes random keys for any module."""
+        own = [*super().__signature__.parameters.values()]
+        if any(p.name == "rngs" or p.kind == p.VAR_KEYWORD for p in own):
+            return inspect.Signature(own)
+        rngs = inspect.Parameter("rngs", inspect.Parameter.KEYWORD_ONLY, default=None)
+        return inspect.Signature([*own, rngs])
+
 
 def _read_bound(given: Any, call: Any, of: type | None) -> Model:
     module, variables = given.unbind()
@@ -331,7 +368,8 @@ def _read_bound(given: Any, call: Any, of: type | None) -> Model:
     def restore(tree: PyTree) -> Any:
         return module.bind(tree, rngs=rngs, mutable=scope.mutable)
 
-    return Model(variables, LinenModule(call, of, module), restore, call, open=True)
+    applied = LinenModule(call, of, module)
+    return Model(variables, applied, restore, call, rngs=tuple(rngs), open=True)
 
 
 class HaikuModule(Module):

@@ -307,6 +307,38 @@ def test_state_is_no_parameter_and_paths_are_the_users():
     )
 
 
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_no_parameter_stays_what_it_is(call):
+    model = Stateful(nnx.Rngs(0))
+    smallest = jnp.full(16, 1e-40)  # a product with 1 would round it to 0
+    model.layers[1].mean[...] = smallest
+    model.table = nnx.data(np.arange(3.0))
+    found = call(model, X, loss, samples=1)
+    found = found if call is jinit.empirical_init else found.params
+    kept = np.asarray(found.layers[1].mean[...]).view(np.uint32)
+    np.testing.assert_array_equal(kept, np.asarray(smallest).view(np.uint32))
+    assert isinstance(found.table, np.ndarray)
+    assert found.table.dtype == np.float64
+
+
+def _dropped(model, x, key):
+    return jax.vmap(model)(x, key=jax.random.split(key, len(x)))
+
+
+@pytest.mark.parametrize("mode", ["fold", "explicit"])
+def test_a_pass_may_draw_with_keys_of_the_pass_before(mode):
+    layers = [eqx.nn.Linear(6, 4, key=jax.random.key(0)), eqx.nn.Dropout(0.5)]
+    model, used = eqx.nn.Sequential(layers), jax.random.key(1)
+
+    def drop(model, x, *, rngs):
+        return _dropped(model, x, rngs["dropout"]) + 0 * jax.random.normal(used, (1, 4))
+
+    with jax.debug_key_reuse(True):
+        jinit.calibrate(Stateful(nnx.Rngs(0)), X, loss, samples=1, mode=mode)
+        jinit.calibrate(model, _dropped, (X, jax.random.key(2)), loss, samples=1, mode=mode)
+        jinit.calibrate(model, drop, X, loss, samples=1, rngs="dropout", mode=mode)
+
+
 class StatefulLinen(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -332,6 +364,42 @@ def test_batch_statistics_are_linens():
     alone = jinit.calibrate(variables, StatefulLinen(), X, loss, samples=2)
     jax.tree.map(np.testing.assert_array_equal, alone.params, expected.params)
     assert norm.mean[...].tolist() == [0.0] * 16
+
+
+class DroppedLinen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(16, name="first")(x))
+        return nn.Dense(4, name="second")(nn.Dropout(0.5, deterministic=False)(x))
+
+
+def test_rngs_of_a_linen_module():
+    module, key = DroppedLinen(), jax.random.key(0)
+    variables = module.init({"params": key, "dropout": key}, X)
+    expected = jinit.empirical_init(variables, module.apply, X, loss, rngs="dropout")
+    found = jinit.empirical_init(variables, module, X, loss, rngs="dropout")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    # a bound module says by itself what it draws with
+    bound = jinit.empirical_init(module.bind(variables, rngs={"dropout": key}), X, loss)
+    jax.tree.map(np.testing.assert_array_equal, bound.variables, expected)
+
+
+def test_what_a_bound_module_writes_in_explicit_mode_is_not_lost():
+    module = StatefulLinen()
+    variables = module.init(jax.random.key(0), X)
+    bound = module.bind(variables, mutable=["batch_stats"])
+    result = jinit.calibrate(bound, X, loss, samples=1, mode="explicit")
+    message = (
+        "the call of the bound StatefulLinen writes to batch_stats, which would be lost: calibrate "
+        "variables and module, as in jinit.calibrate(variables, module, x, loss, ...), and take "
+        "from result.apply_fn(variables, x, mutable=['batch_stats']) what it wrote"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        result.apply_fn(result.params, X)
+    result = jinit.calibrate(variables, module, X, loss, samples=1, mode="explicit")
+    _, new = result.apply_fn(result.params, X, mutable=["batch_stats"])
+    before, after = variables["batch_stats"]["norm"], new["batch_stats"]["norm"]
+    assert not np.array_equal(before["mean"], after["mean"])
 
 
 def test_every_key_draws_another_mask():
@@ -632,6 +700,79 @@ def test_a_file_gives_the_module_back(tmp_path, mode):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         jinit.Calibration.load(tmp_path / "calibration.npz", like=LINEAR)
+
+
+def test_a_file_keeps_what_jax_has_no_dtype_for(tmp_path):
+    model = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+    model.table = nnx.data(np.arange(3.0) / 3)
+    jinit.calibrate(model, X, loss, samples=1).save(tmp_path / "calibration.npz")
+    found = jinit.Calibration.load(tmp_path / "calibration.npz", like=model).params
+    np.testing.assert_array_equal(found.table, model.table)
+    assert found.table.dtype == np.float64
+
+
+def test_what_draws_without_a_key_says_how_to_give_one():
+    layers = [eqx.nn.Linear(6, 4, key=jax.random.key(0)), eqx.nn.Dropout(0.5)]
+    with pytest.raises(RuntimeError, match="requires a key") as caught:
+        jinit.calibrate(eqx.nn.Sequential(layers), batched, X, loss, samples=1)
+    assert "hands rngs['dropout'] on" in str(caught.value.__notes__)
+
+
+def test_a_module_has_no_collections():
+    message = (
+        "collection='kernel' names an entry of a tree of variables, and params is a Linear; "
+        "leave it out, say by roles= what its variables are, or by include= what is tuned"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        jinit.calibrate(LINEAR, X, loss, collection="kernel")
+
+
+def test_without_a_loss_the_form_without_a_function_is_named():
+    with pytest.raises(TypeError, match="dummy_loss is None") as caught:
+        jinit.calibrate(LINEAR, lambda y: y.sum(), X)
+    assert "as in jinit.calibrate(model, x, loss)" in str(caught.value.__notes__)
+    with pytest.raises(TypeError, match="leave rngs out where the module draws by itself"):
+        jinit.calibrate(LINEAR, X, loss, rngs="dropout")
+
+
+LOADED_WRONG = {
+    "a module of other shapes": (
+        {"like": nnx.Linear(6, 5, rngs=nnx.Rngs(0))},
+        ValueError,
+        "like=Linear has arrays of other shapes than the module that was calibrated: bias (is "
+        "(5,), was (4,)), kernel (is (6, 5), was (6, 4)); construct it with the same arguments",
+    ),
+    "a class": (
+        {"like": nnx.Linear},
+        TypeError,
+        "like is the class Linear; pass a module that holds its variables, constructed as the one "
+        "that was calibrated",
+    ),
+    "the module as apply_fn": (
+        {"apply_fn": LINEAR},
+        TypeError,
+        "apply_fn is a module that holds its variables (Linear); pass it as like=, and as apply_fn "
+        "what calls it, such as lambda m, x: m(x)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LOADED_WRONG)
+def test_what_a_file_is_read_with_is_named(tmp_path, case):
+    given, kind, message = LOADED_WRONG[case]
+    jinit.calibrate(LINEAR, X, loss, samples=1).save(tmp_path / "calibration.npz")
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        jinit.Calibration.load(tmp_path / "calibration.npz", **given)
+
+
+def test_a_file_is_read_with_linens_module(tmp_path):
+    module = Linen()
+    variables = module.init(jax.random.key(0), X)
+    result = jinit.calibrate(variables, module, X, loss, samples=1)
+    result.save(tmp_path / "calibration.npz")
+    found = jinit.Calibration.load(tmp_path / "calibration.npz", module)
+    y = result.apply_fn(result.params, X)
+    np.testing.assert_array_equal(found.apply_fn(found.params, X), y)
 
 
 def test_a_file_of_an_equinox_module(tmp_path):

@@ -18,6 +18,7 @@ from jax.extend import core as jex
 
 from jinit._arithmetic import inverse_rms, is_float, merge, multiply, rms
 from jinit.empirical.measuring.factors import Factors
+from jinit.empirical.measuring.keys import cloned
 from jinit.empirical.measuring.meshes import in_its_mesh
 from jinit.empirical.measuring.vector_layout import VectorLayout
 from jinit.empirical.measuring.zero_weights import bind_bypassed
@@ -288,7 +289,8 @@ class Meter:
 
     def _run(self, args: Sequence[Any], rule: Any, planted: Any) -> tuple[list[Any], Any]:
         traced, enter = self.traced, self.found.enter
-        return evaluate(traced.jaxpr, traced.consts, args, rule, planted=planted, enter=enter)
+        consts, args = cloned(traced.consts), cloned(args)
+        return evaluate(traced.jaxpr, consts, args, rule, planted=planted, enter=enter)
 
     def _scaled(self, view: EquationView, output: jax.Array, size: jax.Array) -> jax.Array:
         """Multiplies a layer's output by its factor."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import jax
 
-from jinit.empirical.results.files import read, restored, write
+from jinit.empirical.results.files import applying, read, restored, write
 from jinit.empirical.results.findings_report import report_of
 from jinit.empirical.results.report import Report
 from jinit.empirical.results.saved import Saved, applied_with, saved
@@ -140,7 +140,8 @@ class Calibration(Generic[P]):
 
         Args:
             path: The file.
-            apply_fn: The function that was calibrated; only ``apply_fn`` of the result needs it.
+            apply_fn: The function that was calibrated, or linen's module; only ``apply_fn`` of the
+                result needs it. Of a module that calls itself it is ``lambda m, x: m(x)``.
             like: A module like the one that was calibrated: ``params`` is such a module then, and
                 a dict by its paths otherwise.
 
@@ -150,8 +151,9 @@ class Calibration(Generic[P]):
         Raises:
             ValueError: The file is not one of a calibration, or of another format, or ``like`` is
                 another module.
+            TypeError: ``like`` is no module, or ``apply_fn`` is one that holds its variables.
         """
-        parts, findings = read(path, apply_fn)
+        parts, findings = read(path, applying(apply_fn))
         if like is not None:
             parts["params"] = restored(like, parts["params"])
         return cls(**parts, _findings=findings)

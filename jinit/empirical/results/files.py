@@ -3,7 +3,7 @@
 The JSON holds trees as ``{"dict": ...}``, ``{"list": ...}``, ``{"tuple": ...}``, null, and
 ``{"array": number, "dtype": name}``; array n is the entry ``array_n`` of the npz archive, with the
 bits of a dtype that NumPy lacks as unsigned integers, and the data of random keys, with their
-generator as ``"key"``.
+generator as ``"key"``; of what JAX had no dtype for, ``"numpy": true``.
 """
 
 import json
@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jinit._kinds import kind_of
 from jinit._trees import is_framework_type, leaf_paths
 from jinit.empirical.results.report import LayerRow, Report
 from jinit.empirical.results.saved import Facts, Saved
-from jinit.modules.model import has_variables, read_model
+from jinit.modules.model import has_variables, lacks_variables, read_model
 
-__all__ = ["read", "restored", "write"]
+__all__ = ["applying", "read", "restored", "write"]
 
 _FORMAT = 1
 _NOT_ONE = "holds no calibration; pass what Calibration.save has written"
@@ -89,8 +90,14 @@ def restored(module: Any, params: Any) -> Any:
     """Returns a module with the arrays that were written of one like it.
 
     Raises:
+        TypeError: It is no module that holds its variables.
         ValueError: They are not those of such a module.
     """
+    if not has_variables(module):
+        raise TypeError(
+            f"like is {kind_of(module)}; pass a module that holds its variables, constructed as "
+            "the one that was calibrated"
+        )
     model = read_model(module)
     if model.open:  # linen's collections are nested by their paths already
         return model.restore(params)
@@ -102,8 +109,32 @@ def restored(module: Any, params: Any) -> Any:
             f"like={type(module).__name__} is not of the kind that was calibrated: they differ in "
             f"{lacking}; construct it with the same arguments"
         )
-    tree = jax.tree.structure(model.variables)
+    leaves, tree = jax.tree.flatten(model.variables)
+    others = [
+        f"{path} (is {jnp.shape(leaf)}, was {jnp.shape(known[path])})"
+        for path, leaf in zip(paths, leaves, strict=True)
+        if jnp.shape(leaf) != jnp.shape(known[path])
+    ]
+    if others:
+        raise ValueError(
+            f"like={type(module).__name__} has arrays of other shapes than the module that was "
+            f"calibrated: {', '.join(others[:6])}; construct it with the same arguments"
+        )
     return model.restore(jax.tree.unflatten(tree, [known[path] for path in paths]))
+
+
+def applying(apply_fn: Any) -> Any:
+    """Returns what applies a model, of a linen module or Haiku's pair their ``apply``.
+
+    Raises:
+        TypeError: A module that holds its variables stands in its place.
+    """
+    if has_variables(apply_fn):
+        raise TypeError(
+            f"apply_fn is a module that holds its variables ({type(apply_fn).__name__}); pass it "
+            "as like=, and as apply_fn what calls it, such as lambda m, x: m(x)"
+        )
+    return apply_fn.apply if lacks_variables(apply_fn) else apply_fn
 
 
 def _plain(tree: Any) -> Any:
@@ -139,7 +170,9 @@ def _encoded(tree: Any, path: str, arrays: list[np.ndarray]) -> Any:
         return {"array": len(arrays) - 1, "dtype": "uint32", "key": str(jax.random.key_impl(tree))}
     array = np.asarray(tree)
     arrays.append(array if array.dtype.isbuiltin == 1 else array.view(f"u{array.itemsize}"))
-    return {"array": len(arrays) - 1, "dtype": array.dtype.name}
+    # one in 64 bits, held beside JAX that has none
+    foreign = {"numpy": True} if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype else {}
+    return {"array": len(arrays) - 1, "dtype": array.dtype.name, **foreign}
 
 
 def _decoded(tree: Any, archive: Mapping[str, np.ndarray]) -> Any:
@@ -147,7 +180,10 @@ def _decoded(tree: Any, archive: Mapping[str, np.ndarray]) -> Any:
         return None
     if "array" in tree:
         array, dtype = archive[f"array_{tree['array']}"], jnp.dtype(tree["dtype"])
-        array = jnp.asarray(array if array.dtype == dtype else array.view(dtype))
+        array = array if array.dtype == dtype else array.view(dtype)
+        if "numpy" in tree:
+            return array
+        array = jnp.asarray(array)
         return jax.random.wrap_key_data(array, impl=tree["key"]) if "key" in tree else array
     ((kind, parts),) = tree.items()
     if kind == "dict":

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jinit._arithmetic import merge
 from jinit.empirical.explicit.scale_tree import COLLECTION, explicit_scales
 from jinit.empirical.explicit.wrapped_modules import filled
 from jinit.empirical.measuring.meshes import laid_like
@@ -31,7 +32,7 @@ def _folded(problem: Problem, findings: Findings) -> Calibration:
         _by_leaf(findings, v, params) for v in (solution.parameter_scale, solution.multiplier)
     )
     return Calibration(
-        params=problem.model.restore(rescaled(params, scales)),
+        params=problem.model.restore(rescaled(problem, scales)),
         multipliers=_beside(problem, multipliers),
         scales=_beside(problem, scales),
         _findings=findings,
@@ -50,7 +51,7 @@ def _explicit(problem: Problem, findings: Findings) -> Calibration:
     solution, model, params = findings.solution, findings.model, problem.params
     request = model.request
     folded = solution.parameter_scale / solution.applied_scale
-    kept = rescaled(params, _by_leaf(findings, folded, params))
+    kept = rescaled(problem, _by_leaf(findings, folded, params))
     found = (
         _by_leaf(findings, solution.applied_scale, params),
         _by_leaf(findings, solution.leaf_gradient_scale, params),
@@ -75,7 +76,13 @@ def _by_leaf(findings: Findings, vector: Any, params: PyTree) -> list[jax.Array]
     return laid_like(findings.model.by_leaf(vector), jax.tree.leaves(params))
 
 
-def rescaled(params: PyTree, scales: Sequence[Any]) -> PyTree:
-    """Multiplies every leaf by its scale, where it is."""
-    leaves, tree = jax.tree.flatten(params)
-    return jax.tree.unflatten(tree, rescale(leaves, scales))
+def rescaled(problem: Problem, scales: Sequence[Any]) -> PyTree:
+    """Multiplies every parameter by its scale, where it is; what is no parameter stays what it is.
+
+    A multiplication by 1 would round the smallest numbers to 0, and move arrays to devices.
+    """
+    leaves, tree = jax.tree.flatten(problem.params)
+    flags = problem.request.trainable
+    pairs = [(leaf, scale) for leaf, scale, flag in zip(leaves, scales, flags, strict=True) if flag]
+    moved = rescale(*zip(*pairs, strict=True))
+    return jax.tree.unflatten(tree, merge(leaves, moved, flags))
