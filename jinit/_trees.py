@@ -1,6 +1,5 @@
 """Trees of variables: what their leaves are called, and where their parameters are."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,6 @@ import jax
 __all__ = [
     "collection_of",
     "is_box",
-    "is_framework_type",
     "leaf_paths",
     "parameter_path",
     "path_text",
@@ -77,9 +75,3 @@ def parameter_path(path: Sequence[Any], variables: Any) -> tuple[str, ...]:
         components = components[1:]
     inner = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and components[-1] == "value"
     return components[:-1] if inner else components
-
-
-def is_framework_type(value: Any, framework: str, name: str) -> bool:
-    """Tells a framework's objects without importing it: they exist only where it is imported."""
-    module = sys.modules.get(framework)
-    return module is not None and isinstance(value, getattr(module, name))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jinit._arithmetic import is_float
-from jinit._trees import collection_of, is_framework_type
+from jinit._trees import collection_of
 from jinit.amp.arguments import check_model
 from jinit.amp.autocast_function import Autocast
 from jinit.amp.casting.activations import (
@@ -30,6 +30,7 @@ from jinit.amp.casting.module_types import (
 )
 from jinit.amp.norms_in_float32 import NormsInFloat32
 from jinit.amp.policy import Policy
+from jinit.modules.kinds import is_framework_type
 from jinit.modules.lost_state import check_states, holds_states
 from jinit.modules.nnx_calls import (
     Apart,

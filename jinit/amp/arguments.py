@@ -11,7 +11,7 @@ import optax
 
 from jinit._kinds import is_bare_function, model_kind
 from jinit._known_names import WITHOUT
-from jinit._trees import is_framework_type
+from jinit.modules.kinds import is_framework_type
 
 __all__ = [
     "check_aux",

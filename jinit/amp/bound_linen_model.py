@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 
-from jinit._trees import is_framework_type
+from jinit.modules.kinds import is_framework_type
 from jinit.typing import PyTree
 
 __all__ = ["BoundLinenModel"]

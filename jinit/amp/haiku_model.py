@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from jinit._trees import is_framework_type
 from jinit.amp.apply import MixedPrecisionApply
 from jinit.amp.arguments import shown
 from jinit.amp.policy import Policy
+from jinit.modules.kinds import is_framework_type
 from jinit.modules.nnx_calls import Apart
 from jinit.typing import ApplyFn, PyTree
 

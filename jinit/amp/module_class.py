@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 
-from jinit._trees import is_framework_type
 from jinit.amp.apply import MixedPrecisionApply
 from jinit.amp.casting.module_types import nnx_types
 from jinit.amp.policy import Policy
+from jinit.modules.kinds import is_framework_type
 
 __all__ = ["apply_of", "is_module", "module_at"]
 

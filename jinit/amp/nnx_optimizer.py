@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from jinit._trees import is_framework_type
+from jinit.modules.kinds import is_framework_type
 
 __all__ = ["is_nnx_optimizer", "optimizer_at"]
 

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import optax
 
-from jinit._trees import collection_of, is_framework_type
+from jinit._trees import collection_of
 from jinit.amp.arguments import check_function, check_optimizer, shown
 from jinit.amp.scaling.differentiate import combined, is_trained
 from jinit.amp.scaling.finite_state import where_finite
 from jinit.amp.scaling.scaled_gradients import value_and_grad
+from jinit.modules.kinds import is_framework_type
 from jinit.tracing import Static, partition
 
 __all__ = ["train_step"]

@@ -14,7 +14,7 @@ from jinit._arithmetic import is_float, on_cpu
 from jinit._kinds import is_bare_function, is_key, kind_of, model_kind
 from jinit.empirical.user_functions import ARGUMENT_ORDER, describe_call, positional
 from jinit.layers import Survey
-from jinit.modules.model import calls_itself, has_variables, is_nnx_object, lacks_variables
+from jinit.modules.kinds import calls_itself, has_variables, is_nnx_object, lacks_variables
 
 __all__ = [
     "check_arguments",

@@ -24,7 +24,8 @@ from jinit.empirical.arguments import (
 from jinit.empirical.user_functions import draw_inputs, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
 from jinit.inspect.training import Model, Program, Sizes, train_and_measure
-from jinit.modules.model import calls_itself, lacks_variables, read_model
+from jinit.modules.kinds import calls_itself, lacks_variables
+from jinit.modules.model import read_model
 from jinit.typing import ApplyFn, DrawFn, Key, LossFn, PyTree
 
 if TYPE_CHECKING:

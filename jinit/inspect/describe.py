@@ -15,7 +15,7 @@ from jinit.defaults.provenance.nnx import read_nnx
 from jinit.defaults.provenance.reading import UNKNOWN, Path, Reading
 from jinit.empirical.user_functions import positional
 from jinit.inspect.values import Values, measure_values
-from jinit.modules.model import has_variables, lacks_variables
+from jinit.modules.kinds import has_variables, lacks_variables
 from jinit.typing import PyTree
 
 __all__ = ["Description", "NormDescription", "ParameterDescription", "describe"]

@@ -7,8 +7,8 @@ import jax
 from jax.extend import core as jex
 
 from jinit._trees import path_text
+from jinit.modules.kinds import is_nnx_variable
 from jinit.modules.nnx_calls import Apart, Part, call, is_object, is_state
-from jinit.modules.roles import is_nnx_variable
 from jinit.tracing import Frame, Path, partition, propagate, trace
 
 __all__ = ["check_states", "holds_states"]

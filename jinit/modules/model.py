@@ -23,18 +23,20 @@ import jax
 import jax.numpy as jnp
 
 from jinit._kinds import kind_of
-from jinit._trees import is_framework_type
-from jinit.tracing import ARRAYS, Static, partition
+from jinit.modules.kinds import (
+    Form,
+    calls_itself,
+    form_of,
+    is_bound,
+    is_framework_type,
+)
+from jinit.tracing import Static, partition
 from jinit.typing import ApplyFn, PyTree
 
 __all__ = [
     "OWN_KEY",
     "Model",
     "Module",
-    "calls_itself",
-    "has_variables",
-    "is_nnx_object",
-    "lacks_variables",
     "read_model",
 ]
 
@@ -121,67 +123,10 @@ def read_model(given: Any, apply_fn: Any = None) -> Model:
     Raises:
         TypeError: Something is missing, or is not of the kind of its place.
     """
+    form = form_of(given) or form_of(apply_fn)
     call: Any = call_itself if apply_fn is None and calls_itself(given) else apply_fn
     of = type(given) if call is call_itself else None
-    if _holds_nnx(given):
-        return _read_nnx(given, call, of)
-    if _holds_equinox(given):
-        return _read_equinox(given, call, of)
-    if is_bound(given):
-        return _read_bound(given, call, of)
-    if is_framework_type(apply_fn, "flax.linen", "Module"):
-        applied = LinenModule(call_itself, type(call), call.clone(parent=None))
-        return Model(given, applied, _same, applied.rest.apply, open=True)
-    for name in ("Transformed", "TransformedWithState"):
-        if _is_transformed(apply_fn, name):
-            return _read_haiku(given, apply_fn, name)
-    return Model(given, call, _same, call, open=True)
-
-
-def has_variables(value: Any) -> bool:
-    """Returns whether a value is an object that holds its arrays, or a container of some."""
-    return is_bound(value) or _holds_nnx(value) or _holds_equinox(value)
-
-
-def lacks_variables(value: Any) -> bool:
-    """Returns whether a value is a model that is applied to variables, and no function of them."""
-    if is_framework_type(value, "flax.linen", "Module"):
-        return value.scope is None
-    return _is_transformed(value, "Transformed") or _is_transformed(value, "TransformedWithState")
-
-
-def calls_itself(given: Any) -> bool:
-    """Returns whether a model holds its variables, and is called with the inputs alone."""
-    module = is_nnx_object(given) or is_framework_type(given, "equinox", "Module")
-    return (module and callable(given) and has_variables(given)) or is_bound(given)
-
-
-def is_bound(value: Any) -> bool:
-    """Returns whether a value is a linen module with its variables."""
-    return is_framework_type(value, "flax.linen", "Module") and value.scope is not None
-
-
-def is_nnx_object(node: Any) -> bool:
-    """Returns whether a node is an object of NNX that may hold variables."""
-    return is_framework_type(node, "flax.nnx", "Pytree")
-
-
-def _holds_nnx(value: Any) -> bool:
-    return any(map(is_nnx_object, jax.tree.leaves(value, is_leaf=is_nnx_object)))
-
-
-def _holds_equinox(value: Any) -> bool:
-    """Tells Equinox's modules from its wrappers of functions by their arrays."""
-
-    def found(node: Any) -> bool:
-        return is_framework_type(node, "equinox", "Module")
-
-    nodes = [node for node in jax.tree.leaves(value, is_leaf=found) if found(node)]
-    return any(isinstance(leaf, ARRAYS) for leaf in jax.tree.leaves(nodes))
-
-
-def _is_transformed(value: Any, name: str) -> bool:
-    return is_framework_type(value, "haiku", name)
+    return _READERS[form](given, call, of)
 
 
 def call_itself(model: Any, *inputs: Any, **options: Any) -> Any:
@@ -333,17 +278,6 @@ def _read_equinox(given: Any, call: Any, of: type | None) -> Model:
 class LinenModule(Module):
     """Applies a linen module; the rest is the module without variables."""
 
-    @property
-    def __signature__(self) -> inspect.Signature:
-        signature = super().__signature__
-        if "rngs" in signature.parameters:
-            return signature
-        *positional, last = signature.parameters.values()
-        rngs = inspect.Parameter("rngs", inspect.Parameter.KEYWORD_ONLY, default=None)
-        var_keyword = last.kind is inspect.Parameter.VAR_KEYWORD
-        rest = [rngs, last] if var_keyword else [last, rngs]
-        return signature.replace(parameters=[*positional, *rest])
-
     def apply(self, variables, key, inputs, options):
         import flax.linen as nn
 
@@ -377,7 +311,7 @@ class HaikuModule(Module):
 
     def apply(self, variables, key, inputs, options):
         keyed = (key,) if _takes_key(self.rest) else ()
-        if _is_transformed(self.rest, "Transformed"):
+        if form_of(self.rest) == "Transformed":
             return self.rest.apply(variables, *keyed, *inputs, **options)
         params, state = variables["params"], variables["state"]
         return self.rest.apply(params, state, *keyed, *inputs, **options)[0]
@@ -387,11 +321,16 @@ class HaikuModule(Module):
         return inspect.signature(call_itself)
 
 
-def _read_haiku(given: Any, transformed: Any, name: str) -> Model:
+def _read_linen(variables: Any, module: Any, of: type | None) -> Model:
+    applied = LinenModule(call_itself, type(module), module.clone(parent=None))
+    return Model(variables, applied, _same, applied.rest.apply, open=True)
+
+
+def _read_haiku(given: Any, transformed: Any, of: type | None) -> Model:
     applied = HaikuModule(transformed.apply, None, transformed)
     rngs = (OWN_KEY,) if _takes_key(transformed) else ()
     pair = isinstance(given, tuple) and len(given) == 2
-    if name == "Transformed":
+    if form_of(transformed) == "Transformed":
         if pair:
             raise TypeError(
                 "params is a pair, but apply_fn is Haiku's Transformed, which has no state: pass "
@@ -414,3 +353,18 @@ def _takes_key(transformed: Any) -> bool:
 
 def _pair(variables: PyTree) -> tuple[PyTree, PyTree]:
     return variables["params"], variables["state"]
+
+
+def _read_tree(given: Any, call: Any, of: type | None) -> Model:
+    return Model(given, call, _same, call, open=True)
+
+
+_READERS: dict[Form | None, Callable[[Any, Any, type | None], Model]] = {
+    "nnx": _read_nnx,
+    "equinox": _read_equinox,
+    "bound": _read_bound,
+    "linen": _read_linen,
+    "Transformed": _read_haiku,
+    "TransformedWithState": _read_haiku,
+    None: _read_tree,
+}

@@ -23,8 +23,7 @@ from typing import Any
 
 import jax
 
-from jinit._trees import is_framework_type
-from jinit.modules.roles import is_nnx_variable
+from jinit.modules.kinds import is_framework_type, is_nnx_variable
 
 __all__ = [
     "Apart",

@@ -6,8 +6,9 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jinit.modules.kinds import is_nnx_variable
 from jinit.modules.nnx_calls import is_object
-from jinit.modules.roles import is_nnx_variable, role_of
+from jinit.modules.roles import role_of
 
 __all__ = ["Carried", "carried_state", "keep_where"]
 

@@ -17,13 +17,13 @@ from typing import Any, Literal, TypeAlias, get_args
 import jax
 
 from jinit._arithmetic import is_float
-from jinit._trees import collection_of, is_framework_type, path_text
+from jinit._trees import collection_of, path_text
+from jinit.modules.kinds import is_framework_type, is_nnx_variable
 
 __all__ = [
     "ROLES",
     "Role",
     "Roles",
-    "is_nnx_variable",
     "leaf_roles",
     "optimized",
     "param_mask",
@@ -169,8 +169,3 @@ def _filled(state: Any) -> Any:
     nodes = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_nnx_variable)
     flat = {tuple(key.key for key in path): node for path, node in nodes if jax.tree.leaves(node)}
     return nnx.from_flat_state(flat)
-
-
-def is_nnx_variable(node: Any) -> bool:
-    """Returns whether a node is a variable of NNX."""
-    return is_framework_type(node, "flax.nnx", "Variable")

@@ -13,7 +13,8 @@ from flax import nnx
 
 from jinit._trees import leaf_paths
 from jinit.initializers import constant, reinit
-from jinit.modules.model import calls_itself, has_variables, lacks_variables, read_model
+from jinit.modules.kinds import calls_itself, has_variables, lacks_variables
+from jinit.modules.model import read_model
 from jinit.modules.roles import leaf_roles, optimized, param_mask
 
 X = jnp.ones((5, 3))

@@ -17,8 +17,9 @@ import numpy as np
 
 from jinit._trees import collection_of, path_text
 from jinit.amp.casting.dtypes import cast_floating
+from jinit.modules.kinds import is_nnx_variable
 from jinit.modules.nnx_calls import is_object
-from jinit.modules.roles import Roles, is_nnx_variable, role_of
+from jinit.modules.roles import Roles, role_of
 
 __all__ = [
     "Activations",

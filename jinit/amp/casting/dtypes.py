@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jinit.modules.roles import is_nnx_variable, role_of
+from jinit.modules.kinds import is_nnx_variable
+from jinit.modules.roles import role_of
 from jinit.typing import PyTree
 
 __all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "cast_floating", "cast_to", "holds_float32"]

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from jinit._trees import is_framework_type
 from jinit.amp.casting.dtypes import FLOAT32, cast_floating
 from jinit.amp.casting.module_types import ALONE, ModuleTypes
+from jinit.modules.kinds import is_framework_type
 
 __all__ = ["cast_between_modules", "is_linen_apply"]
 

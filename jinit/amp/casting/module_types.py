@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jinit._trees import is_framework_type
+from jinit.modules.kinds import is_framework_type
 from jinit.tracing import partition
 
 __all__ = ["ALONE", "ModuleTypes", "find_graphdef", "graphdef_types", "linen_types", "nnx_types"]

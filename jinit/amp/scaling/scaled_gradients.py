@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from jinit._known import known_arguments
-from jinit._trees import is_framework_type
 from jinit.amp.arguments import (
     check_aux,
     check_function,
@@ -19,8 +18,8 @@ from jinit.amp.arguments import (
     shown,
 )
 from jinit.amp.scaling.differentiate import differentiated
+from jinit.modules.kinds import is_framework_type, is_nnx_variable
 from jinit.modules.nnx_state import carried_state, keep_where
-from jinit.modules.roles import is_nnx_variable
 from jinit.typing import PyTree
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jinit._kinds import kind_of
-from jinit._trees import is_framework_type, leaf_paths
+from jinit._trees import leaf_paths
 from jinit.empirical.results.report import LayerRow, Report
 from jinit.empirical.results.saved import Facts, Saved
-from jinit.modules.model import has_variables, lacks_variables, read_model
+from jinit.modules.kinds import has_variables, is_framework_type, lacks_variables
+from jinit.modules.model import read_model
 
 __all__ = ["applying", "read", "restored", "write"]
 

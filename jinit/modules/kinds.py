@@ -1,0 +1,95 @@
+"""What a value is to the frameworks, told without importing any of them."""
+
+import sys
+from typing import Any, Literal, TypeAlias
+
+import jax
+
+from jinit.tracing import ARRAYS
+
+__all__ = [
+    "Form",
+    "calls_itself",
+    "form_of",
+    "has_variables",
+    "holds_equinox",
+    "holds_nnx",
+    "is_bound",
+    "is_framework_type",
+    "is_nnx_object",
+    "is_nnx_variable",
+    "lacks_variables",
+]
+
+Form: TypeAlias = Literal["nnx", "equinox", "bound", "linen", "Transformed", "TransformedWithState"]
+"""Of an NNX object, an Equinox module, a bound or unbound linen module, what Haiku transformed."""
+
+
+def is_framework_type(value: Any, framework: str, name: str) -> bool:
+    """Tells a framework's objects without importing it: they exist only where it is imported."""
+    module = sys.modules.get(framework)
+    return module is not None and isinstance(value, getattr(module, name))
+
+
+def form_of(value: Any) -> Form | None:
+    """Returns in which form a model is given, or what applies one; None for a tree or a function.
+
+    The first three hold their variables; the others are applied to some.
+    """
+    if holds_nnx(value):
+        return "nnx"
+    if holds_equinox(value):
+        return "equinox"
+    if is_framework_type(value, "flax.linen", "Module"):
+        return "linen" if value.scope is None else "bound"
+    for name in ("Transformed", "TransformedWithState"):
+        if is_framework_type(value, "haiku", name):
+            return name
+    return None
+
+
+def has_variables(value: Any) -> bool:
+    """Returns whether a value is an object that holds its arrays, or a container of some."""
+    return form_of(value) in ("nnx", "equinox", "bound")
+
+
+def lacks_variables(value: Any) -> bool:
+    """Returns whether a value is a model that is applied to variables, and no function of them."""
+    return form_of(value) in ("linen", "Transformed", "TransformedWithState")
+
+
+def calls_itself(value: Any) -> bool:
+    """Returns whether a model holds its variables, and is called with the inputs alone."""
+    form = form_of(value)
+    module = is_nnx_object(value) or is_framework_type(value, "equinox", "Module")
+    return form == "bound" or (module and callable(value) and form is not None)
+
+
+def is_bound(value: Any) -> bool:
+    """Returns whether a value is a linen module with its variables."""
+    return is_framework_type(value, "flax.linen", "Module") and value.scope is not None
+
+
+def is_nnx_object(node: Any) -> bool:
+    """Returns whether a node is an object of NNX that may hold variables."""
+    return is_framework_type(node, "flax.nnx", "Pytree")
+
+
+def holds_nnx(value: Any) -> bool:
+    """Returns whether a value is an object of NNX, or a container of some."""
+    return any(map(is_nnx_object, jax.tree.leaves(value, is_leaf=is_nnx_object)))
+
+
+def holds_equinox(value: Any) -> bool:
+    """Tells Equinox's modules from its wrappers of functions by their arrays."""
+
+    def found(node: Any) -> bool:
+        return is_framework_type(node, "equinox", "Module")
+
+    nodes = [node for node in jax.tree.leaves(value, is_leaf=found) if found(node)]
+    return any(isinstance(leaf, ARRAYS) for leaf in jax.tree.leaves(nodes))
+
+
+def is_nnx_variable(node: Any) -> bool:
+    """Returns whether a node is a variable of NNX."""
+    return is_framework_type(node, "flax.nnx", "Variable")
