@@ -307,6 +307,7 @@ def test_state_is_no_parameter_and_paths_are_the_users():
     )
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("call", CALLS)
 def test_what_is_no_parameter_stays_what_it_is(call):
     model = Stateful(nnx.Rngs(0))
@@ -325,6 +326,7 @@ def _dropped(model, x, key):
     return jax.vmap(model)(x, key=jax.random.split(key, len(x)))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_a_pass_may_draw_with_keys_of_the_pass_before(mode):
     layers = [eqx.nn.Linear(6, 4, key=jax.random.key(0)), eqx.nn.Dropout(0.5)]
