@@ -209,7 +209,8 @@ def calibrate(  # pyright: ignore[reportInconsistentOverload]: a module shifts p
 ) -> Calibration:
     """Rescales parameters, and measures what brings every layer's update to O(1) as well.
 
-    - Activations: as ``empirical_init`` sets them.
+    - Activations: as ``empirical_init`` sets them, on keys of its own: with dropout the two differ
+      by the noise of the samples.
     - Updates: with u the first step of the optimizer that is not zero, at a learning rate of 1
       and under one gradient (one that accumulates gradients is given as many as it waits for; of
       a schedule it is the first rate above 0 that counts), a layer's multiplier is ``1 / rms(dy)``,
