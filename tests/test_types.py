@@ -46,8 +46,8 @@ tx = optax.adam(0.1)
 GOOD = {
     "initialize": """
 from jinit.amp.apply import MixedPrecisionApply as Mixed
-from jinit.amp.haiku_model import HaikuModel
-from jinit.amp.linen_model import LinenModel
+from jinit.amp.models.haiku_model import HaikuModel
+from jinit.amp.models.linen_model import LinenModel
 from optax import GradientTransformationExtraArgs as Scaled
 
 assert_type(amp.initialize(f), Mixed)

@@ -12,7 +12,7 @@ from jinit.amp.autocast_function import Autocast
 from jinit.amp.casting.dtypes import BFLOAT16
 from jinit.amp.casting.op_lists import OPS, OpLists
 from jinit.amp.levels import parse_ops, resolve_half_dtype
-from jinit.amp.module_class import is_module, module_at
+from jinit.amp.models.module_class import is_module, module_at
 from jinit.amp.policy import Policy, opt_levels
 from jinit.typing import HalfDType
 

@@ -16,7 +16,7 @@ from jinit.amp.arguments import check_function
 from jinit.amp.autocast import autocast
 from jinit.amp.autocast_function import Autocast
 from jinit.amp.casting.autocast_rule import Decision, Record
-from jinit.amp.module_class import apply_of
+from jinit.amp.models.module_class import apply_of
 from jinit.modules.nnx_calls import Apart, call, is_object, on_objects
 from jinit.tracing import (
     ARRAYS,

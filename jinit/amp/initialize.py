@@ -21,12 +21,12 @@ from jinit._known import known_arguments
 from jinit.amp.apply import MixedPrecisionApply, find_apply_fn
 from jinit.amp.casting.linen_casts import is_linen_apply
 from jinit.amp.casting.op_lists import OpLists
-from jinit.amp.haiku_model import HaikuModel, Transformed, is_haiku
 from jinit.amp.half_support import check_backend
 from jinit.amp.levels import resolve_policy
-from jinit.amp.linen_model import LinenModel
-from jinit.amp.module_class import is_module, module_at
-from jinit.amp.nnx_optimizer import is_nnx_optimizer, optimizer_at
+from jinit.amp.models.haiku_model import HaikuModel, Transformed, is_haiku
+from jinit.amp.models.linen_model import LinenModel
+from jinit.amp.models.module_class import is_module, module_at
+from jinit.amp.models.nnx_optimizer import is_nnx_optimizer, optimizer_at
 from jinit.amp.policy import KeepFp32
 from jinit.amp.scaling.loss_scaling import loss_scaling
 from jinit.amp.scaling.master_weights import master_weights as stepping_masters

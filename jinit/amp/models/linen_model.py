@@ -6,9 +6,9 @@ from typing import Any
 
 from jinit.amp.apply import MixedPrecisionApply
 from jinit.amp.arguments import shown
-from jinit.amp.bound_linen_model import BoundLinenModel
 from jinit.amp.casting.dtypes import FLOAT32
 from jinit.amp.casting.module_types import linen_types
+from jinit.amp.models.bound_linen_model import BoundLinenModel
 from jinit.amp.policy import Policy
 from jinit.typing import ApplyFn, PyTree
 
