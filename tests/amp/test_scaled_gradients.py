@@ -372,6 +372,22 @@ class TestNnxOptimizer:
         loaded = amp.load_state_dict(optimizer.opt_state, saved)
         assert jax.tree.structure(loaded) == jax.tree.structure(optimizer.opt_state)
 
+    def test_a_module_may_have_a_part_called_grads(self):
+        class Net(nnx.Module):
+            def __init__(self):
+                self.grads = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+
+            def __call__(self, x):
+                return self.grads(x)
+
+        for way in (self.by_scale_loss, self.by_the_optimizer_itself):
+            model, plain = Net(), Net()
+            optimizer = nnx.Optimizer(model, amp.loss_scaling(adam()), wrt=nnx.Param)
+            reference = nnx.Optimizer(plain, adam(), wrt=nnx.Param)
+            way(model, optimizer, 1.0)
+            reference.update(plain, nnx.grad(lambda model: loss_of(model(X)))(plain))
+            np.testing.assert_allclose(model.grads.kernel[...], plain.grads.kernel[...], rtol=1e-5)
+
     def test_of_several_losses_the_marks_are_asked_for(self):
         """The optimizer drops them; nothing may be unscaled twice, or by another's mark."""
         model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))

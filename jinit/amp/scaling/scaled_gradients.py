@@ -264,7 +264,7 @@ def marked_again(grads: Any, params: Any, num_losses: int) -> Any:
     ``grads`` is left. Of one loss the mark can be found anew, for what overflowed is not finite.
     """
     left = isinstance(grads, Mapping) and list(grads) == ["grads"]
-    if not left or (isinstance(params, Mapping) and "grads" in params):
+    if params is None or not left or jax.tree.structure(grads) == jax.tree.structure(params):
         return grads
     if num_losses > 1:
         raise ValueError(
