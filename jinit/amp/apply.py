@@ -28,6 +28,7 @@ from jinit.amp.casting.module_types import (
     linen_types,
     nnx_types,
 )
+from jinit.amp.casting.nnx_casts import cast_after_norms
 from jinit.amp.norms_in_float32 import NormsInFloat32
 from jinit.amp.policy import Policy
 from jinit.modules.kinds import is_framework_type
@@ -219,6 +220,8 @@ class MixedPrecisionApply:
             fn = self.apply_fn
             if linen and kept:
                 fn = cast_between_modules(fn, kept, types, self.policy.half_dtype)
+            elif mixed and not linen:
+                fn = cast_after_norms(fn, self.policy.half_dtype)
             self._functions[key] = NormsInFloat32(fn, self.policy, kept=mixed and not linen)
         return self._functions[key]
 

@@ -559,3 +559,37 @@ def test_half_parameters_are_named():
 def test_disabled_it_is_the_module_itself():
     given = Net(nnx.Rngs(0))
     assert initialize(given, "O2", enabled=False) is given
+
+
+@pytest.mark.parametrize("level", HALF_LEVELS)
+@pytest.mark.parametrize("train", [True, False])
+def test_a_batch_norm_may_stand_in_a_loop_of_nnx(level, train):
+    """Its float32 statistics make no float32 carry of a half one."""
+
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(8, 8, rngs=rngs)
+            self.norm = nnx.BatchNorm(8, rngs=rngs)
+
+        def __call__(self, x):
+            return nnx.relu(self.norm(self.linear(x)))
+
+    class Stack(nnx.Module):
+        def __init__(self, rngs):
+            make = nnx.vmap(lambda key: Block(nnx.Rngs(key)))
+            self.blocks = make(jax.random.split(rngs.params(), 3))
+
+        def __call__(self, x):
+            forward = nnx.scan(lambda x, b: b(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+            return forward(x, self.blocks)
+
+    plain, model = Stack(nnx.Rngs(0)), initialize(Stack(nnx.Rngs(0)), level)
+    if not train:
+        plain.eval()
+        model.eval()
+    for _ in range(2):
+        np.testing.assert_allclose(model(X), plain(X), atol=0.05)
+    assert type(model.blocks.norm) is nnx.BatchNorm
+    assert model.blocks.norm.var[...].dtype == jnp.float32
+    np.testing.assert_allclose(model.blocks.norm.var[...], plain.blocks.norm.var[...], atol=2e-3)
+    assert products(model, X) == {"bfloat16"}

@@ -9,7 +9,7 @@ from jinit.amp.casting.dtypes import FLOAT32, cast_floating
 from jinit.amp.casting.module_types import ALONE, ModuleTypes
 from jinit.modules.kinds import is_framework_type
 
-__all__ = ["cast_between_modules", "is_linen_apply"]
+__all__ = ["cast_between_modules", "is_linen_apply", "is_norm"]
 
 
 def is_linen_apply(apply_fn: Callable[..., Any]) -> bool:
@@ -36,7 +36,7 @@ def cast_between_modules(
         half: The half dtype.
     """
     parents = {path[:depth] for path in module_types for depth in range(len(path))}
-    norms = {path for path in kept if path in module_types and _is_norm(module_types[path])}
+    norms = {path for path in kept if path in module_types and is_norm(module_types[path])}
     key = frozenset(kept), frozenset(module_types.items()), half
 
     def cast(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -56,5 +56,6 @@ def cast_between_modules(
     return cast_apply
 
 
-def _is_norm(module_type: type) -> bool:
+def is_norm(module_type: type) -> bool:
+    """Returns whether a type of modules, or one that it derives from, is called a norm."""
     return any("norm" in base.__name__.lower() for base in module_type.__mro__)

@@ -6,10 +6,9 @@ is a module of the same kind, with the same fields and paths; what the framework
 already, the module is of its own class again: what it calls itself, or asks its class, is its own.
 """
 
-import contextlib
 import functools
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import jax
 from jinit.amp.apply import MixedPrecisionApply
 from jinit.amp.casting.module_types import nnx_types
 from jinit.amp.policy import Policy
+from jinit.modules.borrowed_class import being, set_class
 from jinit.modules.kinds import is_framework_type
 
 __all__ = ["apply_of", "is_module", "module_at"]
@@ -81,7 +81,7 @@ def module_at(module: Any, policy: Policy) -> Any:
     _check_parts(module, policy)
     types = nnx_types(module) if is_framework_type(module, "flax.nnx", "Module") else None
     made = policy.cast_to_param(module, types)
-    _set_class(made, _class_at(type(module), policy))  # the one made, for it may refer to itself
+    set_class(made, _class_at(type(module), policy))  # the one made, for it may refer to itself
     return made
 
 
@@ -128,7 +128,7 @@ def _calling(cls: type) -> Callable[..., Any]:
     @functools.wraps(cls.__call__)
     def apply(module: Any, *args: Any, **kwargs: Any) -> Any:
         level = type(module)
-        with _being(module, cls):
+        with being(module, cls):
             outputs = cls.__call__(module, *args, **kwargs)
         return outputs if is_framework_type(module, "flax.nnx", "Pytree") else _at(level, outputs)
 
@@ -149,21 +149,6 @@ def _at(level: type, outputs: Any) -> Any:
         return made
 
     return jax.tree.map(raised, outputs, is_leaf=is_own)
-
-
-@contextlib.contextmanager
-def _being(module: Any, cls: type) -> Iterator[None]:
-    """Gives a module another class for a while; it is one that was made for this call."""
-    given = type(module)
-    _set_class(module, cls)
-    try:
-        yield
-    finally:
-        _set_class(module, given)
-
-
-def _set_class(module: Any, cls: type) -> None:
-    object.__setattr__(module, "__class__", cls)  # past the framework's own
 
 
 def _empty(cls: type, policy: Policy) -> Any:
