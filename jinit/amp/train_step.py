@@ -24,7 +24,7 @@ def train_step(
     """Returns a compiled training step of a loss and an optimizer.
 
     It scales the loss, differentiates it, divides the gradients by the scale, updates, and where
-    a gradient is not finite and the step is skipped keeps the state besides the parameters too::
+    a gradient is not finite and the step is skipped keeps the state beside the parameters too::
 
         variables, opt_state, loss = step(variables, opt_state, *batch)      linen, Equinox, plain
         loss = step(model, optimizer, *batch)                                NNX, in place

@@ -17,6 +17,7 @@ __all__ = [
     "is_bound",
     "is_framework_type",
     "is_nnx_object",
+    "is_nnx_state",
     "is_nnx_variable",
     "lacks_variables",
 ]
@@ -88,6 +89,11 @@ def holds_equinox(value: Any) -> bool:
 
     nodes = [node for node in jax.tree.leaves(value, is_leaf=found) if found(node)]
     return any(isinstance(leaf, ARRAYS) for leaf in jax.tree.leaves(nodes))
+
+
+def is_nnx_state(node: Any) -> bool:
+    """Returns whether a node is a state of NNX."""
+    return is_framework_type(node, "flax.nnx", "State")
 
 
 def is_nnx_variable(node: Any) -> bool:

@@ -7,8 +7,8 @@ import jax
 from jax.extend import core as jex
 
 from jinit._trees import path_text
-from jinit.modules.kinds import is_nnx_variable
-from jinit.modules.nnx_calls import Apart, Part, call, is_object, is_state
+from jinit.modules.kinds import is_nnx_state, is_nnx_variable
+from jinit.modules.nnx_calls import Apart, Part, call, is_object
 from jinit.tracing import Frame, Path, partition, propagate, trace
 
 __all__ = ["check_states", "holds_states"]
@@ -18,7 +18,7 @@ _UNKNOWN = -1
 
 def holds_states(apart: Apart) -> bool:
     """Returns whether a state is among the arguments, as in functions that merge it themselves."""
-    return any(map(is_state, _nodes(apart)))
+    return any(map(is_nnx_state, _nodes(apart)))
 
 
 def check_states(fn: Callable[..., Any], apart: Apart) -> None:
@@ -90,12 +90,12 @@ def _nodes(apart: Apart) -> list[Any]:
     """Lists the arguments; the state of an object, which is written back, is left in its part."""
     return jax.tree.leaves(
         (apart.args, apart.kwargs),
-        is_leaf=lambda node: isinstance(node, Part) or is_object(node) or is_state(node),
+        is_leaf=lambda node: isinstance(node, Part) or is_object(node) or is_nnx_state(node),
     )
 
 
 def _states(apart: Apart) -> list[Any]:
-    return [node for node in _nodes(apart) if is_state(node)]
+    return [node for node in _nodes(apart) if is_nnx_state(node)]
 
 
 def _paths(apart: Apart) -> list[str]:

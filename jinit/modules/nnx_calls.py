@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from jinit.modules.kinds import is_framework_type, is_nnx_variable
+from jinit.modules.kinds import is_framework_type, is_nnx_object, is_nnx_state, is_nnx_variable
 
 __all__ = [
     "Apart",
@@ -31,7 +31,6 @@ __all__ = [
     "Returned",
     "call",
     "is_object",
-    "is_state",
     "on_objects",
     "on_state",
     "unwrapped",
@@ -118,16 +117,11 @@ class _Made:
 
 def is_object(value: Any) -> bool:
     """Returns whether a value is an object of NNX: a module, a variable, ``nnx.Rngs``."""
-    return is_framework_type(value, "flax.nnx", "Pytree") or is_nnx_variable(value)
-
-
-def is_state(value: Any) -> bool:
-    """Returns whether a value is a state of NNX."""
-    return is_framework_type(value, "flax.nnx", "State")
+    return is_nnx_object(value) or is_nnx_variable(value)
 
 
 def _is_object_or_state(value: Any) -> bool:
-    return is_object(value) or is_state(value)
+    return is_object(value) or is_nnx_state(value)
 
 
 def on_objects(run: Callable[[Apart], Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -220,7 +214,7 @@ def with_states(tree: Any) -> Any:
     """Returns a tree with the states of NNX's modules in their places, which may hold cycles."""
 
     def stated(node: Any) -> Any:
-        if not is_framework_type(node, "flax.nnx", "Pytree"):
+        if not is_nnx_object(node):
             return node
         from flax import nnx
 

@@ -18,7 +18,7 @@ import jax
 
 from jinit._arithmetic import is_float
 from jinit._trees import collection_of, path_text
-from jinit.modules.kinds import is_framework_type, is_nnx_variable
+from jinit.modules.kinds import is_nnx_state, is_nnx_variable
 
 __all__ = [
     "ROLES",
@@ -110,7 +110,7 @@ def leaf_roles(
     found: list[Role] = []
     nodes = jax.tree_util.tree_leaves_with_path(variables, is_leaf=is_nnx_variable)
     said: dict[Any, Role] = dict(roles)
-    of_objects = _is_state(variables) and any(is_nnx_variable(node) for _, node in nodes)
+    of_objects = is_nnx_state(variables) and any(is_nnx_variable(node) for _, node in nodes)
     for path, node in nodes:
         entry = path_text(path[:1])
         role: Role = "parameter"
@@ -152,14 +152,10 @@ def optimized(variables: Any, parameters: Sequence[bool], collection: str | None
     leaves, tree = jax.tree.flatten(variables)
     kept = [x if flag and is_float(x) else None for x, flag in zip(leaves, parameters, strict=True)]
     whole, name = jax.tree.unflatten(tree, kept), collection_of(variables, collection)
-    if _is_state(whole):
+    if is_nnx_state(whole):
         return _filled(whole)
     others = {key: tree for key, tree in whole.items() if key != name} if name is not None else None
     return whole if name is None or jax.tree.leaves(others) else whole[name]
-
-
-def _is_state(tree: Any) -> bool:
-    return is_framework_type(tree, "flax.nnx", "State")
 
 
 def _filled(state: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a forward pass returns besides the loss, kept as it was where the step is skipped."""
+"""What a forward pass returns beside the loss, kept as it was where the step is skipped."""
 
 from typing import Any
 

@@ -21,7 +21,7 @@ from jinit._kinds import kind_of
 from jinit._trees import leaf_paths
 from jinit.empirical.results.report import LayerRow, Report
 from jinit.empirical.results.saved import Facts, Saved
-from jinit.modules.kinds import has_variables, is_framework_type, lacks_variables
+from jinit.modules.kinds import has_variables, is_nnx_state, lacks_variables
 from jinit.modules.model import read_model
 
 __all__ = ["applying", "read", "restored", "write"]
@@ -140,7 +140,7 @@ def applying(apply_fn: Any) -> Any:
 
 def _plain(tree: Any) -> Any:
     """Returns the arrays of a module, or of an NNX state, nested by their paths."""
-    state = is_framework_type(tree, "flax.nnx", "State")
+    state = is_nnx_state(tree)
     if not state and not has_variables(tree):
         return tree
     variables, nested = read_model(tree).variables, {}
