@@ -18,6 +18,7 @@ function's results, so that it is the caller's afterwards, bit for bit.
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,10 +71,15 @@ class Apart:
     kwargs: dict[str, Any]
     graphdef: Any = None
 
+    @property
+    def parts(self) -> list["Part"]:
+        """The states of the objects, in order."""
+        nodes = jax.tree.leaves((self.args, self.kwargs), is_leaf=_is_part)
+        return [node for node in nodes if _is_part(node)]
+
     def states(self) -> Any:
         """Returns the states of all objects as one."""
-        nodes = jax.tree.leaves((self.args, self.kwargs), is_leaf=_is_part)
-        return _joint([node.state for node in nodes if _is_part(node)])
+        return _joint([node.state for node in self.parts])
 
 
 @functools.partial(
@@ -106,6 +112,21 @@ class Returned:
         paths = [path for path, n in zip(self.paths, self.passed, strict=True) if n is None]
         return dataclasses.replace(self, written=list(map(function, paths, self.written)))
 
+    def with_states(self, given: int) -> Any:
+        """Returns the outputs, with what was written of an object's state in the object's place.
+
+        Args:
+            given: How many objects the function was called with.
+        """
+        written = iter(self.written)
+        leaves = [next(written) if number is None else None for number in self.passed]
+        states = jax.tree.unflatten(self.tree, leaves)
+
+        def stated(node: Any) -> Any:
+            return states.get(given + node.number) if isinstance(node, _Made) else node
+
+        return jax.tree.map(stated, self.outputs, is_leaf=lambda node: isinstance(node, _Made))
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -124,20 +145,27 @@ def _is_object_or_state(value: Any) -> bool:
     return is_object(value) or is_nnx_state(value)
 
 
-def on_objects(run: Callable[[Apart], Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def on_objects(
+    run: Callable[[Apart], Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    makes: bool = False,
+) -> Any:
     """Runs what takes arguments apart from their objects, and does to the objects what it did.
 
     Args:
         run: Returns of the arguments what ``call`` returned of them.
         args: The positional arguments.
         kwargs: The keywords.
+        makes: Whether the function may return objects although it is given none.
 
     Returns:
         What the function that was called returned.
     """
     nodes, tree = jax.tree.flatten((tuple(args), kwargs), is_leaf=_is_object_or_state)
     objects = [node for node in nodes if is_object(node)]
-    if not objects:
+    if not objects and not (makes and "flax.nnx" in sys.modules):
         return run(Apart(tuple(args), kwargs))
     from flax import nnx
 

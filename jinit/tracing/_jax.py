@@ -14,7 +14,11 @@ import jax
 from jax._src import config, core, source_info_util
 from jax._src.ad_util import SymbolicZero, Zero
 from jax._src.interpreters.ad import instantiate_zeros
-from jax._src.interpreters.partial_eval import close_jaxpr, convert_constvars_jaxpr
+from jax._src.interpreters.partial_eval import (
+    close_jaxpr,
+    convert_constvars_jaxpr,
+    dce_jaxpr,
+)
 from jax._src.linear_util import DebugInfo, WrappedFun
 from jax._src.named_sharding import UNSPECIFIED
 from jax.extend import core as jex
@@ -46,6 +50,7 @@ __all__ = [
     "source_line",
     "sub_jaxprs",
     "trace_context",
+    "without_unused",
 ]
 
 
@@ -288,3 +293,12 @@ def trace_context() -> Any:
 def is_tracing() -> bool:
     """Returns whether what is computed now becomes part of a program that is being traced."""
     return not core.trace_state_clean()
+
+
+def without_unused(jaxpr: jex.Jaxpr) -> tuple[jex.Jaxpr, list[bool]]:
+    """Takes out what no output depends on, in loops and calls as well.
+
+    Returns:
+        The jaxpr, and which of its inputs it still has.
+    """
+    return dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))

@@ -1,0 +1,106 @@
+"""Where the parts of a leaf are drawn, and how they become one array with its sharding."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from jinit.fastinit.blocks import Block, block_of
+from jinit.fastinit.devices import Devices
+from jinit.fastinit.recipe import Ingredients, Recipe
+from jinit.fastinit.schedule import Strip
+
+__all__ = ["devices_of", "joined", "local_shape", "place", "replicated", "strips_of"]
+
+
+def devices_of(sharding: Sharding | None) -> Devices:
+    """Returns the devices that a sharding lies on, in one order for all shardings on them."""
+    if sharding is None:
+        return Devices(None)
+    return Devices(tuple(sorted(sharding.device_set, key=lambda device: device.id)))
+
+
+def replicated(devices: Devices) -> Sharding | None:
+    """Returns the sharding of an array that all devices hold."""
+    return None if devices.mesh is None else NamedSharding(devices.mesh, PartitionSpec())
+
+
+def local_shape(shape: Sequence[int], sharding: Sharding | None) -> tuple[int, ...]:
+    """Returns the shape of every device's part."""
+    return tuple(shape) if sharding is None else sharding.shard_shape(tuple(shape))
+
+
+def _corners(
+    shape: tuple[int, ...], sharding: Sharding | None, devices: Devices
+) -> list[tuple[int, ...]]:
+    """Returns by device where its part begins along every axis."""
+    if sharding is None:
+        return [(0,) * len(shape)]
+    indices = sharding.devices_indices_map(shape)
+    return [tuple(part.start or 0 for part in indices[device]) for device in devices.devices]
+
+
+def strips_of(
+    shape: tuple[int, ...], parts: Sequence[Ingredients], sharding: Sharding | None
+) -> tuple[Strip, ...] | None:
+    """Divides every device's part of an array into what is drawn with one key.
+
+    Args:
+        shape: The array's shape.
+        parts: Keys and numbers of its equal segments.
+        sharding: Its sharding.
+
+    Returns:
+        The strips; None where the array's first axes are not those of its segments.
+    """
+    devices = devices_of(sharding)
+    leading = _leading(shape, len(parts))
+    if leading is None and sharding is None:
+        shape, leading = (len(parts), math.prod(shape) // len(parts)), 1
+    if leading is None:
+        return None
+    corners = _corners(shape, sharding, devices)
+    sizes = local_shape(shape, sharding)
+    segments = [_segments(shape[:leading], corner, sizes) for corner in corners]
+    blocks = [block_of(shape[leading:], corner[leading:], sizes[leading:]) for corner in corners]
+    return tuple(
+        Strip(tuple(parts[number] for number in here), tuple(blocks))
+        for here in zip(*segments, strict=True)
+    )
+
+
+def _leading(shape: Sequence[int], parts: int) -> int | None:
+    """Returns how many of the first axes number the parts of an array."""
+    for count in range(len(shape) + 1):
+        if math.prod(shape[:count]) == parts:
+            return count
+    return None
+
+
+def _segments(
+    axes: Sequence[int], corner: Sequence[int], sizes: Sequence[int]
+) -> list[int]:
+    """Lists the segments in a block of the first axes, in order."""
+    ranges = [range(c, c + n) for _, c, n in zip(axes, corner, sizes, strict=False)]
+    grid = np.arange(math.prod(axes)).reshape(tuple(axes))
+    return grid[np.ix_(*ranges)].reshape(-1).tolist() if axes else [0]
+
+
+def joined(parts: jax.Array, shape: tuple[int, ...], sharding: Sharding | None) -> jax.Array:
+    """Makes one array of the devices' parts, without a copy."""
+    if sharding is None:
+        return parts
+    by_device = {shard.device: shard.data for shard in parts.addressable_shards}
+    own = [by_device[device] for device in sharding.addressable_devices_indices_map(shape)]
+    return jax.make_array_from_single_device_arrays(shape, sharding, own)
+
+
+def place(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
+    """Puts an array from the host on the devices."""
+    if sharding is None:
+        return jnp.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -1,0 +1,113 @@
+"""An initialization as a program: traced once, without what its results do not depend on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.extend import core as jex
+
+from jinit._trees import leaf_paths
+from jinit.modules.nnx_calls import Apart, Returned, call
+from jinit.tracing import ARRAYS, Static, aval_of, partition, trace
+from jinit.tracing._jax import without_unused
+
+__all__ = ["InitProgram", "LeafSpec", "Slot", "trace_init"]
+
+_TRACED = (*ARRAYS, jax.ShapeDtypeStruct)
+
+
+class Slot(int):
+    """The number of a leaf, in the leaf's place."""
+
+
+@dataclass(frozen=True)
+class LeafSpec:
+    """An array that an initialization returns.
+
+    Attributes:
+        path: Its path in the result.
+        shape: Its shape.
+        dtype: Its dtype.
+        constraint: The sharding that the program itself asks for, or None.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    constraint: Any = None
+
+
+@dataclass(frozen=True)
+class InitProgram:
+    """A traced initialization.
+
+    Attributes:
+        jaxpr: The program.
+        consts: The arrays that it closed over.
+        used: Which of the arguments' arrays it depends on.
+        leaves: What it returns.
+        static: The result without its arrays.
+        abstract: The result as its user sees it, with the ``Slot`` of the leaf for every array; of
+            an NNX object the state. Leaves that are not in it belong to objects that were given.
+        cache: Compiled programs, by what they are for.
+    """
+
+    jaxpr: jex.Jaxpr
+    consts: Sequence[Any]
+    used: tuple[bool, ...]
+    leaves: tuple[LeafSpec, ...]
+    static: Static
+    abstract: Any
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether it prints, calls back, or does anything beside computing its results."""
+        return bool(self.jaxpr.effects)
+
+
+def trace_init(init_fn: Callable[..., Any], apart: Apart) -> InitProgram:
+    """Traces an initialization at the shapes of its arguments; see ``nnx_calls`` for objects."""
+    static, arrays = partition(apart, _TRACED)
+    results: list[Static] = []
+
+    def flat(arrays: Sequence[Any]) -> list[Any]:
+        rest, made = partition(call(init_fn, static.fill(arrays)))
+        results.append(rest)
+        return made
+
+    traced = trace(flat, arrays)
+    jaxpr, used = without_unused(traced.jaxpr)
+    constraints = _constraints(jaxpr)
+    count = len(traced.out_avals)
+    result = results[-1].fill([Slot(number) for number in range(count)])
+    abstract = result.with_states(len(apart.parts)) if isinstance(result, Returned) else result
+    leaves = tuple(
+        LeafSpec(path, aval.shape, aval.dtype, constraint)
+        for path, aval, constraint in zip(
+            _paths(abstract, count), traced.out_avals, _constraints(jaxpr), strict=True
+        )
+    )
+    return InitProgram(jaxpr, traced.consts, tuple(used), leaves, results[-1], abstract)
+
+
+def _constraints(jaxpr: jex.Jaxpr) -> list[Any]:
+    """Returns the sharding that each output is constrained to, or that its type has."""
+    made_by = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
+
+    def of(atom: Any) -> Any:
+        equation = None if isinstance(atom, jex.Literal) else made_by.get(atom)
+        if equation is not None and equation.primitive.name == "sharding_constraint":
+            return equation.params["sharding"]
+        sharding = getattr(aval_of(atom), "sharding", None)
+        return sharding if sharding is not None and any(sharding.spec) else None
+
+    return list(map(of, jaxpr.outvars))
+
+
+def _paths(abstract: Any, count: int) -> list[str]:
+    """Returns the path of every leaf; those of objects that were given are their numbers."""
+    pairs = zip(jax.tree.leaves(abstract), leaf_paths(abstract), strict=True)
+    paths = {slot: path for slot, path in pairs if isinstance(slot, Slot)}
+    return [paths.get(number, f"argument {number}") for number in range(count)]

@@ -1,0 +1,165 @@
+"""Which sharding each leaf of an initialization is born with."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from jinit._trees import is_box
+from jinit.fastinit.program import InitProgram, LeafSpec, Slot
+from jinit.modules.kinds import is_nnx_state
+
+__all__ = ["OutShardings", "Rules", "laid_out", "shardings_of"]
+
+OutShardings: TypeAlias = Any
+"""A tree of shardings or PartitionSpecs, a prefix of one, a function of path and leaf, a Mesh."""
+
+Rules: TypeAlias = Sequence[tuple[str, Any]]
+"""Pairs of a logical axis and the axis, or axes, of the mesh it is laid along; None for none."""
+
+
+def shardings_of(
+    program: InitProgram, out_shardings: OutShardings, rules: Rules | None
+) -> list[Sharding | None]:
+    """Returns the sharding of every leaf, None for one that lies where JAX puts it.
+
+    Raises:
+        ValueError: One does not fit its leaf, or lies on no device of this process.
+        TypeError: Something is not a sharding.
+    """
+    mesh = out_shardings if isinstance(out_shardings, Mesh) else jax.sharding.get_mesh()
+    mesh = None if mesh.empty else mesh
+    asked = _asked(program, out_shardings, rules, mesh)
+    return [_resolved(leaf, asked.get(n), mesh) for n, leaf in enumerate(program.leaves)]
+
+
+def _asked(
+    program: InitProgram, out_shardings: OutShardings, rules: Rules | None, mesh: Mesh | None
+) -> Mapping[int, Any]:
+    """Returns by the number of a leaf what was asked for."""
+    if out_shardings is None and rules is None:
+        return {}
+    if isinstance(out_shardings, Mesh) or (out_shardings is None and rules is not None):
+        return _by_metadata(program, mesh, rules)
+    if callable(out_shardings) and not isinstance(out_shardings, Sharding | PartitionSpec):
+        found = [
+            out_shardings(leaf.path, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+            for leaf in program.leaves
+        ]
+        return dict(enumerate(found))
+    return _by_prefix(program.abstract, out_shardings)
+
+
+def _is_sharding(node: Any) -> bool:
+    return node is None or isinstance(node, Sharding | PartitionSpec)
+
+
+def _by_prefix(abstract: Any, prefix: Any) -> dict[int, Any]:
+    """Spreads a prefix of a tree of shardings over the leaves below each of its own."""
+    if is_nnx_state(prefix):
+        prefix, abstract = _bare(prefix), _bare(abstract)
+    asked: dict[int, Any] = {}
+
+    def spread(sharding: Any, below: Any) -> None:
+        if not _is_sharding(sharding):
+            raise TypeError(
+                f"out_shardings must hold shardings and PartitionSpecs, got {sharding!r}"
+            )
+        asked.update({slot: sharding for slot in jax.tree.leaves(below) if isinstance(slot, Slot)})
+
+    try:
+        jax.tree.map(spread, prefix, abstract, is_leaf=_is_sharding)
+    except ValueError as error:
+        raise ValueError(
+            "out_shardings is no prefix of what init_fn returns, which is "
+            f"{jax.tree.structure(abstract)}: {error}"
+        ) from None
+    return asked
+
+
+def _bare(state: Any) -> Any:
+    """Returns a state as nested dicts of what its variables hold."""
+    from flax import nnx
+
+    return nnx.to_pure_dict(state) if is_nnx_state(state) else state
+
+
+def _by_metadata(
+    program: InitProgram, mesh: Mesh | None, rules: Rules | None
+) -> dict[int, Any]:
+    """Reads the axes that Flax's boxes and NNX's variables name."""
+    if mesh is None:
+        raise ValueError(
+            "rules lay logical axes along those of a mesh: pass out_shardings=mesh, or call it "
+            "within jax.set_mesh(mesh)"
+        )
+    import flax.linen as nn
+
+    specs = _named_axes(program.abstract)
+    return _by_prefix(program.abstract, specs if rules is None else nn.logical_to_mesh(specs, rules))
+
+
+def _named_axes(tree: Any) -> Any:
+    """Returns the PartitionSpecs that boxes and variables name, in their places."""
+    import flax.linen as nn
+    from flax import nnx
+
+    def specs(node: Any) -> Any:
+        return nnx.get_partition_spec(node) if is_nnx_state(node) else nn.get_partition_spec(node)
+
+    return jax.tree.map(specs, tree, is_leaf=lambda node: is_nnx_state(node) or is_box(node))
+
+
+@contextlib.contextmanager
+def laid_out(out_shardings: OutShardings, rules: Rules | None) -> Iterator[None]:
+    """Makes the mesh and the rules active that an initialization is traced under."""
+    with contextlib.ExitStack() as active:
+        if isinstance(out_shardings, Mesh):
+            active.enter_context(jax.set_mesh(out_shardings))
+        if rules is not None:
+            from flax.core import spmd
+
+            active.enter_context(spmd.logical_axis_rules(rules))
+        yield
+
+
+def _resolved(leaf: LeafSpec, asked: Any, mesh: Mesh | None) -> Sharding | None:
+    sharding = leaf.constraint if asked is None else asked
+    if isinstance(sharding, PartitionSpec):
+        if mesh is None:
+            raise ValueError(
+                f"{leaf.path} has the PartitionSpec {sharding}, but no mesh: call it within "
+                "jax.set_mesh(mesh), or give NamedSharding(mesh, spec)"
+            )
+        sharding = NamedSharding(mesh, sharding)
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, jax.sharding.AbstractMesh):
+        sharding = None if mesh is None else NamedSharding(mesh, sharding.spec)
+    if sharding is None:
+        return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    if not isinstance(sharding, Sharding):
+        raise TypeError(f"out_shardings gives {leaf.path} {sharding!r}, which is no sharding")
+    _check_fits(leaf, sharding)
+    return sharding
+
+
+def _check_fits(leaf: LeafSpec, sharding: Sharding) -> None:
+    try:
+        sharding.shard_shape(leaf.shape)
+    except (ValueError, IndexError) as error:
+        raise ValueError(
+            f"{leaf.path} of shape {leaf.shape} does not fit its sharding {_shown(sharding)}: {error}"
+        ) from None
+    if not sharding.addressable_devices:
+        raise ValueError(
+            f"{leaf.path} is to lie on {_shown(sharding)}, of which no device belongs to process "
+            f"{jax.process_index()}: give a mesh with devices of every process that calls this"
+        )
+
+
+def _shown(sharding: Sharding) -> str:
+    if isinstance(sharding, NamedSharding):
+        sizes = ", ".join(f"{axis}: {size}" for axis, size in sharding.mesh.shape.items())
+        return f"{sharding.spec} on the mesh ({sizes})"
+    return repr(sharding)
