@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jinit import typing as typing
     from jinit.defaults import global_keras_initializers, keras_defaults, torch_defaults
     from jinit.empirical import Calibration, calibrate, empirical_init
+    from jinit.fastinit import FastInit, count, fast_init
     from jinit.inspect import CoordCheck, coord_check, describe
     from jinit.reproducibility import (
         MAX_SEED,
@@ -38,15 +39,18 @@ __all__ = [
     "MAX_SEED",
     "Calibration",
     "CoordCheck",
+    "FastInit",
     "__version__",
     "amp",
     "calibrate",
     "configure_deterministic_mode",
     "coord_check",
+    "count",
     "defaults",
     "describe",
     "empirical",
     "empirical_init",
+    "fast_init",
     "fold_in_process",
     "get_random_seed",
     "get_rng_state",
@@ -67,6 +71,7 @@ __all__ = [
 _NAMES = {
     "jinit.defaults": ("global_keras_initializers", "keras_defaults", "torch_defaults"),
     "jinit.empirical": ("Calibration", "calibrate", "empirical_init"),
+    "jinit.fastinit": ("FastInit", "count", "fast_init"),
     "jinit.inspect": ("CoordCheck", "coord_check", "describe"),
     "jinit.reproducibility": (
         *("MAX_SEED", "fold_in_process", "get_random_seed", "get_rng_state", "load_rng_state"),

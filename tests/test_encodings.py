@@ -14,9 +14,9 @@ from rich.cells import cell_len
 
 import jinit
 from jinit import amp
+from jinit._progress import progress
 from jinit._tables import format_table, printable
 from jinit.demo import experiments, show
-from jinit.empirical.measuring.progress import progress
 from jinit.inspect import coord_check, describe
 from jinit.settings.report import Outcome, make_report
 from tests.processes import python
@@ -87,7 +87,7 @@ def printers(calibration):
 
 
 def _show_progress():
-    with progress(verbose=True) as bar:
+    with progress(True, "passes") as bar:
         bar.begin("measuring", 1)
         bar.advance(jnp.ones(()))
 

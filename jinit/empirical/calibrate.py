@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack, overload
 from jax.core import Tracer
 
 from jinit._known import known_arguments
+from jinit._progress import progress
 from jinit.empirical.measuring.meshes import entered_mesh
-from jinit.empirical.measuring.progress import progress
 from jinit.empirical.request import read_arguments
 from jinit.empirical.results.calibration import Calibration
 from jinit.empirical.results.checks import check_findings, check_scaled
@@ -163,7 +163,7 @@ def empirical_init(  # pyright: ignore[reportInconsistentOverload]: a module shi
         target=target, include=include, exclude=exclude, collection=collection, rngs=rngs,
         has_aux=has_aux, roles=roles,
     )  # fmt: skip
-    with entered_mesh((problem.params, problem.inputs)), progress(verbose) as bar:
+    with entered_mesh((problem.params, problem.inputs)), progress(verbose, "passes") as bar:
         found = solve_forward(problem, bar)
     check_scaled(found)
     return problem.model.restore(rescaled(problem, found.scales))
@@ -323,7 +323,7 @@ def calibrate(  # pyright: ignore[reportInconsistentOverload]: a module shifts p
         samples=samples, batch_size=batch_size, target=target, include=include, exclude=exclude,
         collection=collection, rngs=rngs, has_aux=has_aux, roles=roles, detailed=verbose,
     )  # fmt: skip
-    with entered_mesh((problem.params, problem.inputs)), progress(verbose) as bar:
+    with entered_mesh((problem.params, problem.inputs)), progress(verbose, "passes") as bar:
         findings = solve(problem, bar)
     check_findings(findings)
     result = calibration_of(problem, findings)

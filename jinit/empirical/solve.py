@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from jinit._arithmetic import namespace
+from jinit._progress import Progress
 from jinit.empirical.measuring.factors import Factors
 from jinit.empirical.measuring.measurement import Measurement, single
 from jinit.empirical.measuring.passes import Statistics
-from jinit.empirical.measuring.progress import Progress
 from jinit.empirical.request import Problem
 from jinit.empirical.scales import log_mean
 from jinit.empirical.search import find_gradient_scales, find_scales

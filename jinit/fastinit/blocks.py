@@ -13,6 +13,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 __all__ = ["Block", "block_of"]
 
 
@@ -33,16 +35,15 @@ class Block:
         """How many elements it has."""
         return math.prod(size for size, _ in self.levels)
 
-    def start(self, place: int) -> tuple[int, int]:
-        """Divides a place into where the slowest digit's turn begins in the whole array, and the rest.
+    def start(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Divides places into where the slowest digit's turn begins in the array, and the rest.
 
         Without other digits there is no rest.
         """
-        stride = self.levels[-1][1]
-        if len(self.levels) == 1:
-            return self.base + place, 0
-        inner = math.prod(size for size, _ in self.levels[:-1])
-        return self.base + place // inner * stride, place % inner
+        stride = np.uint64(self.levels[-1][1])
+        inner = np.uint64(math.prod(size for size, _ in self.levels[:-1]))
+        turns, rests = np.divmod(places, inner)
+        return np.uint64(self.base) + turns * stride, rests
 
 
 def block_of(shape: Sequence[int], starts: Sequence[int], sizes: Sequence[int]) -> Block:

@@ -4,7 +4,7 @@ import collections
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ import numpy as np
 from jinit.fastinit import threefry
 from jinit.fastinit.devices import Devices
 from jinit.fastinit.recipe import Recipe, evaluate
-from jinit.fastinit.schedule import Call, Piece, Shape, Strip, schedule
+from jinit.fastinit.schedule import Piece, Strip, schedule
+from jinit.fastinit.tables import Tables, tables_of
 
 __all__ = ["Leaf", "draw_leaves"]
 
@@ -45,7 +46,7 @@ class Leaf:
 
 
 def draw_leaves(leaves: Sequence[Leaf], devices: Devices) -> Iterator[tuple[int, jax.Array]]:
-    """Draws leaves, and yields each when it is done: its parts one after another on the first axis."""
+    """Draws leaves, and yields each when it is done: parts one after another on the first axis."""
     alike: dict[Any, list[Leaf]] = {}
     for leaf in leaves:
         alike.setdefault((leaf.recipe, leaf.levels), []).append(leaf)
@@ -61,7 +62,7 @@ def _draw_alike(
     buffers: dict[int, jax.Array] = {}
     for call in schedule([(leaf.number, leaf.strips) for leaf in group], shape):
         with devices.active():
-            rows = _rows(*_tables(recipe, call, levels, devices), recipe, levels, devices)
+            rows = _rows(tables_of(recipe, call, levels, shape, devices.count), recipe, devices)
             for first, piece in call.pieces:
                 buffer, leaf = buffers.pop(piece.leaf, None), by_number[piece.leaf]
                 buffers[piece.leaf] = _put(rows, first, piece, leaf, buffer, devices)
@@ -73,87 +74,41 @@ def _draw_alike(
             waiting.popleft().block_until_ready()
 
 
-def _words(numbers: Any) -> np.ndarray:
-    """Divides whole numbers into their high and low words, on a new last axis."""
-    wide = np.asarray(numbers, np.uint64)
-    return np.stack([wide >> np.uint64(32), wide & np.uint64(0xFFFFFFFF)], -1).astype(np.uint32)
-
-
-def _tables(recipe: Recipe, call: Call, levels: int, devices: Devices) -> tuple[Any, ...]:
-    """Returns, by device and row: keys, where rows begin, digits, and the recipe's numbers."""
-    shape, count = devices.shape, devices.count
-    keys = np.zeros((count, shape.rows, recipe.count("bits"), 2), np.uint32)
-    begins = np.zeros((count, shape.rows, 2), np.uint64)
-    digits = np.ones((shape.rows, levels, 2), np.uint64)
-    numbers = [np.zeros((count, shape.rows), dtype) for dtype in recipe.dtypes]
-    row = 0
-    for _, piece in call.pieces:
-        each = piece.rows_each(shape.width)
-        for strip in piece.strips:
-            rows = slice(row, row + each)
-            digits[rows] = np.array(strip.blocks[0].levels[:levels], np.uint64).reshape(levels, 2)
-            for device in range(count):
-                block, own = strip.blocks[device], strip.ingredients[device]
-                places = range(piece.begin, piece.begin + each * shape.width, shape.width)
-                begins[device, rows] = [block.start(place) for place in places]
-                keys[device, rows] = own.keys
-                for table, number in zip(numbers, own.numbers, strict=True):
-                    table[device, rows] = number
-            row += each
-    digits[..., 1] = np.where(digits[..., 0] == 1, 0, digits[..., 1])
-    slowest = _slowest(call, levels, shape)
-    return keys, _words(begins[..., 0]), begins[..., 1].astype(np.uint32), (
-        digits[..., 0].astype(np.uint32), _words(digits[..., 1]), slowest,
-    ), tuple(numbers)
-
-
-def _slowest(call: Call, levels: int, shape: Shape) -> np.ndarray:
-    """Returns the stride of the slowest digit of every row."""
-    strides = np.ones(shape.rows, np.uint64)
-    row = 0
-    for _, piece in call.pieces:
-        end = row + piece.rows(shape.width)
-        strides[row:end] = piece.strips[0].blocks[0].levels[-1][1]
-        row = end
-    return _words(strides)
-
-
-@functools.partial(jax.jit, static_argnames=("recipe", "levels", "devices"))
-def _rows(
-    keys: Any, begins: Any, rests: Any, digits: Any, numbers: Any,
-    recipe: Recipe, levels: int, devices: Devices,
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("recipe", "devices"))
+def _rows(tables: Tables, recipe: Recipe, devices: Devices) -> jax.Array:
     """Draws rows: ``[devices, rows, width]``."""
 
-    def draw(keys: Any, begins: Any, rests: Any, digits: Any, numbers: Any) -> jax.Array:
+    def draw(tables: Tables) -> jax.Array:
         here = devices.index()
-        index = _places(begins[here], rests[here], digits, levels, devices.shape.width)
+        keys, numbers = tables.keys[here], [table[here][:, None] for table in tables.numbers]
+        index = _places(tables, here, devices.shape.width)
 
         def bits(number: int, width: int) -> jax.Array:
-            words = keys[here][:, number, :, None]
-            return threefry.draw_bits((words[:, 0], words[:, 1]), index, width)
+            key = keys[:, number, :1], keys[:, number, 1:]
+            return threefry.draw_bits(key, index, width)
 
-        return evaluate(recipe, bits, [table[here][:, None] for table in numbers])[None]
+        return evaluate(recipe, bits, numbers)[None]
 
-    return devices.spread(draw, [False] * 5)(keys, begins, rests, digits, numbers)
+    return devices.spread(draw, [False])(tables)
 
 
-def _places(begins: Any, rests: Any, digits: Any, levels: int, width: int) -> tuple[Any, Any]:
-    """Returns the places of the elements of rows in their arrays, as two words; see ``blocks``."""
+def _places(tables: Tables, device: Any, width: int) -> tuple[Any, Any]:
+    """Returns the places of a row's elements in its array, as two words; see ``blocks``."""
+    begins, rests = tables.begins[device], tables.rests[device]
     turn = rests[:, None] + jnp.arange(width, dtype=jnp.uint32)
-    high, low = begins[:, :1], begins[:, 1:]
-    if not levels:
-        return _sum((high, low), (jnp.uint32(0), turn))
-    sizes, strides, slowest = digits
-    place = (jnp.broadcast_to(high, turn.shape), jnp.broadcast_to(low, turn.shape))
+    place = jnp.broadcast_to(begins[:, :1], turn.shape), jnp.broadcast_to(begins[:, 1:], turn.shape)
+    levels = tables.sizes.shape[1]
     for level in range(levels):
-        size = sizes[:, level, None]
-        place = _sum(place, _product(turn % size, strides[:, level]))
+        size = tables.sizes[:, level, None]
+        place = _sum(place, _product(turn % size, tables.strides[:, level]))
         turn = turn // size
-    return _sum(place, _product(turn, slowest))
+    # Without other digits the stride is 1.
+    rest = _product(turn, tables.strides[:, levels]) if levels else (jnp.zeros_like(turn), turn)
+    return _sum(place, rest)
 
 
 def _sum(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Adds numbers of two words."""
     low = a[1] + b[1]
     return a[0] + b[0] + (low < b[1]).astype(jnp.uint32), low
 
@@ -169,50 +124,70 @@ def _product(digit: Any, stride: Any) -> tuple[Any, Any]:
 
 
 def _put(
-    rows: jax.Array, first: int, piece: Piece, leaf: Leaf, buffer: jax.Array | None, devices: Devices
+    rows: jax.Array,
+    first: int,
+    piece: Piece,
+    leaf: Leaf,
+    buffer: jax.Array | None,
+    devices: Devices,
 ) -> jax.Array:
     """Puts a piece into its leaf, which is new where it is the only one."""
-    what = {
-        "strips": len(piece.strips),
-        "each": piece.rows_each(devices.shape.width),
-        "length": piece.length,
-        "shape": leaf.shape if piece.last else None,
-        "devices": devices,
-    }
+    cut = Cut(len(piece.strips), piece.rows_each(devices.shape.width), piece.length)
+    shape = leaf.shape if piece.last else None
     if buffer is None and piece.last:
-        return _take(rows, np.int32(first), **what)
+        return _take(rows, np.int32(first), cut, leaf.shape, devices)
+    size = len(leaf.strips) * leaf.strips[0].blocks[0].size
     if buffer is None:
-        size = len(leaf.strips) * leaf.strips[0].blocks[0].size
         buffer = _begin(devices, size, leaf.dtype)
-    return _insert(buffer, rows, np.int32(first), np.int64(piece.offset), **what)
+    if size < 2**31:
+        return _insert(buffer, rows, np.int32(first), np.int32(piece.offset), cut, shape, devices)
+    with jax.enable_x64(True):  # for the offset
+        return _insert(buffer, rows, np.int32(first), np.int64(piece.offset), cut, shape, devices)
 
 
-_STATIC = ("strips", "each", "length", "shape", "devices")
+class Cut(NamedTuple):
+    """What is taken out of rows: of so many strips, which are so many rows each, the beginning."""
+
+    strips: int
+    each: int
+    length: int
+
+    def __call__(self, rows: jax.Array, first: Any) -> jax.Array:
+        """Takes it out, from a first row on, as a flat array."""
+        mine = jax.lax.dynamic_slice_in_dim(rows, first, self.strips * self.each)
+        return mine.reshape(self.strips, -1)[:, : self.length].reshape(-1)
 
 
-def _cut(rows: jax.Array, first: Any, strips: int, each: int, length: int) -> jax.Array:
-    cut = jax.lax.dynamic_slice_in_dim(rows[0], first, strips * each)
-    return cut.reshape(strips, -1)[:, :length].reshape(-1)
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _take(rows: Any, first: Any, cut: Cut, shape: tuple[int, ...], devices: Devices) -> jax.Array:
+    """Makes a leaf of one piece."""
 
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _take(rows, first, *, strips, each, length, shape, devices):
-    def take(rows, first):
-        return _cut(rows, first, strips, each, length).reshape(shape)
+    def take(rows: Any, first: Any) -> jax.Array:
+        return cut(rows[0], first).reshape(shape)
 
     return devices.spread(take, [True, False])(rows, first)
 
 
-@functools.partial(jax.jit, static_argnames=("devices", "size", "dtype"))
-def _begin(devices, size, dtype):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin(devices: Devices, size: int, dtype: np.dtype) -> jax.Array:
+    """Makes room for a leaf, as ``[devices, size]``."""
     return devices.spread(lambda: jnp.zeros((1, size), dtype), [])()
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="buffer")
-def _insert(buffer, rows, first, offset, *, strips, each, length, shape, devices):
-    def insert(buffer, rows, first, offset):
-        new = _cut(rows, first, strips, each, length)
-        filled = jax.lax.dynamic_update_slice(buffer[0], new, (offset,))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6), donate_argnums=0)
+def _insert(
+    buffer: Any,
+    rows: Any,
+    first: Any,
+    offset: Any,
+    cut: Cut,
+    shape: tuple[int, ...] | None,
+    devices: Devices,
+) -> jax.Array:
+    """Puts a piece into a leaf; the last one gives it its shape."""
+
+    def insert(buffer: Any, rows: Any, first: Any, offset: Any) -> jax.Array:
+        filled = jax.lax.dynamic_update_slice(buffer[0], cut(rows[0], first), (offset,))
         return filled[None] if shape is None else filled.reshape(shape)
 
     return devices.spread(insert, [True, True, False, False])(buffer, rows, first, offset)

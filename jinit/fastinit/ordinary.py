@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jinit.fastinit.program import InitProgram
 from jinit.fastinit.recipe import Recipe, evaluate, recipes_of
 from jinit.fastinit.values import Computed, Drawn, Equation, Given, Keys, Known, Value
-from jinit.tracing import aval_of
 from jinit.tracing._jax import bind, equation_context
 from jinit.tracing.rolling.fingerprint import Fingerprints
 
-__all__ = ["Ordinary", "array_of", "ordinary_of", "together"]
+__all__ = ["Ordinary", "array_of", "arrays_under", "ordinary_of", "together", "whole"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class Ordinary:
     Attributes:
         leaves: The numbers of the leaves.
         key: What the program is, equal where two are the same.
+        what: What it computes, in words.
         inputs: What is handed to it, in order.
         run: Computes the leaves of the inputs' arrays.
     """
 
     leaves: tuple[int, ...]
     key: Hashable
+    what: str
     inputs: tuple[Value, ...]
     run: Callable[[Sequence[Any]], list[Any]]
 
@@ -42,11 +44,6 @@ class Ordinary:
     def drawn(self) -> list[Drawn]:
         """The inputs that are drawn first."""
         return [value for value in self.inputs if isinstance(value, Drawn) and value.random]
-
-    @property
-    def uses_data(self) -> bool:
-        """Whether it depends on arrays that the initialization was given."""
-        return any(isinstance(value, Given) for value in self.inputs)
 
 
 def together(values: Mapping[int, Value]) -> list[list[int]]:
@@ -84,6 +81,12 @@ def _equations(roots: Sequence[Value]) -> list[Equation]:
                 (value.source, False) for value in source.operands if isinstance(value, Computed)
             ]
     return found
+
+
+def arrays_under(root: Value) -> list[Any]:
+    """Lists the arrays from outside that a value depends on."""
+    values = [value for source in _equations([root]) for value in source.operands]
+    return [value.array for value in [root, *values] if isinstance(value, Given)]
 
 
 def ordinary_of(
@@ -124,7 +127,26 @@ def ordinary_of(
                 results[number] = bind(equation, read, equation.params)
         return [results[source][index] for source, index in outputs]
 
-    return Ordinary(tuple(leaves), key, tuple(inputs), run)
+    return Ordinary(tuple(leaves), key, _described(roots, equations, inputs), tuple(inputs), run)
+
+
+def _described(
+    roots: Sequence[Value], equations: Sequence[Equation], inputs: Sequence[Value]
+) -> str:
+    if any(isinstance(value, Given) for value in inputs):
+        return "what the arguments hold"
+    if len(roots) > 1:
+        return "one another"
+    drawn = sum(isinstance(value, Drawn) and value.random for value in inputs)
+    last = equations[-1].equation.primitive.name if equations else "one number"
+    return f"{drawn} drawn, by {last}" if drawn else last
+
+
+def whole(program: InitProgram, arrays: Sequence[Any]) -> Ordinary:
+    """Makes the program of all leaves."""
+    leaves = tuple(range(len(program.leaves)))
+    inputs = tuple(Given(array) for array in arrays)
+    return Ordinary(leaves, "whole", "the whole program", inputs, program.run)
 
 
 def _inputs(equations: Sequence[Equation], roots: Sequence[Value]) -> list[Value]:

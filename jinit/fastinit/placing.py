@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from jinit.fastinit.blocks import Block, block_of
+from jinit.fastinit.blocks import block_of
 from jinit.fastinit.devices import Devices
-from jinit.fastinit.recipe import Ingredients, Recipe
+from jinit.fastinit.recipe import Ingredients
 from jinit.fastinit.schedule import Strip
 
 __all__ = ["devices_of", "joined", "local_shape", "place", "replicated", "strips_of"]
@@ -81,9 +80,7 @@ def _leading(shape: Sequence[int], parts: int) -> int | None:
     return None
 
 
-def _segments(
-    axes: Sequence[int], corner: Sequence[int], sizes: Sequence[int]
-) -> list[int]:
+def _segments(axes: Sequence[int], corner: Sequence[int], sizes: Sequence[int]) -> list[int]:
     """Lists the segments in a block of the first axes, in order."""
     ranges = [range(c, c + n) for _, c, n in zip(axes, corner, sizes, strict=False)]
     grid = np.arange(math.prod(axes)).reshape(tuple(axes))

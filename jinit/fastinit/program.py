@@ -1,5 +1,6 @@
 """An initialization as a program: traced once, without what its results do not depend on."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,12 +10,14 @@ from jax.extend import core as jex
 
 from jinit._trees import leaf_paths
 from jinit.modules.nnx_calls import Apart, Returned, call
-from jinit.tracing import ARRAYS, Static, aval_of, partition, trace
+from jinit.tracing import ARRAYS, Static, aval_of, equations_of, partition, trace
 from jinit.tracing._jax import without_unused
+from jinit.tracing.rolling.fingerprint import Fingerprints
 
-__all__ = ["InitProgram", "LeafSpec", "Slot", "trace_init"]
+__all__ = ["ABSTRACT", "InitProgram", "LeafSpec", "Slot", "trace_init"]
 
-_TRACED = (*ARRAYS, jax.ShapeDtypeStruct)
+ABSTRACT = (*ARRAYS, jax.ShapeDtypeStruct)
+"""The types of arguments that are traced."""
 
 
 class Slot(int):
@@ -50,7 +53,10 @@ class InitProgram:
         static: The result without its arrays.
         abstract: The result as its user sees it, with the ``Slot`` of the leaf for every array; of
             an NNX object the state. Leaves that are not in it belong to objects that were given.
-        cache: Compiled programs, by what they are for.
+        foreign_keys: The generator of a key in it that is not of threefry, or the empty text.
+        draws: Whether it draws anything.
+        compiled: Programs of leaves, by what they are for.
+        fingerprints: What the equations of these are compared by.
     """
 
     jaxpr: jex.Jaxpr
@@ -59,17 +65,29 @@ class InitProgram:
     leaves: tuple[LeafSpec, ...]
     static: Static
     abstract: Any
-    cache: dict[Any, Any] = field(default_factory=dict)
+    foreign_keys: str
+    draws: bool
+    compiled: dict[Any, Any] = field(default_factory=dict)
+    fingerprints: Fingerprints = field(default_factory=Fingerprints)
+
+    @property
+    def size(self) -> int:
+        """How many numbers it returns."""
+        return sum(math.prod(leaf.shape) for leaf in self.leaves)
 
     @property
     def has_effects(self) -> bool:
         """Whether it prints, calls back, or does anything beside computing its results."""
         return bool(self.jaxpr.effects)
 
+    def run(self, arrays: Sequence[Any]) -> list[jax.Array]:
+        """Computes all leaves of the arrays that are used."""
+        return jex.jaxpr_as_fun(jex.ClosedJaxpr(self.jaxpr, self.consts))(*arrays)
+
 
 def trace_init(init_fn: Callable[..., Any], apart: Apart) -> InitProgram:
     """Traces an initialization at the shapes of its arguments; see ``nnx_calls`` for objects."""
-    static, arrays = partition(apart, _TRACED)
+    static, arrays = partition(apart, ABSTRACT)
     results: list[Static] = []
 
     def flat(arrays: Sequence[Any]) -> list[Any]:
@@ -79,7 +97,6 @@ def trace_init(init_fn: Callable[..., Any], apart: Apart) -> InitProgram:
 
     traced = trace(flat, arrays)
     jaxpr, used = without_unused(traced.jaxpr)
-    constraints = _constraints(jaxpr)
     count = len(traced.out_avals)
     result = results[-1].fill([Slot(number) for number in range(count)])
     abstract = result.with_states(len(apart.parts)) if isinstance(result, Returned) else result
@@ -89,7 +106,28 @@ def trace_init(init_fn: Callable[..., Any], apart: Apart) -> InitProgram:
             _paths(abstract, count), traced.out_avals, _constraints(jaxpr), strict=True
         )
     )
-    return InitProgram(jaxpr, traced.consts, tuple(used), leaves, results[-1], abstract)
+    equations = list(equations_of(jaxpr))
+    return InitProgram(
+        jaxpr,
+        traced.consts,
+        tuple(used),
+        leaves,
+        results[-1],
+        abstract,
+        foreign_keys=_foreign_keys(jaxpr, equations),
+        draws=any(equation.primitive.name == "random_bits" for equation in equations),
+    )
+
+
+def _foreign_keys(jaxpr: jex.Jaxpr, equations: Sequence[jex.JaxprEqn]) -> str:
+    """Returns the generator of the first key that is not of threefry; an empty text for none."""
+    variables = [*jaxpr.invars, *jaxpr.constvars]
+    variables += [variable for equation in equations for variable in equation.outvars]
+    for variable in variables:
+        dtype = getattr(aval_of(variable), "dtype", None)
+        if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and str(dtype) != "key<fry>":
+            return str(dtype)[4:-1]
+    return ""
 
 
 def _constraints(jaxpr: jex.Jaxpr) -> list[Any]:

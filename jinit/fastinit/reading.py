@@ -11,6 +11,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from jinit.fastinit.on_host import SMALL, compute, exactly
+from jinit.fastinit.recipe import are_alike
 from jinit.fastinit.values import (
     Bits,
     Computed,
@@ -23,6 +24,7 @@ from jinit.fastinit.values import (
     Number,
     Op,
     Value,
+    is_fill,
 )
 from jinit.tracing import aval_of, structure_of
 from jinit.tracing.structure import Body, Structure
@@ -40,7 +42,7 @@ ELEMENTWISE = frozenset(
     shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
     """.split()
 )
-_SAME = frozenset({"copy", "stop_gradient", "copy_p"})
+_SAME = frozenset({"copy", "copy_p", "sharding_constraint", "stop_gradient"})
 _LONGEST = 1024  # iterations of a scan that are looked into
 
 
@@ -113,7 +115,8 @@ def _plain(equation: jex.JaxprEqn, values: Sequence[Value]) -> Value | None:
     if name in _SHAPED:
         return _SHAPED[name](equation, values, aval)
     if name in _SAME:
-        return values[0]
+        # A constraint of an output is read from the program; see ``program``.
+        return None if isinstance(values[0], Computed) else values[0]
     if name in ELEMENTWISE:
         return _elementwise(equation, values, aval)
     return None
@@ -217,7 +220,8 @@ def _hashable(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
 
 def _reshaped(equation: jex.JaxprEqn, values: Sequence[Value], aval: Any) -> Drawn | None:
     value = _drawn(values[0])
-    if value is None or equation.params.get("dimensions") and equation.primitive.name == "reshape":
+    transposes = equation.primitive.name == "reshape" and equation.params["dimensions"]
+    if value is None or transposes:
         return None
     return Drawn(value.segments, aval.shape, value.dtype)
 
@@ -233,19 +237,22 @@ def _spread(equation: jex.JaxprEqn, values: Sequence[Value], aval: Any) -> Drawn
     return Drawn(value.segments, aval.shape, value.dtype) if alike else None
 
 
-def _joined(equation: jex.JaxprEqn, values: Sequence[Value], aval: Any) -> Drawn | None:
+def _joined(equation: jex.JaxprEqn, values: Sequence[Value], aval: Any) -> Value | None:
     """Puts equal parts one after another along the first axis."""
     operands = [_drawn(value) for value in values]
-    if equation.params["dimension"] != 0 or None in operands:
+    if None in operands:
         return None
+    if math.prod(aval.shape) <= SMALL and all(map(is_fill, operands)):
+        arrays = [np.full(x.shape, x.segments[0].value, aval.dtype) for x in operands]
+        return Known(np.concatenate(arrays, equation.params["dimension"]))
     part = {operand.size / len(operand.segments) for operand in operands}
-    if len(part) > 1:
-        return None
     segments = tuple(node for operand in operands for node in operand.segments)
+    if equation.params["dimension"] != 0 or len(part) > 1 or not are_alike(segments):
+        return None
     return Drawn(segments, aval.shape, aval.dtype)
 
 
-_SHAPED: Mapping[str, Callable[..., Drawn | None]] = MappingProxyType(
+_SHAPED: Mapping[str, Callable[..., Value | None]] = MappingProxyType(
     {
         "reshape": _reshaped,
         "squeeze": _reshaped,
@@ -299,4 +306,6 @@ def _stacked(parts: Sequence[Value]) -> Value | None:
     if None in drawn:
         return None
     segments = tuple(node for part in drawn for node in part.segments)
+    if not are_alike(segments):
+        return None
     return Drawn(segments, (len(parts), *drawn[0].shape), drawn[0].dtype)

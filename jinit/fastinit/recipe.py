@@ -18,7 +18,7 @@ import numpy as np
 
 from jinit.fastinit.values import Bits, Node, Number, Op
 
-__all__ = ["Ingredients", "Recipe", "evaluate", "recipes_of"]
+__all__ = ["Ingredients", "Recipe", "are_alike", "evaluate", "recipes_of"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,16 @@ class Recipe:
     def dtypes(self) -> list[np.dtype]:
         """The dtypes of the numbers that differ."""
         return [np.dtype(rest[0]) for kind, *rest in self.instructions if kind == "number"]
+
+    @property
+    def name(self) -> str:
+        """What it draws, told by what it does to bits."""
+        names = {details[0].name for kind, *details in self.instructions if kind == "apply"}
+        if "erf_inv" in names:
+            return "truncated normal" if "erf" in names else "normal"
+        if names & {"lt", "le", "gt", "ge", "eq", "ne"}:
+            return "selected by random bits"
+        return "random bits" if names <= {"convert_element_type"} else "uniform"
 
     def count(self, kind: str) -> int:
         """Counts instructions of a kind."""
@@ -75,6 +85,11 @@ def recipes_of(nodes: Sequence[Node]) -> list[tuple[Recipe, Ingredients]]:
         alike.setdefault(draft.key, []).append(draft)
     free = {key: _differing(group) for key, group in alike.items()}
     return [draft.divided(free[draft.key]) for draft in drafts]
+
+
+def are_alike(nodes: Sequence[Node]) -> bool:
+    """Returns whether nodes have one recipe, whichever of its numbers differ."""
+    return len({_Draft(node).key for node in nodes}) == 1
 
 
 def _differing(group: list["_Draft"]) -> frozenset[int]:

@@ -5,6 +5,7 @@ small ones, or a part of a large one. Every row begins at some place of some arr
 the numbers of its recipe.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -99,10 +100,9 @@ def schedule(leaves: Sequence[tuple[int, Sequence[Strip]]], shape: Shape) -> Ite
 def _pieces(leaf: int, strips: Sequence[Strip], shape: Shape) -> Iterator[Piece]:
     size, most = strips[0].blocks[0].size, shape.rows * shape.width
     if size > most:  # the last part begins early enough to be a whole one
-        begins = [*range(0, size - most, most), size - most]
         for number, strip in enumerate(strips):
-            for begin in begins:
-                last = number == len(strips) - 1 and begin == begins[-1]
+            for begin in itertools.chain(range(0, size - most, most), [size - most]):
+                last = number == len(strips) - 1 and begin == size - most
                 yield Piece(leaf, (strip,), begin, most, number * size + begin, last)
         return
     together = shape.rows // math.ceil(size / shape.width)

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jinit._trees import is_box
 from jinit.fastinit.program import InitProgram, LeafSpec, Slot
 from jinit.modules.kinds import is_nnx_state
+from jinit.tracing import is_tracing
 
-__all__ = ["OutShardings", "Rules", "laid_out", "shardings_of"]
+__all__ = ["OutShardings", "Rules", "constrained", "laid_out", "shardings_of"]
 
 OutShardings: TypeAlias = Any
 """A tree of shardings or PartitionSpecs, a prefix of one, a function of path and leaf, a Mesh."""
@@ -29,10 +30,16 @@ def shardings_of(
         ValueError: One does not fit its leaf, or lies on no device of this process.
         TypeError: Something is not a sharding.
     """
-    mesh = out_shardings if isinstance(out_shardings, Mesh) else jax.sharding.get_mesh()
-    mesh = None if mesh.empty else mesh
+    mesh = out_shardings if isinstance(out_shardings, Mesh) else _active_mesh()
     asked = _asked(program, out_shardings, rules, mesh)
     return [_resolved(leaf, asked.get(n), mesh) for n, leaf in enumerate(program.leaves)]
+
+
+def _active_mesh() -> Mesh | AbstractMesh | None:
+    """Returns the mesh that is set, which within a program has no devices."""
+    sharding = jax.sharding
+    mesh = sharding.get_abstract_mesh() if is_tracing() else sharding.get_mesh()
+    return None if mesh.empty else mesh
 
 
 def _asked(
@@ -62,20 +69,20 @@ def _by_prefix(abstract: Any, prefix: Any) -> dict[int, Any]:
         prefix, abstract = _bare(prefix), _bare(abstract)
     asked: dict[int, Any] = {}
 
-    def spread(sharding: Any, below: Any) -> None:
+    try:
+        spread = jax.tree.broadcast(prefix, abstract, is_leaf=_is_sharding)
+    except ValueError as error:
+        raise ValueError(
+            f"out_shardings is not a prefix of the tree that the initialization returns: {error}"
+        ) from None
+    leaves = jax.tree.leaves(spread, is_leaf=_is_sharding)
+    for slot, sharding in zip(jax.tree.leaves(abstract), leaves, strict=True):
         if not _is_sharding(sharding):
             raise TypeError(
                 f"out_shardings must hold shardings and PartitionSpecs, got {sharding!r}"
             )
-        asked.update({slot: sharding for slot in jax.tree.leaves(below) if isinstance(slot, Slot)})
-
-    try:
-        jax.tree.map(spread, prefix, abstract, is_leaf=_is_sharding)
-    except ValueError as error:
-        raise ValueError(
-            "out_shardings is no prefix of what init_fn returns, which is "
-            f"{jax.tree.structure(abstract)}: {error}"
-        ) from None
+        if isinstance(slot, Slot):
+            asked[slot] = sharding
     return asked
 
 
@@ -86,9 +93,7 @@ def _bare(state: Any) -> Any:
     return nnx.to_pure_dict(state) if is_nnx_state(state) else state
 
 
-def _by_metadata(
-    program: InitProgram, mesh: Mesh | None, rules: Rules | None
-) -> dict[int, Any]:
+def _by_metadata(program: InitProgram, mesh: Mesh | None, rules: Rules | None) -> dict[int, Any]:
     """Reads the axes that Flax's boxes and NNX's variables name."""
     if mesh is None:
         raise ValueError(
@@ -98,7 +103,9 @@ def _by_metadata(
     import flax.linen as nn
 
     specs = _named_axes(program.abstract)
-    return _by_prefix(program.abstract, specs if rules is None else nn.logical_to_mesh(specs, rules))
+    return _by_prefix(
+        program.abstract, specs if rules is None else nn.logical_to_mesh(specs, rules)
+    )
 
 
 def _named_axes(tree: Any) -> Any:
@@ -110,6 +117,15 @@ def _named_axes(tree: Any) -> Any:
         return nnx.get_partition_spec(node) if is_nnx_state(node) else nn.get_partition_spec(node)
 
     return jax.tree.map(specs, tree, is_leaf=lambda node: is_nnx_state(node) or is_box(node))
+
+
+def constrained(array: jax.Array, sharding: Sharding | None) -> jax.Array:
+    """Constrains what is made within a program to a sharding."""
+    if sharding is None:
+        return array
+    if isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types:
+        return jax.sharding.reshard(array, sharding)
+    return jax.lax.with_sharding_constraint(array, sharding)
 
 
 @contextlib.contextmanager
@@ -134,7 +150,7 @@ def _resolved(leaf: LeafSpec, asked: Any, mesh: Mesh | None) -> Sharding | None:
                 "jax.set_mesh(mesh), or give NamedSharding(mesh, spec)"
             )
         sharding = NamedSharding(mesh, sharding)
-    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, jax.sharding.AbstractMesh):
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
         sharding = None if mesh is None else NamedSharding(mesh, sharding.spec)
     if sharding is None:
         return None if mesh is None else NamedSharding(mesh, PartitionSpec())
@@ -149,7 +165,8 @@ def _check_fits(leaf: LeafSpec, sharding: Sharding) -> None:
         sharding.shard_shape(leaf.shape)
     except (ValueError, IndexError) as error:
         raise ValueError(
-            f"{leaf.path} of shape {leaf.shape} does not fit its sharding {_shown(sharding)}: {error}"
+            f"{leaf.path} of shape {leaf.shape} does not fit its sharding {_shown(sharding)}: "
+            f"{error}"
         ) from None
     if not sharding.addressable_devices:
         raise ValueError(

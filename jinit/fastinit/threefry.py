@@ -41,7 +41,8 @@ def fold_in(key: tuple[int, int], data: int) -> tuple[int, int]:
     """Returns ``jax.random.fold_in(key, data)`` of a key's two words.
 
     Example:
-        >>> fold_in((0, 0), 1) == tuple(jax.random.key_data(jax.random.fold_in(jax.random.key(0), 1)))
+        >>> key = jax.random.fold_in(jax.random.key(0), 1)
+        >>> fold_in((0, 0), 1) == tuple(jax.random.key_data(key).tolist())
         True
     """
     return _encrypt(key, (0, data & _MASK), lambda word: word & _MASK)
@@ -49,9 +50,7 @@ def fold_in(key: tuple[int, int], data: int) -> tuple[int, int]:
 
 def split(key: tuple[int, int], number: int) -> list[tuple[int, int]]:
     """Returns ``jax.random.split(key, number)`` of a key's two words."""
-    return [
-        _encrypt(key, (n >> 32, n & _MASK), lambda word: word & _MASK) for n in range(number)
-    ]
+    return [_encrypt(key, (n >> 32, n & _MASK), lambda word: word & _MASK) for n in range(number)]
 
 
 def draw_bits(key: tuple[jax.Array, jax.Array], index: Words, width: int) -> jax.Array:

@@ -26,6 +26,7 @@ __all__ = [
     "Number",
     "Op",
     "Value",
+    "is_fill",
 ]
 
 
@@ -37,6 +38,7 @@ class Known:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Its shape."""
         return self.array.shape
 
 
@@ -48,6 +50,7 @@ class Keys:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Their shape."""
         return self.words.shape[:-1]
 
 
@@ -110,6 +113,7 @@ class Drawn:
 
     @property
     def size(self) -> int:
+        """How many elements it has."""
         return math.prod(self.shape)
 
 
@@ -137,3 +141,10 @@ class Computed:
 
 
 Value: TypeAlias = Known | Keys | Drawn | Given | Computed
+
+
+def is_fill(value: Value) -> bool:
+    """Returns whether a value is one number everywhere, and which is known."""
+    if not isinstance(value, Drawn) or len(value.segments) > 1:
+        return False
+    return isinstance(value.segments[0], Number)

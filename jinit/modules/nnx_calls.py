@@ -16,10 +16,11 @@ Invariant: a leaf of the state that ``fn`` did not write to does not pass throug
 function's results, so that it is the caller's afterwards, bit for bit.
 """
 
+import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ __all__ = [
     "is_object",
     "on_objects",
     "on_state",
+    "taken_apart",
     "unwrapped",
     "with_states",
     "wrapped_as",
@@ -145,6 +147,33 @@ def _is_object_or_state(value: Any) -> bool:
     return is_object(value) or is_nnx_state(value)
 
 
+@contextlib.contextmanager
+def taken_apart(
+    args: Sequence[Any], kwargs: dict[str, Any], *, makes: bool = False
+) -> Iterator[Apart]:
+    """Takes arguments apart from their objects, which are remembered while the context lasts.
+
+    Args:
+        args: The positional arguments.
+        kwargs: The keywords.
+        makes: Whether a function that they are for may return objects although it is given none.
+    """
+    nodes, tree = jax.tree.flatten((tuple(args), kwargs), is_leaf=_is_object_or_state)
+    objects = [node for node in nodes if is_object(node)]
+    if not objects and not (makes and "flax.nnx" in sys.modules):
+        yield Apart(tuple(args), kwargs)
+        return
+    from flax import nnx
+
+    with nnx.update_context(_TAG):
+        with nnx.split_context(_TAG) as context:
+            graphdef, states = context.split(tuple(objects))
+        parts = iter(_divided(states, len(objects)))
+        filled = [next(parts) if is_object(node) else node for node in nodes]
+        placed, named = jax.tree.unflatten(tree, filled)
+        yield Apart(placed, named, graphdef)
+
+
 def on_objects(
     run: Callable[[Apart], Any],
     args: Sequence[Any],
@@ -163,20 +192,9 @@ def on_objects(
     Returns:
         What the function that was called returned.
     """
-    nodes, tree = jax.tree.flatten((tuple(args), kwargs), is_leaf=_is_object_or_state)
-    objects = [node for node in nodes if is_object(node)]
-    if not objects and not (makes and "flax.nnx" in sys.modules):
-        return run(Apart(tuple(args), kwargs))
-    from flax import nnx
-
-    with nnx.update_context(_TAG):
-        with nnx.split_context(_TAG) as context:
-            graphdef, states = context.split(tuple(objects))
-        parts = iter(_divided(states, len(objects)))
-        filled = [next(parts) if is_object(node) else node for node in nodes]
-        placed, named = jax.tree.unflatten(tree, filled)
-        apart = Apart(placed, named, graphdef)
-        return _put_back(apart, run(apart), len(objects))
+    with taken_apart(args, kwargs, makes=makes) as apart:
+        returned = run(apart)
+        return returned if apart.graphdef is None else _put_back(apart, returned)
 
 
 def on_state(function: Callable[[Any], Any], tree: Any) -> Any:
@@ -223,10 +241,11 @@ def call(fn: Callable[..., Any], apart: Apart) -> Any:
     return Returned(outputs, written, graphdef, structure, paths, passed)
 
 
-def _put_back(apart: Apart, returned: Returned, count: int) -> Any:
+def _put_back(apart: Apart, returned: Returned) -> Any:
     """Does to the caller's objects what was done to those that were made of their states."""
     from flax import nnx
 
+    count = len(apart.parts)
     given, written = jax.tree.leaves(apart.states()), iter(returned.written)
     leaves = [next(written) if number is None else given[number] for number in returned.passed]
     with nnx.merge_context(_TAG, False) as context:

@@ -6,9 +6,9 @@ import pytest
 
 import jinit
 import jinit.empirical.traced_model
+from jinit._progress import Progress
 from jinit.empirical.measuring.measurement import Measurement
 from jinit.empirical.measuring.passes import Passes, passes_for
-from jinit.empirical.measuring.progress import Progress
 from jinit.empirical.request import read_arguments
 from jinit.tracing import Rolled
 from tests.empirical.models import products, random_loss, tanh_net, tanh_params

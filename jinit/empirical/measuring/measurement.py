@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jinit._progress import Progress
 from jinit.empirical.measuring.factors import Factors
 from jinit.empirical.measuring.passes import Measured, Stage, Statistics, passes_for, rescale, stack
-from jinit.empirical.measuring.progress import Progress
 from jinit.empirical.measuring.rounding import is_rounding
 from jinit.empirical.request import Problem
 from jinit.empirical.traced_model import traced_model

@@ -1,4 +1,4 @@
-"""What a calibration says while it runs, where it was asked to."""
+"""What is said while long work runs, where it was asked for."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ __all__ = ["Progress", "progress"]
 
 
 class Progress:
-    """Counts passes; this one says nothing."""
+    """Counts steps; this one says nothing."""
 
-    def begin(self, what: str, passes: int) -> None:
-        """Says what is measured next, and in how many passes."""
+    def begin(self, what: str, steps: int) -> None:
+        """Says what is done next, and in how many steps."""
 
     def advance(self, result: Any) -> None:
-        """Counts one pass."""
+        """Counts one step."""
 
 
 class _Bar(Progress):
@@ -25,8 +25,8 @@ class _Bar(Progress):
     def __init__(self, bar: Any) -> None:
         self.bar, self.task = bar, bar.add_task("tracing the model", total=None)
 
-    def begin(self, what: str, passes: int) -> None:
-        self.bar.update(self.task, description=what, total=passes, completed=0)
+    def begin(self, what: str, steps: int) -> None:
+        self.bar.update(self.task, description=what, total=steps, completed=0)
 
     def advance(self, result: Any) -> None:
         jax.block_until_ready(result)
@@ -34,8 +34,8 @@ class _Bar(Progress):
 
 
 @contextlib.contextmanager
-def progress(verbose: bool) -> Iterator[Progress]:
-    """Shows a bar while the context lasts, if ``verbose``."""
+def progress(verbose: bool, unit: str) -> Iterator[Progress]:
+    """Shows a bar while the context lasts, if ``verbose``; ``unit`` names the steps."""
     if not verbose:
         yield Progress()
         return
@@ -46,7 +46,7 @@ def progress(verbose: bool) -> Iterator[Progress]:
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
-        rich_progress.TextColumn("passes"),
+        rich_progress.TextColumn(unit),
         rich_progress.TimeElapsedColumn(),
     )
     console = Console(stderr=True)

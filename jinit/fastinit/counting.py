@@ -1,0 +1,159 @@
+"""How large what an initialization returns is, known before anything is allocated."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Sharding
+
+from jinit._arithmetic import is_float_dtype
+from jinit._plain import PlainData
+from jinit._tables import format_table
+from jinit._trees import collection_of
+from jinit.fastinit.program import InitProgram, LeafSpec, Slot
+from jinit.modules.roles import param_mask
+
+__all__ = ["Count", "ModuleCount", "bytes_of", "count_leaves", "format_bytes", "format_count"]
+
+
+@dataclass(frozen=True)
+class ModuleCount:
+    """What a top-level module holds.
+
+    Attributes:
+        name: Its name.
+        parameters: How many numbers its parameters are.
+        state: How many numbers its other arrays are: statistics, caches, counters.
+        bytes: The bytes of all of them.
+    """
+
+    name: str
+    parameters: int
+    state: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Count(PlainData):
+    """How large what an initialization returns is.
+
+    Attributes:
+        modules: By top-level module.
+        parameters: How many numbers the parameters are.
+        state: How many numbers all other arrays are.
+        bytes: The bytes of all arrays.
+        bytes_by_dtype: The same by dtype.
+        bytes_by_device: What lies on every device under the shardings, by the device's name; empty
+            where there are none, and all lies on the default one.
+    """
+
+    modules: tuple[ModuleCount, ...]
+    parameters: int
+    state: int
+    bytes: int
+    bytes_by_dtype: dict[str, int]
+    bytes_by_device: dict[str, int]
+
+    def __str__(self) -> str:
+        columns = ["module", ">parameters", ">state", ">bytes"]
+        rows = [_row(m.name, m.parameters, m.state, m.bytes) for m in self.modules]
+        total = _row("total", self.parameters, self.state, self.bytes)
+        lines = [format_table(columns, [*rows, total])]
+        dtypes = ", ".join(f"{name} {format_bytes(n)}" for name, n in self.bytes_by_dtype.items())
+        lines.append(f"by dtype: {dtypes}")
+        if self.bytes_by_device:
+            lines.append(f"by device: {_devices(self.bytes_by_device)}")
+        return "\n".join(lines)
+
+
+def _row(name: str, parameters: int, state: int, size: int) -> list[str]:
+    return [name, format_count(parameters), format_count(state), format_bytes(size)]
+
+
+def _devices(by_device: dict[str, int]) -> str:
+    sizes = sorted({*by_device.values()})
+    if len(sizes) == 1:
+        return f"{format_bytes(sizes[0])} on each of {len(by_device)}"
+    return f"{format_bytes(sizes[0])} to {format_bytes(sizes[-1])} on each of {len(by_device)}"
+
+
+def format_count(number: int) -> str:
+    """Writes a whole number in three digits and a unit.
+
+    Example:
+        >>> format_count(0), format_count(768), format_count(85_907_216), format_count(7 * 10**9)
+        ('0', '768', '85.9M', '7B')
+    """
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def format_bytes(size: int) -> str:
+    """Writes a number of bytes in three digits and a unit.
+
+    Example:
+        >>> format_bytes(12), format_bytes(4096), format_bytes(3 * 2**30)
+        ('12 B', '4 KiB', '3 GiB')
+    """
+    for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size} B"
+
+
+def bytes_of(shape: Sequence[int], dtype: Any) -> int:
+    """Returns how many bytes an array is; of keys, their words."""
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(tuple(shape), dtype))
+        shape, dtype = words.shape, words.dtype
+    return -(-math.prod(shape) * jax.dtypes.itemsize_bits(dtype) // 8)
+
+
+def count_leaves(program: InitProgram, shardings: Sequence[Sharding | None]) -> Count:
+    """Counts what a traced initialization returns."""
+    trained = _trained(program)
+    modules: dict[str, list[int]] = {}
+    by_dtype: Counter[str] = Counter()
+    by_device: Counter[str] = Counter()
+    for number, (leaf, sharding) in enumerate(zip(program.leaves, shardings, strict=True)):
+        size, numbers = bytes_of(leaf.shape, leaf.dtype), math.prod(leaf.shape)
+        sums = modules.setdefault(_module(leaf, program), [0, 0, 0])
+        sums[number not in trained] += numbers
+        sums[2] += size
+        by_dtype[str(leaf.dtype)] += size
+        by_device.update(_on_devices(leaf, sharding))
+    rows = tuple(ModuleCount(name, *sums) for name, sums in modules.items())
+    parameters, state = sum(row.parameters for row in rows), sum(row.state for row in rows)
+    size = sum(row.bytes for row in rows)
+    return Count(rows, parameters, state, size, dict(by_dtype), dict(by_device))
+
+
+def _module(leaf: LeafSpec, program: InitProgram) -> str:
+    """Returns the top-level module that a leaf belongs to, below Flax's collection."""
+    components = leaf.path.split("/")
+    below = components[1:] if collection_of(program.abstract) else components
+    return below[0] if below else leaf.path
+
+
+def _trained(program: InitProgram) -> set[int]:
+    """Returns the numbers of the leaves that are parameters."""
+    slots = jax.tree.leaves(program.abstract)
+    pairs = zip(slots, param_mask(program.abstract), strict=True)
+    return {
+        slot
+        for slot, is_parameter in pairs
+        if is_parameter and isinstance(slot, Slot) and is_float_dtype(program.leaves[slot].dtype)
+    }
+
+
+def _on_devices(leaf: LeafSpec, sharding: Sharding | None) -> dict[str, int]:
+    if sharding is None:
+        return {}
+    part = bytes_of(sharding.shard_shape(leaf.shape), leaf.dtype)
+    devices = sorted(sharding.device_set, key=lambda device: device.id)
+    return {str(device): part for device in devices}

@@ -1,0 +1,138 @@
+"""In which way each leaf of an initialization is made, as its value allows.
+
+==========  ==============================================================================
+copied      known before anything is drawn, or given: put where it is to lie
+filled      one number everywhere
+drawn       number by number, by a program for each of a few recipes
+computed    anything else, by a program for each kind; what goes into it is drawn first
+at once     all leaves, by the whole program: nothing else can be done with its generator
+==========  ==============================================================================
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from jinit.fastinit.ordinary import Ordinary, arrays_under, ordinary_of, together, whole
+from jinit.fastinit.program import InitProgram
+from jinit.fastinit.reading import outside, read_program
+from jinit.fastinit.recipe import Ingredients, Recipe, recipes_of
+from jinit.fastinit.values import Drawn, Given, Keys, Known, Value, is_fill
+
+__all__ = ["Ways", "ways_of"]
+
+Recipes = Mapping[int, tuple[Recipe, tuple[Ingredients, ...]]]
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How each leaf is made.
+
+    Attributes:
+        values: What the leaves are.
+        copied: Leaves that are known or given.
+        filled: Leaves of one number, and the number.
+        drawn: Leaves that are drawn.
+        ordinary: The programs of the others.
+        recipes: By the id of what is drawn, a leaf or what goes into one: its recipe, and what goes
+            into that for each of its segments.
+        reason: Why the whole program makes all of them, or None.
+    """
+
+    values: Sequence[Value]
+    copied: list[int] = field(default_factory=list)
+    filled: dict[int, np.generic] = field(default_factory=dict)
+    drawn: list[int] = field(default_factory=list)
+    ordinary: list[Ordinary] = field(default_factory=list)
+    recipes: dict[int, tuple[Recipe, tuple[Ingredients, ...]]] = field(default_factory=dict)
+    reason: str | None = None
+
+
+def ways_of(
+    program: InitProgram, arrays: Sequence[Any], shardings: Sequence[Sharding | None]
+) -> Ways:
+    """Finds out how each leaf is made, for the arrays that the program is given."""
+    used = [array for array, uses in zip(arrays, program.used, strict=True) if uses]
+    reason = _reason(program)
+    if reason is not None:
+        _check_arrays(used)
+        return Ways([], ordinary=[whole(program, used)], reason=reason)
+    consts = [outside(const) for const in program.consts]
+    values = read_program(program.jaxpr, consts, list(map(outside, used)))
+    ways = Ways(values)
+    rest: dict[int, Value] = {}
+    for number, (value, sharding) in enumerate(zip(values, shardings, strict=True)):
+        _sort(number, value, sharding, ways, rest)
+    _check_given(values, program)
+    ways.ordinary.extend(
+        ordinary_of(group, values, program.fingerprints) for group in together(rest)
+    )
+    ways.recipes.update(_recipes(ways))
+    return ways
+
+
+def _check_arrays(arrays: Sequence[Any]) -> None:
+    abstract = [array for array in arrays if isinstance(array, jax.ShapeDtypeStruct)]
+    if abstract:
+        raise ValueError(f"the initialization depends on {abstract[0]}: pass an array")
+
+
+def _check_given(values: Sequence[Value], program: InitProgram) -> None:
+    """Raises ValueError where an array is needed that was given as a shape alone."""
+    for leaf, value in zip(program.leaves, values, strict=True):
+        for given in arrays_under(value):
+            if isinstance(given, jax.ShapeDtypeStruct):
+                raise ValueError(
+                    f"{leaf.path} depends on the values of an argument that is given as "
+                    f"{given}: pass an array"
+                )
+
+
+def _reason(program: InitProgram) -> str | None:
+    if program.has_effects:
+        return "it does something beside computing its results, such as printing"
+    if program.foreign_keys:
+        return f"its keys are of {program.foreign_keys}, not of threefry2x32"
+    if program.draws and not jax.config.jax_threefry_partitionable:
+        return "jax_threefry_partitionable is off, and the numbers depend on the shape as a whole"
+    return None
+
+
+def _sort(
+    number: int, value: Value, sharding: Sharding | None, ways: Ways, rest: dict[int, Value]
+) -> None:
+    if isinstance(value, Known | Keys | Given):
+        ways.copied.append(number)
+    elif isinstance(value, Drawn) and not value.size:
+        ways.filled[number] = np.zeros((), value.dtype)[()]
+    elif is_fill(value):
+        ways.filled[number] = value.segments[0].value
+    elif isinstance(value, Drawn) and value.random and _is_divisible(value, sharding):
+        ways.drawn.append(number)
+    else:
+        rest[number] = value
+
+
+def _is_divisible(value: Drawn, sharding: Sharding | None) -> bool:
+    """Returns whether every device's part consists of whole axes of the segments."""
+    if sharding is None:
+        return True
+    sizes = [math.prod(value.shape[:count]) for count in range(len(value.shape) + 1)]
+    return bool(value.shape) and len(value.segments) in sizes
+
+
+def _recipes(ways: Ways) -> Recipes:
+    """Finds the recipes of all that is drawn, together, so that they are as few as can be."""
+    values = [ways.values[number] for number in ways.drawn]
+    values += [value for ordinary in ways.ordinary for value in ordinary.drawn]
+    found = iter(recipes_of([node for value in values for node in value.segments]))
+    recipes = {}
+    for value in values:
+        pairs = [next(found) for _ in value.segments]
+        recipes[id(value)] = pairs[0][0], tuple(own for _, own in pairs)
+    return recipes
