@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Sharding
 
 from jinit._arithmetic import is_float_dtype
@@ -108,7 +109,7 @@ def format_bytes(size: int) -> str:
 
 def bytes_of(shape: Sequence[int], dtype: Any) -> int:
     """Returns how many bytes an array is; of keys, their words."""
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(tuple(shape), dtype))
         shape, dtype = words.shape, words.dtype
     return -(-math.prod(shape) * jax.dtypes.itemsize_bits(dtype) // 8)

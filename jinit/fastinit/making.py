@@ -15,7 +15,7 @@ from jinit.fastinit.drawing import Leaf, draw_leaves
 from jinit.fastinit.ordinary import Ordinary, array_of
 from jinit.fastinit.placing import devices_of, joined, local_shape, place, replicated, strips_of
 from jinit.fastinit.program import InitProgram
-from jinit.fastinit.values import Drawn, Keys, Known, Value
+from jinit.fastinit.values import Drawn, Given, Keys, Known
 from jinit.fastinit.ways import Ways
 
 __all__ = ["make_leaves"]
@@ -27,14 +27,14 @@ def make_leaves(
     program: InitProgram, ways: Ways, shardings: Sequence[Sharding | None]
 ) -> Iterator[tuple[int, jax.Array]]:
     """Makes the leaves, and yields each with its number when it is under way."""
-    for number in ways.copied:
-        yield number, _copy(ways.values[number], shardings[number])
+    for number, value in ways.copied.items():
+        yield number, _copy(value, shardings[number])
     for number, value in ways.filled.items():
         yield number, _fill(value, program.leaves[number].shape, shardings[number])
     drawn: dict[int, jax.Array] = {}
-    wanted = {number: (ways.values[number], shardings[number]) for number in ways.drawn}
+    wanted = {number: (value, shardings[number]) for number, value in ways.drawn.items()}
     for number, array in _draw(wanted, ways):
-        drawn[id(ways.values[number])] = array
+        drawn[id(ways.drawn[number])] = array
         yield number, array
     for ordinary in ways.ordinary:
         yield from zip(
@@ -42,7 +42,7 @@ def make_leaves(
         )
 
 
-def _copy(value: Value, sharding: Sharding | None) -> jax.Array:
+def _copy(value: Known | Keys | Given, sharding: Sharding | None) -> jax.Array:
     if isinstance(value, Keys):
         return jax.random.wrap_key_data(place(value.words, sharding), impl="threefry2x32")
     if isinstance(value, Known):
@@ -51,7 +51,7 @@ def _copy(value: Value, sharding: Sharding | None) -> jax.Array:
     return jnp.asarray(array) if sharding is None else jax.device_put(array, sharding)
 
 
-def _fill(value: np.generic, shape: tuple[int, ...], sharding: Sharding | None) -> jax.Array:
+def _fill(value: np.ndarray, shape: tuple[int, ...], sharding: Sharding | None) -> jax.Array:
     if math.prod(shape) <= _FILLED_ON_HOST:
         return place(np.full(shape, value, value.dtype), sharding)
     with devices_of(sharding).active():
@@ -95,7 +95,7 @@ def _run(
     inputs = [ready[id(v)] if id(v) in ready else array_of(v) for v in ordinary.inputs]
     key = ordinary.key, asked
     if key not in program.compiled:
-        where = {} if devices.mesh is None else {"out_shardings": [*asked]}
-        program.compiled[key] = jax.jit(ordinary.run, **where)
+        where = None if devices.mesh is None else [*asked]
+        program.compiled[key] = jax.jit(ordinary.run, out_shardings=where)
     with devices.active():
         return program.compiled[key](inputs)

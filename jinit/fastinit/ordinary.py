@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from jinit.tracing._jax import bind, equation_context
 from jinit.tracing.rolling.fingerprint import Fingerprints
 
 __all__ = ["Ordinary", "array_of", "arrays_under", "ordinary_of", "together", "whole"]
+
+
+Input: TypeAlias = Known | Keys | Given | Drawn
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Ordinary:
     leaves: tuple[int, ...]
     key: Hashable
     what: str
-    inputs: tuple[Value, ...]
+    inputs: tuple[Input, ...]
     run: Callable[[Sequence[Any]], list[Any]]
 
     @property
@@ -131,7 +134,7 @@ def ordinary_of(
 
 
 def _described(
-    roots: Sequence[Value], equations: Sequence[Equation], inputs: Sequence[Value]
+    roots: Sequence[Value], equations: Sequence[Equation], inputs: Sequence[Input]
 ) -> str:
     if any(isinstance(value, Given) for value in inputs):
         return "what the arguments hold"
@@ -149,13 +152,13 @@ def whole(program: InitProgram, arrays: Sequence[Any]) -> Ordinary:
     return Ordinary(leaves, "whole", "the whole program", inputs, program.run)
 
 
-def _inputs(equations: Sequence[Equation], roots: Sequence[Value]) -> list[Value]:
+def _inputs(equations: Sequence[Equation], roots: Sequence[Value]) -> list[Input]:
     operands = [value for source in equations for value in source.operands]
     unique = {id(value): value for value in [*operands, *roots]}
     return [value for value in unique.values() if not isinstance(value, Computed)]
 
 
-def _input_key(value: Value) -> Hashable:
+def _input_key(value: Input) -> Hashable:
     if isinstance(value, Known):
         return "known", value.shape, value.array.dtype
     if isinstance(value, Keys):
@@ -167,7 +170,7 @@ def _input_key(value: Value) -> Hashable:
     return "alike", value.shape, tuple(recipe for recipe, _ in recipes_of(value.segments))
 
 
-def _kind(value: Value) -> Callable[[Any], Any]:
+def _kind(value: Input) -> Callable[[Any], Any]:
     """Returns how an input's array becomes what the program computes with."""
     if isinstance(value, Keys):
         return functools.partial(jax.random.wrap_key_data, impl="threefry2x32")
@@ -189,7 +192,7 @@ def _no_bits(number: int, width: int) -> jax.Array:
     raise AssertionError("what is alike everywhere has no bits")
 
 
-def array_of(value: Value) -> Any:
+def array_of(value: Input) -> Any:
     """Returns the array that is handed to a program for an input that is not drawn."""
     if isinstance(value, Keys):
         return value.words

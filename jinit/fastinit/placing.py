@@ -40,12 +40,12 @@ def _corners(
     if sharding is None:
         return [(0,) * len(shape)]
     indices = sharding.devices_indices_map(shape)
-    return [tuple(part.start or 0 for part in indices[device]) for device in devices.devices]
+    return [tuple(part.start or 0 for part in indices[device]) for device in devices.devices or ()]
 
 
 def strips_of(
     shape: tuple[int, ...], parts: Sequence[Ingredients], sharding: Sharding | None
-) -> tuple[Strip, ...] | None:
+) -> tuple[Strip, ...]:
     """Divides every device's part of an array into what is drawn with one key.
 
     Args:
@@ -54,14 +54,12 @@ def strips_of(
         sharding: Its sharding.
 
     Returns:
-        The strips; None where the array's first axes are not those of its segments.
+        The strips. With a sharding the array's first axes must be those of its segments.
     """
     devices = devices_of(sharding)
     leading = _leading(shape, len(parts))
-    if leading is None and sharding is None:
-        shape, leading = (len(parts), math.prod(shape) // len(parts)), 1
     if leading is None:
-        return None
+        shape, leading = (len(parts), math.prod(shape) // len(parts)), 1
     corners = _corners(shape, sharding, devices)
     sizes = local_shape(shape, sharding)
     segments = [_segments(shape[:leading], corner, sizes) for corner in corners]

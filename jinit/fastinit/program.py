@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jex
 
 from jinit._trees import leaf_paths
@@ -124,8 +125,8 @@ def _foreign_keys(jaxpr: jex.Jaxpr, equations: Sequence[jex.JaxprEqn]) -> str:
     variables = [*jaxpr.invars, *jaxpr.constvars]
     variables += [variable for equation in equations for variable in equation.outvars]
     for variable in variables:
-        dtype = getattr(aval_of(variable), "dtype", None)
-        if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and str(dtype) != "key<fry>":
+        dtype = aval_of(variable).dtype
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key) and str(dtype) != "key<fry>":
             return str(dtype)[4:-1]
     return ""
 
@@ -147,5 +148,5 @@ def _constraints(jaxpr: jex.Jaxpr) -> list[Any]:
 def _paths(abstract: Any, count: int) -> list[str]:
     """Returns the path of every leaf; those of objects that were given are their numbers."""
     pairs = zip(jax.tree.leaves(abstract), leaf_paths(abstract), strict=True)
-    paths = {slot: path for slot, path in pairs if isinstance(slot, Slot)}
+    paths: dict[int, str] = {slot: path for slot, path in pairs if isinstance(slot, Slot)}
     return [paths.get(number, f"argument {number}") for number in range(count)]

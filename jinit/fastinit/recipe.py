@@ -69,7 +69,7 @@ class Ingredients:
     """
 
     keys: tuple[tuple[int, int], ...]
-    numbers: tuple[np.generic, ...]
+    numbers: tuple[np.ndarray, ...]
 
 
 def recipes_of(nodes: Sequence[Node]) -> list[tuple[Recipe, Ingredients]]:
@@ -109,7 +109,7 @@ class _Draft:
     def __init__(self, root: Node) -> None:
         self.instructions: list[tuple[Any, ...]] = []
         self.keys: list[tuple[int, int]] = []
-        self.numbers: list[np.generic] = []
+        self.numbers: list[np.ndarray] = []
         self.scale: int | None = None
         self._places: dict[int, int] = {}
         scale = _scale(root)
@@ -167,9 +167,7 @@ def _scale(node: Node) -> Number | None:
     return None
 
 
-def evaluate(
-    recipe: Recipe, bits: Callable[[int, int], jax.Array], numbers: Sequence[jax.Array]
-) -> jax.Array:
+def evaluate(recipe: Recipe, bits: Callable[[int, int], Any], numbers: Sequence[Any]) -> jax.Array:
     """Computes what a recipe says.
 
     Args:

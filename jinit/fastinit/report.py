@@ -96,12 +96,13 @@ def _rows(program: InitProgram, ways: Ways) -> Iterator[Made]:
 
 def _leaves(ways: Ways) -> Iterator[tuple[Way, str, Sequence[int], Hashable]]:
     """Yields of leaves how they are made, of what, and by which program."""
-    yield from (("copied", "what is known", [number], None) for number in ways.copied)
+    for number in ways.copied:
+        yield "copied", "what is known", [number], None
     for number, value in ways.filled.items():
         shown = f"{value.item():g}" if value.dtype.kind in "fiu" else str(value)
         yield "filled", shown, [number], None
-    for number in ways.drawn:
-        recipe, _ = ways.recipes[id(ways.values[number])]
+    for number, value in ways.drawn.items():
+        recipe, _ = ways.recipes[id(value)]
         yield "drawn", recipe.name, [number], recipe
     for ordinary in ways.ordinary:
         way = "computed" if ways.reason is None else "at once"

@@ -17,6 +17,8 @@ __all__ = ["OutShardings", "Rules", "constrained", "laid_out", "shardings_of"]
 OutShardings: TypeAlias = Any
 """A tree of shardings or PartitionSpecs, a prefix of one, a function of path and leaf, a Mesh."""
 
+AnyMesh: TypeAlias = Mesh | AbstractMesh
+
 Rules: TypeAlias = Sequence[tuple[str, Any]]
 """Pairs of a logical axis and the axis, or axes, of the mesh it is laid along; None for none."""
 
@@ -35,7 +37,7 @@ def shardings_of(
     return [_resolved(leaf, asked.get(n), mesh) for n, leaf in enumerate(program.leaves)]
 
 
-def _active_mesh() -> Mesh | AbstractMesh | None:
+def _active_mesh() -> AnyMesh | None:
     """Returns the mesh that is set, which within a program has no devices."""
     sharding = jax.sharding
     mesh = sharding.get_abstract_mesh() if is_tracing() else sharding.get_mesh()
@@ -43,7 +45,10 @@ def _active_mesh() -> Mesh | AbstractMesh | None:
 
 
 def _asked(
-    program: InitProgram, out_shardings: OutShardings, rules: Rules | None, mesh: Mesh | None
+    program: InitProgram,
+    out_shardings: OutShardings,
+    rules: Rules | None,
+    mesh: AnyMesh | None,
 ) -> Mapping[int, Any]:
     """Returns by the number of a leaf what was asked for."""
     if out_shardings is None and rules is None:
@@ -93,19 +98,17 @@ def _bare(state: Any) -> Any:
     return nnx.to_pure_dict(state) if is_nnx_state(state) else state
 
 
-def _by_metadata(program: InitProgram, mesh: Mesh | None, rules: Rules | None) -> dict[int, Any]:
+def _by_metadata(program: InitProgram, mesh: AnyMesh | None, rules: Rules | None) -> dict[int, Any]:
     """Reads the axes that Flax's boxes and NNX's variables name."""
     if mesh is None:
         raise ValueError(
             "rules lay logical axes along those of a mesh: pass out_shardings=mesh, or call it "
             "within jax.set_mesh(mesh)"
         )
-    import flax.linen as nn
+    from flax.linen.spmd import logical_to_mesh
 
     specs = _named_axes(program.abstract)
-    return _by_prefix(
-        program.abstract, specs if rules is None else nn.logical_to_mesh(specs, rules)
-    )
+    return _by_prefix(program.abstract, specs if rules is None else logical_to_mesh(specs, rules))
 
 
 def _named_axes(tree: Any) -> Any:
@@ -141,7 +144,7 @@ def laid_out(out_shardings: OutShardings, rules: Rules | None) -> Iterator[None]
         yield
 
 
-def _resolved(leaf: LeafSpec, asked: Any, mesh: Mesh | None) -> Sharding | None:
+def _resolved(leaf: LeafSpec, asked: Any, mesh: AnyMesh | None) -> Sharding | None:
     sharding = leaf.constraint if asked is None else asked
     if isinstance(sharding, PartitionSpec):
         if mesh is None:

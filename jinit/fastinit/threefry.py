@@ -53,7 +53,7 @@ def split(key: tuple[int, int], number: int) -> list[tuple[int, int]]:
     return [_encrypt(key, (n >> 32, n & _MASK), lambda word: word & _MASK) for n in range(number)]
 
 
-def draw_bits(key: tuple[jax.Array, jax.Array], index: Words, width: int) -> jax.Array:
+def draw_bits(key: Words, index: Words, width: int) -> jax.Array:
     """Draws the bits that ``jax.random.bits`` draws at some places of an array.
 
     Args:

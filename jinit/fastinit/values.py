@@ -26,7 +26,7 @@ __all__ = [
     "Number",
     "Op",
     "Value",
-    "is_fill",
+    "fill_of",
 ]
 
 
@@ -56,9 +56,9 @@ class Keys:
 
 @dataclass(frozen=True, eq=False)
 class Number:
-    """One number for all elements."""
+    """One number for all elements, an array of no axes."""
 
-    value: np.generic
+    value: np.ndarray
     random = False
 
 
@@ -143,8 +143,9 @@ class Computed:
 Value: TypeAlias = Known | Keys | Drawn | Given | Computed
 
 
-def is_fill(value: Value) -> bool:
-    """Returns whether a value is one number everywhere, and which is known."""
-    if not isinstance(value, Drawn) or len(value.segments) > 1:
-        return False
-    return isinstance(value.segments[0], Number)
+def fill_of(value: Value) -> np.ndarray | None:
+    """Returns the number that an array holds everywhere, if it is known and one."""
+    if not isinstance(value, Drawn) or len(value.segments) != 1:
+        return None
+    node = value.segments[0]
+    return node.value if isinstance(node, Number) else None

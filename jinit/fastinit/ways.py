@@ -22,9 +22,11 @@ from jinit.fastinit.ordinary import Ordinary, arrays_under, ordinary_of, togethe
 from jinit.fastinit.program import InitProgram
 from jinit.fastinit.reading import outside, read_program
 from jinit.fastinit.recipe import Ingredients, Recipe, recipes_of
-from jinit.fastinit.values import Drawn, Given, Keys, Known, Value, is_fill
+from jinit.fastinit.values import Drawn, Given, Keys, Known, Value, fill_of
 
 __all__ = ["Ways", "ways_of"]
+
+_PARTITIONABLE = "jax_threefry_partitionable"
 
 Recipes = Mapping[int, tuple[Recipe, tuple[Ingredients, ...]]]
 
@@ -34,9 +36,8 @@ class Ways:
     """How each leaf is made.
 
     Attributes:
-        values: What the leaves are.
-        copied: Leaves that are known or given.
-        filled: Leaves of one number, and the number.
+        copied: Leaves that are known or given, by their numbers as all leaves here.
+        filled: The number that a leaf holds everywhere.
         drawn: Leaves that are drawn.
         ordinary: The programs of the others.
         recipes: By the id of what is drawn, a leaf or what goes into one: its recipe, and what goes
@@ -44,10 +45,9 @@ class Ways:
         reason: Why the whole program makes all of them, or None.
     """
 
-    values: Sequence[Value]
-    copied: list[int] = field(default_factory=list)
-    filled: dict[int, np.generic] = field(default_factory=dict)
-    drawn: list[int] = field(default_factory=list)
+    copied: dict[int, Known | Keys | Given] = field(default_factory=dict)
+    filled: dict[int, np.ndarray] = field(default_factory=dict)
+    drawn: dict[int, Drawn] = field(default_factory=dict)
     ordinary: list[Ordinary] = field(default_factory=list)
     recipes: dict[int, tuple[Recipe, tuple[Ingredients, ...]]] = field(default_factory=dict)
     reason: str | None = None
@@ -61,17 +61,15 @@ def ways_of(
     reason = _reason(program)
     if reason is not None:
         _check_arrays(used)
-        return Ways([], ordinary=[whole(program, used)], reason=reason)
+        return Ways(ordinary=[whole(program, used)], reason=reason)
     consts = [outside(const) for const in program.consts]
     values = read_program(program.jaxpr, consts, list(map(outside, used)))
-    ways = Ways(values)
+    ways = Ways()
     rest: dict[int, Value] = {}
     for number, (value, sharding) in enumerate(zip(values, shardings, strict=True)):
         _sort(number, value, sharding, ways, rest)
     _check_given(values, program)
-    ways.ordinary.extend(
-        ordinary_of(group, values, program.fingerprints) for group in together(rest)
-    )
+    ways.ordinary.extend(ordinary_of(group, rest, program.fingerprints) for group in together(rest))
     ways.recipes.update(_recipes(ways))
     return ways
 
@@ -98,8 +96,8 @@ def _reason(program: InitProgram) -> str | None:
         return "it does something beside computing its results, such as printing"
     if program.foreign_keys:
         return f"its keys are of {program.foreign_keys}, not of threefry2x32"
-    if program.draws and not jax.config.jax_threefry_partitionable:
-        return "jax_threefry_partitionable is off, and the numbers depend on the shape as a whole"
+    if program.draws and not getattr(jax.config, _PARTITIONABLE):
+        return f"{_PARTITIONABLE} is off, and a number depends on the shape as a whole"
     return None
 
 
@@ -107,13 +105,13 @@ def _sort(
     number: int, value: Value, sharding: Sharding | None, ways: Ways, rest: dict[int, Value]
 ) -> None:
     if isinstance(value, Known | Keys | Given):
-        ways.copied.append(number)
+        ways.copied[number] = value
     elif isinstance(value, Drawn) and not value.size:
-        ways.filled[number] = np.zeros((), value.dtype)[()]
-    elif is_fill(value):
-        ways.filled[number] = value.segments[0].value
+        ways.filled[number] = np.zeros((), value.dtype)
+    elif (fill := fill_of(value)) is not None:
+        ways.filled[number] = fill
     elif isinstance(value, Drawn) and value.random and _is_divisible(value, sharding):
-        ways.drawn.append(number)
+        ways.drawn[number] = value
     else:
         rest[number] = value
 
@@ -128,7 +126,7 @@ def _is_divisible(value: Drawn, sharding: Sharding | None) -> bool:
 
 def _recipes(ways: Ways) -> Recipes:
     """Finds the recipes of all that is drawn, together, so that they are as few as can be."""
-    values = [ways.values[number] for number in ways.drawn]
+    values = list(ways.drawn.values())
     values += [value for ordinary in ways.ordinary for value in ordinary.drawn]
     found = iter(recipes_of([node for value in values for node in value.segments]))
     recipes = {}
