@@ -95,7 +95,7 @@ def _rows(tables: Tables, recipe: Recipe, devices: Devices) -> jax.Array:
 def _places(tables: Tables, device: Any, width: int) -> tuple[Any, Any]:
     """Returns the places of a row's elements in its array, as two words; see ``blocks``."""
     begins, rests = tables.begins[device], tables.rests[device]
-    turn = rests[:, None] + jnp.arange(width, dtype=jnp.uint32)
+    turn = rests[:, None] + jnp.arange(width, dtype=jnp.uint32)[None]
     place = jnp.broadcast_to(begins[:, :1], turn.shape), jnp.broadcast_to(begins[:, 1:], turn.shape)
     levels = tables.sizes.shape[1]
     for level in range(levels):
