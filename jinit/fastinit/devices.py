@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jinit.fastinit.schedule import Shape
 
@@ -44,6 +44,11 @@ class Devices:
     def mesh(self) -> Mesh | None:
         """The devices in a row."""
         return None if self.devices is None else Mesh(np.array(self.devices), (_AXIS,))
+
+    @functools.cached_property
+    def sharding(self) -> NamedSharding | None:
+        """How an array lies on them whose first axis is the device's."""
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(_AXIS))
 
     def spread(self, function: Callable[..., Any], specs: Sequence[bool]) -> Callable[..., Any]:
         """Makes of a function of one device's part one of all; the first axis is the device's.

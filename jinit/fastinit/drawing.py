@@ -1,8 +1,9 @@
 """Draws arrays, whatever their shapes and shardings, by a program for each of a few recipes."""
 
 import collections
+import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from jinit.fastinit import threefry
 from jinit.fastinit.devices import Devices
 from jinit.fastinit.recipe import Recipe, evaluate
+from jinit.fastinit.running import Run
 from jinit.fastinit.schedule import Piece, Strip, schedule
 from jinit.fastinit.tables import Tables, tables_of
 
@@ -45,33 +47,37 @@ class Leaf:
         return len(self.strips[0].blocks[0].levels) - 1
 
 
-def draw_leaves(leaves: Sequence[Leaf], devices: Devices) -> Iterator[tuple[int, jax.Array]]:
+def draw_leaves(
+    leaves: Sequence[Leaf], devices: Devices, run: Run
+) -> Iterator[tuple[int, jax.Array]]:
     """Draws leaves, and yields each when it is done: parts one after another on the first axis."""
     alike: dict[Any, list[Leaf]] = {}
     for leaf in leaves:
         alike.setdefault((leaf.recipe, leaf.levels), []).append(leaf)
     for (recipe, levels), group in alike.items():
-        yield from _draw_alike(recipe, levels, group, devices)
+        yield from _draw_alike(recipe, levels, group, devices, run)
 
 
 def _draw_alike(
-    recipe: Recipe, levels: int, group: Sequence[Leaf], devices: Devices
+    recipe: Recipe, levels: int, group: Sequence[Leaf], devices: Devices, run: Run
 ) -> Iterator[tuple[int, jax.Array]]:
     shape, by_number = devices.shape, {leaf.number: leaf for leaf in group}
+    run = functools.partial(run, sharding=devices.sharding)
     waiting: collections.deque[jax.Array] = collections.deque()
     buffers: dict[int, jax.Array] = {}
     for call in schedule([(leaf.number, leaf.strips) for leaf in group], shape):
         with devices.active():
-            rows = _rows(tables_of(recipe, call, levels, shape, devices.count), recipe, devices)
+            tables = tables_of(recipe, call, levels, shape, devices.count)
+            rows = run(_rows, tables, recipe, devices)
             for first, piece in call.pieces:
                 buffer, leaf = buffers.pop(piece.leaf, None), by_number[piece.leaf]
-                buffers[piece.leaf] = _put(rows, first, piece, leaf, buffer, devices)
+                buffers[piece.leaf] = _put(rows, first, piece, leaf, buffer, devices, run)
         for _, piece in call.pieces:
             if piece.last:
                 yield piece.leaf, buffers.pop(piece.leaf)
         waiting.append(rows)
         if len(waiting) > _WAITING:
-            waiting.popleft().block_until_ready()
+            jax.block_until_ready(waiting.popleft())
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "devices"))
@@ -130,19 +136,20 @@ def _put(
     leaf: Leaf,
     buffer: jax.Array | None,
     devices: Devices,
+    run: Callable[..., jax.Array],
 ) -> jax.Array:
     """Puts a piece into its leaf, which is new where it is the only one."""
     cut = Cut(len(piece.strips), piece.rows_each(devices.shape.width), piece.length)
     shape = leaf.shape if piece.last else None
     if buffer is None and piece.last:
-        return _take(rows, np.int32(first), cut, leaf.shape, devices)
+        return run(_take, rows, np.int32(first), cut, leaf.shape, devices)
     size = len(leaf.strips) * leaf.strips[0].blocks[0].size
     if buffer is None:
-        buffer = _begin(devices, size, leaf.dtype)
-    if size < 2**31:
-        return _insert(buffer, rows, np.int32(first), np.int32(piece.offset), cut, shape, devices)
-    with jax.enable_x64(True):  # for the offset
-        return _insert(buffer, rows, np.int32(first), np.int64(piece.offset), cut, shape, devices)
+        buffer = run(_begin, devices, size, leaf.dtype)
+    wide = size >= 2**31
+    offset = np.int64(piece.offset) if wide else np.int32(piece.offset)
+    with jax.enable_x64(True) if wide else contextlib.nullcontext():
+        return run(_insert, buffer, rows, np.int32(first), offset, cut, shape, devices)
 
 
 class Cut(NamedTuple):

@@ -12,11 +12,18 @@ from jax.sharding import Sharding
 from jinit._kinds import kind_of
 from jinit._progress import progress
 from jinit.fastinit.counting import Count, count_leaves
-from jinit.fastinit.making import make_leaves
+from jinit.fastinit.making import lower_leaves, make_leaves
 from jinit.fastinit.memory import explained
 from jinit.fastinit.program import ABSTRACT, InitProgram, trace_init
 from jinit.fastinit.report import InitReport, report_on
-from jinit.fastinit.shardings import OutShardings, Rules, constrained, laid_out, shardings_of
+from jinit.fastinit.shardings import (
+    OutShardings,
+    Rules,
+    check_devices,
+    constrained,
+    laid_out,
+    shardings_of,
+)
 from jinit.fastinit.ways import ways_of
 from jinit.modules.kinds import has_variables, is_framework_type, lacks_variables
 from jinit.modules.nnx_calls import Apart, on_objects, taken_apart
@@ -171,6 +178,17 @@ class FastInit:
             program, shardings, _, _ = self._prepared(apart)
             return count_leaves(program, shardings)
 
+    def lower(self, *args: PyTree, **kwargs: PyTree) -> list[jax.stages.Lowered]:
+        """Lowers the programs that a call with these arguments would run, each once.
+
+        Their devices are those of ``out_shardings``, which need not be there: those of a topology
+        do, so that the programs of a large machine can be compiled and looked at on a small one.
+        What is copied and filled without a program is not among them.
+        """
+        with taken_apart(args, kwargs, makes=True) as apart:
+            program, shardings, arrays, _ = self._prepared(apart)
+            return lower_leaves(program, ways_of(program, arrays, shardings), shardings)
+
     def _prepared(
         self, apart: Apart
     ) -> tuple[InitProgram, Sequence[Sharding | None], Sequence[Any], float]:
@@ -197,6 +215,7 @@ class FastInit:
 
     def _make(self, apart: Apart) -> PyTree:
         program, shardings, arrays, trace_seconds = self._prepared(apart)
+        check_devices(program, shardings)
         start = time.perf_counter()
         ways = ways_of(program, arrays, shardings)
         made: dict[int, jax.Array] = {}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,10 +86,12 @@ def _segments(axes: Sequence[int], corner: Sequence[int], sizes: Sequence[int]) 
     return grid[np.ix_(*ranges)].reshape(-1).tolist() if axes else [0]
 
 
-def joined(parts: jax.Array, shape: tuple[int, ...], sharding: Sharding | None) -> jax.Array:
+def joined(parts: Any, shape: tuple[int, ...], sharding: Sharding | None) -> Any:
     """Makes one array of the devices' parts, without a copy."""
     if sharding is None:
         return parts
+    if isinstance(parts, jax.ShapeDtypeStruct):  # only lowered
+        return jax.ShapeDtypeStruct(shape, parts.dtype, sharding=sharding)
     by_device = {shard.device: shard.data for shard in parts.addressable_shards}
     own = [by_device[device] for device in sharding.addressable_devices_indices_map(shape)]
     return jax.make_array_from_single_device_arrays(shape, sharding, own)

@@ -12,7 +12,7 @@ from jinit.fastinit.program import InitProgram, LeafSpec, Slot
 from jinit.modules.kinds import is_nnx_state
 from jinit.tracing import is_tracing
 
-__all__ = ["OutShardings", "Rules", "constrained", "laid_out", "shardings_of"]
+__all__ = ["OutShardings", "Rules", "check_devices", "constrained", "laid_out", "shardings_of"]
 
 OutShardings: TypeAlias = Any
 """A tree of shardings or PartitionSpecs, a prefix of one, a function of path and leaf, a Mesh."""
@@ -171,11 +171,17 @@ def _check_fits(leaf: LeafSpec, sharding: Sharding) -> None:
             f"{leaf.path} of shape {leaf.shape} does not fit its sharding {_shown(sharding)}: "
             f"{error}"
         ) from None
-    if not sharding.addressable_devices:
-        raise ValueError(
-            f"{leaf.path} is to lie on {_shown(sharding)}, of which no device belongs to process "
-            f"{jax.process_index()}: give a mesh with devices of every process that calls this"
-        )
+
+
+def check_devices(program: InitProgram, shardings: Sequence[Sharding | None]) -> None:
+    """Raises ValueError for a leaf that is to lie on devices of other processes alone."""
+    for leaf, sharding in zip(program.leaves, shardings, strict=True):
+        if sharding is not None and not sharding.addressable_devices:
+            raise ValueError(
+                f"{leaf.path} is to lie on {_shown(sharding)}, of which no device belongs to "
+                f"process {jax.process_index()}: give a mesh with devices of every process that "
+                "calls this"
+            )
 
 
 def _shown(sharding: Sharding) -> str:

@@ -146,9 +146,9 @@ def measure(name: str, way: str, dtype: str) -> dict[str, float]:
     init, rest = problem(name)
     if dtype != "float32":
         init = narrowed(init, dtype)
-    options = {"out_shardings": spread_out} if jax.device_count() > 1 else {}
+    shardings = spread_out if jax.device_count() > 1 else None
     run = {
-        "fast": lambda: jinit.fast_init(init, **options),
+        "fast": lambda: jinit.fast_init(init, out_shardings=shardings),
         "jit": lambda: jax.jit(init),
         "eager": lambda: init,
     }[way]()
@@ -180,7 +180,7 @@ def spread_out(path: str, leaf: Any) -> Any:
 
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))
     sizes = [size if size % jax.device_count() == 0 else 0 for size in leaf.shape]
-    spec = [None] * len(sizes)
+    spec: list[str | None] = [None] * len(sizes)
     if sizes and max(sizes) >= 1024:
         spec[sizes.index(max(sizes))] = "data"
     return NamedSharding(mesh, PartitionSpec(*spec))
