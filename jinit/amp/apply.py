@@ -31,7 +31,7 @@ from jinit.amp.casting.module_types import (
 from jinit.amp.casting.nnx_casts import cast_after_norms
 from jinit.amp.norms_in_float32 import NormsInFloat32
 from jinit.amp.policy import Policy
-from jinit.modules.kinds import is_framework_type
+from jinit.modules.kinds import is_framework_type, is_nnx_module
 from jinit.modules.lost_state import check_states, holds_states
 from jinit.modules.nnx_calls import (
     Apart,
@@ -192,7 +192,7 @@ class MixedPrecisionApply:
         """
         if is_linen_apply(self.apply_fn):
             return linen_types(self.apply_fn, variables, inputs, kwargs)
-        if is_framework_type(variables, "flax.nnx", "Module"):
+        if is_nnx_module(variables):
             return nnx_types(variables)
         graphdef = find_graphdef(self.apply_fn)
         return {} if graphdef is None else graphdef_types(graphdef)

@@ -12,7 +12,7 @@ from jinit.amp.arguments import check_function, check_optimizer, shown
 from jinit.amp.scaling.differentiate import combined, is_trained
 from jinit.amp.scaling.finite_state import where_finite
 from jinit.amp.scaling.scaled_gradients import value_and_grad
-from jinit.modules.kinds import is_framework_type
+from jinit.modules.kinds import is_nnx_module
 from jinit.tracing import Static, partition
 
 __all__ = ["train_step"]
@@ -64,7 +64,7 @@ def train_step(
     of_nnx: list[Callable[..., Any]] = []  # made at its first call: NNX may never be imported
 
     def step(variables: Any, opt_state: Any, *batch: Any) -> Any:
-        if is_framework_type(variables, "flax.nnx", "Module"):
+        if is_nnx_module(variables):
             if not of_nnx:
                 of_nnx.append(_nnx_step(loss_fn))
             return of_nnx[0](variables, opt_state, *batch)

@@ -16,6 +16,7 @@ __all__ = [
     "holds_nnx",
     "is_bound",
     "is_framework_type",
+    "is_nnx_module",
     "is_nnx_object",
     "is_nnx_state",
     "is_nnx_variable",
@@ -69,6 +70,11 @@ def calls_itself(value: Any) -> bool:
 def is_bound(value: Any) -> bool:
     """Returns whether a value is a linen module with its variables."""
     return is_framework_type(value, "flax.linen", "Module") and value.scope is not None
+
+
+def is_nnx_module(value: Any) -> bool:
+    """Returns whether a value is a module of NNX."""
+    return is_framework_type(value, "flax.nnx", "Module")
 
 
 def is_nnx_object(node: Any) -> bool:
