@@ -37,6 +37,7 @@ __all__ = [
     "OWN_KEY",
     "Model",
     "Module",
+    "call_itself",
     "read_model",
 ]
 
