@@ -12,9 +12,9 @@ from jax.core import Tracer
 
 from jinit._arithmetic import is_float, on_cpu
 from jinit._kinds import is_bare_function, is_key, kind_of, model_kind
-from jinit.empirical.user_functions import ARGUMENT_ORDER, describe_call, positional
+from jinit.empirical.user_functions import ARGUMENT_ORDER, describe_call, hiding, positional
 from jinit.layers import Survey
-from jinit.modules.kinds import calls_itself, has_variables, is_nnx_object, lacks_variables
+from jinit.modules.kinds import calls_itself, has_variables, hidden_module, lacks_variables, name_of
 
 __all__ = [
     "check_arguments",
@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 _HINTS = {
-    "a linen module": "pass model.apply, and as params the variables that model.init returned",
     "a Keras model": (
         "pass as params [v.value for v in model.trainable_variables], and as apply_fn a function "
         "that calls model.stateless_call"
@@ -41,6 +40,10 @@ _HINTS = {
     "a torch module": "pass its parameters as JAX arrays, and as apply_fn a JAX function",
 }
 
+_FIRST = (
+    "which holds no variables; pass those that its init returned before it, as in "
+    "jinit.calibrate(variables, model, x, loss)"
+)
 _ALONE = "as in jinit.calibrate(model, x, loss)"
 _SWAPPED = f"a model that calls itself needs none, {_ALONE}"
 _WITH_CALL = "as in jinit.calibrate(model, lambda m, x: m(x), x, loss)"
@@ -102,12 +105,8 @@ def check_model(params: Any, apply_fn: Any, order: str = "") -> None:
     if has_variables(params):
         _check_applies_object(params, apply_fn)
         return
-    if is_bare_function(params):
-        hint = "pass an instance of it" if isinstance(params, type) else "pass a tree of arrays"
-        hint = _HINTS.get(model_kind(params) or "", hint)
-        raise TypeError(
-            f"params is {kind_of(params)}, which is not a tree of arrays; {hint}{order}"
-        )
+    if is_bare_function(params) or lacks_variables(params):
+        raise TypeError(f"params is {_no_tree(params, order)}")
     if lacks_variables(apply_fn):
         return
     hint = _HINTS.get(model_kind(apply_fn) or "", "")
@@ -120,17 +119,27 @@ def check_model(params: Any, apply_fn: Any, order: str = "") -> None:
         if hasattr(apply_fn, "apply"):
             hint = "pass its apply"
     if hint:
-        raise TypeError(f"apply_fn is {_named(apply_fn)}; {hint}")
+        raise TypeError(f"apply_fn is {name_of(apply_fn)}; {hint}")
 
 
-def _named(value: Any) -> str:
-    name = type(value).__name__
-    return f"an NNX object ({name})" if is_nnx_object(value) else kind_of(value)
+def _no_tree(value: Any, order: str) -> str:
+    """Says of what is no tree of arrays what it is, and what to pass in its place."""
+    hint = "pass an instance of it"
+    if not isinstance(value, type):
+        if lacks_variables(value):
+            return f"{name_of(value)}, {_FIRST}"
+        if hasattr(value, "init") and hasattr(value, "apply"):
+            return f"a {type(value).__name__}, {_FIRST}"
+        hidden = hidden_module(value)
+        if hidden is not None:
+            return f"a function {hiding(hidden)}"
+        hint = _HINTS.get(model_kind(value) or "", "pass a tree of arrays")
+    return f"{kind_of(value)}, which is not a tree of arrays; {hint}{order}"
 
 
 def _check_applies_object(model: Any, apply_fn: Any) -> None:
     """Raises TypeError for what does not apply an object that holds its variables."""
-    found, held = f"apply_fn is {_named(apply_fn)}", _named(model)
+    found, held = f"apply_fn is {name_of(apply_fn)}", name_of(model)
     of_linen = lacks_variables(getattr(apply_fn, "__self__", None))
     if lacks_variables(apply_fn) or has_variables(apply_fn) or of_linen:
         raise TypeError(f"{found}, but {held} holds its variables itself; pass it alone, {_ALONE}")
