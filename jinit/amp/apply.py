@@ -20,6 +20,7 @@ from jinit.amp.casting.activations import (
     restore_activations,
 )
 from jinit.amp.casting.dtypes import FLOAT32, cast_floating, holds_float32
+from jinit.amp.casting.haiku_casts import cast_after_haiku_norms
 from jinit.amp.casting.linen_casts import cast_between_modules, is_linen_apply
 from jinit.amp.casting.module_types import (
     ModuleTypes,
@@ -221,7 +222,8 @@ class MixedPrecisionApply:
             if linen and kept:
                 fn = cast_between_modules(fn, kept, types, self.policy.half_dtype)
             elif mixed and not linen:
-                fn = cast_after_norms(fn, self.policy.half_dtype)
+                half = self.policy.half_dtype
+                fn = cast_after_haiku_norms(cast_after_norms(fn, half), half)
             self._functions[key] = NormsInFloat32(fn, self.policy, kept=mixed and not linen)
         return self._functions[key]
 
