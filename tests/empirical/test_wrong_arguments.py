@@ -171,6 +171,16 @@ def test_the_argument_is_named(call, arguments, message):
         call(*arguments)
 
 
+def test_keys_for_a_function_that_haiku_gives_its_own():
+    message = (
+        "apply_fn is called as apply_fn(params, input, rngs=...), but got an unexpected keyword "
+        "argument 'rngs'; pass a function of (params, *inputs), and several inputs as a tuple, or "
+        "leave rngs out where the module draws by itself"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message + ORDER)}$"):
+        jinit.calibrate(HAIKU_PARAMS, HAIKU, X, loss, rngs="dropout")
+
+
 def test_haikus_apply_takes_an_input_for_the_key():
     with pytest.raises(ValueError, match="Apply must be called with an RNG") as caught:
         jinit.calibrate(HAIKU_PARAMS, HAIKU.apply, (X, X), loss)
