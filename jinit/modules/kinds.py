@@ -12,6 +12,7 @@ from jinit._kinds import kind_of
 from jinit.tracing import ARRAYS
 
 __all__ = [
+    "HOLDING",
     "Form",
     "calls_itself",
     "form_of",
@@ -34,6 +35,9 @@ Form: TypeAlias = Literal["nnx", "equinox", "bound", "linen", "Transformed", "Tr
 """Of an NNX object, an Equinox module, a bound or unbound linen module, what Haiku transformed."""
 
 
+HOLDING: frozenset[Form | None] = frozenset(("nnx", "equinox", "bound"))
+"""The forms of what holds its variables."""
+
 _HAIKU: tuple[Form, Form] = ("Transformed", "TransformedWithState")
 
 
@@ -46,7 +50,7 @@ def is_framework_type(value: Any, framework: str, name: str) -> bool:
 def form_of(value: Any) -> Form | None:
     """Returns in which form a model is given, or what applies one; None for a tree or a function.
 
-    The first three hold their variables; the others are applied to some.
+    Those of ``HOLDING`` hold their variables; the others are applied to some.
     """
     if holds_nnx(value):
         return "nnx"
@@ -62,12 +66,12 @@ def form_of(value: Any) -> Form | None:
 
 def has_variables(value: Any) -> bool:
     """Returns whether a value is an object that holds its arrays, or a container of some."""
-    return form_of(value) in ("nnx", "equinox", "bound")
+    return form_of(value) in HOLDING
 
 
 def lacks_variables(value: Any) -> bool:
     """Returns whether a value is a model that is applied to variables, and no function of them."""
-    return form_of(value) in ("linen", "Transformed", "TransformedWithState")
+    return form_of(value) not in (None, *HOLDING)
 
 
 def calls_itself(value: Any) -> bool:
