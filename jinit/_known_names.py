@@ -313,5 +313,6 @@ WITHOUT: Mapping[tuple[str, str], str] = {
         "state",
     ): f"{_NEEDS_STATE}opt_state = amp.load_state_dict(opt_state, state)",
     ("scale_loss", "opt_state"): f"{_NEEDS_STATE}amp.scale_loss(loss, opt_state)",
+    ("value_and_grad", "opt_state"): f"{_NEEDS_STATE}amp.value_and_grad(loss_fn, opt_state)",
 }
 """What to write where an argument is missing that other systems do without."""

@@ -446,6 +446,7 @@ def test_a_scaled_loss_within_another_context_is_no_error(tmp_path):
         (lambda: amp.state_dict(), "state_dict needs opt_state: the scales are in the optimizer's"),
         (lambda: amp.load_state_dict({}), "load_state_dict needs state: the scales are in the opt"),
         (lambda: amp.scale_loss(jnp.float32(1)), "scale_loss needs opt_state: the scales are in"),
+        (lambda: amp.value_and_grad(jnp.sum), "value_and_grad needs opt_state: the scales are in"),
         (lambda: amp.autocast(dtype=jnp.float16), "autocast needs fn: autocast wraps a function"),
         (lambda: amp.autocast(), "autocast needs fn: autocast wraps a function and is no context"),
     ],

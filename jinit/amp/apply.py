@@ -20,6 +20,7 @@ from jinit.amp.casting.activations import (
     restore_activations,
 )
 from jinit.amp.casting.dtypes import FLOAT32, cast_floating, holds_float32
+from jinit.amp.casting.haiku_casts import cast_after_haiku_norms
 from jinit.amp.casting.linen_casts import cast_between_modules, is_linen_apply
 from jinit.amp.casting.module_types import (
     ModuleTypes,
@@ -31,7 +32,7 @@ from jinit.amp.casting.module_types import (
 from jinit.amp.casting.nnx_casts import cast_after_norms
 from jinit.amp.norms_in_float32 import NormsInFloat32
 from jinit.amp.policy import Policy
-from jinit.modules.kinds import is_framework_type
+from jinit.modules.kinds import is_framework_type, is_nnx_module
 from jinit.modules.lost_state import check_states, holds_states
 from jinit.modules.nnx_calls import (
     Apart,
@@ -192,7 +193,7 @@ class MixedPrecisionApply:
         """
         if is_linen_apply(self.apply_fn):
             return linen_types(self.apply_fn, variables, inputs, kwargs)
-        if is_framework_type(variables, "flax.nnx", "Module"):
+        if is_nnx_module(variables):
             return nnx_types(variables)
         graphdef = find_graphdef(self.apply_fn)
         return {} if graphdef is None else graphdef_types(graphdef)
@@ -221,7 +222,8 @@ class MixedPrecisionApply:
             if linen and kept:
                 fn = cast_between_modules(fn, kept, types, self.policy.half_dtype)
             elif mixed and not linen:
-                fn = cast_after_norms(fn, self.policy.half_dtype)
+                half = self.policy.half_dtype
+                fn = cast_after_haiku_norms(cast_after_norms(fn, half), half)
             self._functions[key] = NormsInFloat32(fn, self.policy, kept=mixed and not linen)
         return self._functions[key]
 

@@ -179,7 +179,9 @@ def check_leaves(name: str, tree: Any) -> None:
     bad = [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves if not _is_array(leaf)]
     if bad:
         listed = ", ".join(f"{name}{path} ({shown(leaf)})" for path, leaf in bad)
-        raise TypeError(f"{name} must be a tree of arrays, but not an array is {listed}")
+        equinox = model_kind(tree) == "an Equinox module"
+        hint = "; pass eqx.filter(model, eqx.is_inexact_array)" if equinox else ""
+        raise TypeError(f"{name} must be a tree of arrays, but not an array is {listed}{hint}")
 
 
 def _is_array(leaf: Any) -> bool:

@@ -1,19 +1,20 @@
 """One call for a training step at a level: scaled loss, true gradients, update, kept state."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import optax
 
-from jinit._trees import collection_of
+from jinit._trees import collection_of, leaf_paths
 from jinit.amp.arguments import check_function, check_optimizer, shown
 from jinit.amp.scaling.differentiate import combined, is_trained
 from jinit.amp.scaling.finite_state import where_finite
 from jinit.amp.scaling.scaled_gradients import value_and_grad
-from jinit.modules.kinds import is_framework_type
-from jinit.tracing import Static, partition
+from jinit.modules.kinds import is_framework_type, is_nnx_module
+from jinit.tracing import ARRAYS, Static, partition
 
 __all__ = ["train_step"]
 
@@ -32,7 +33,8 @@ def train_step(
     Args:
         loss_fn: ``loss_fn(variables, *batch)`` returns a scalar, float32 or wider. Of Flax
             variables that hold more collections than ``params`` it returns ``(loss, updated)``,
-            with the updated collections as ``apply(..., mutable=[...])`` returns them.
+            with the updated collections as ``apply(..., mutable=[...])`` returns them. Haiku's
+            parameters and state are such: ``{"params": params, "state": state}``.
         tx: What ``amp.initialize`` or ``amp.loss_scaling`` returned. None with NNX, where the
             ``nnx.Optimizer`` holds it.
 
@@ -64,7 +66,8 @@ def train_step(
     of_nnx: list[Callable[..., Any]] = []  # made at its first call: NNX may never be imported
 
     def step(variables: Any, opt_state: Any, *batch: Any) -> Any:
-        if is_framework_type(variables, "flax.nnx", "Module"):
+        if is_nnx_module(variables):
+            _check_nnx_optimizer(opt_state)
             if not of_nnx:
                 of_nnx.append(_nnx_step(loss_fn))
             return of_nnx[0](variables, opt_state, *batch)
@@ -77,6 +80,15 @@ def train_step(
         return *partition((variables, opt_state))[0].fill(values), loss
 
     return step
+
+
+def _check_nnx_optimizer(optimizer: Any) -> None:
+    """Raises TypeError for what is no optimizer of NNX."""
+    if not is_framework_type(optimizer, "flax.nnx", "Optimizer"):
+        raise TypeError(
+            "the step of an NNX module is called as step(model, optimizer, *batch), where the "
+            f"optimizer is {shown(optimizer)}: pass nnx.Optimizer(model, tx, wrt=nnx.Param)"
+        )
 
 
 def _nnx_step(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,14 +116,46 @@ def _step(
         differentiate = value_and_grad(of_params, opt_state, has_aux=True)
         (loss, updated), grads = differentiate(whole, *batch)
     else:
+        _check_trained(whole)
         loss, grads = value_and_grad(loss_fn, opt_state)(whole, *batch)
     trained = jax.tree.map(lambda x: x if is_trained(x) else None, whole)
-    updates, opt_state = tx.update(grads, opt_state, trained)
+    with _explaining_state():
+        updates, opt_state = tx.update(grads, opt_state, trained)
     whole = combined(optax.apply_updates(trained, updates), whole)
     if not collections:
         return partition((whole, opt_state))[1], loss
     kept = where_finite(grads, updated, {name: variables[name] for name in updated})
     return partition((_with(variables, **kept, params=whole), opt_state))[1], loss
+
+
+def _check_trained(variables: Any) -> None:
+    """Raises TypeError for a tree of arrays of which some are no parameters."""
+    leaves, paths = jax.tree.leaves(variables), leaf_paths(variables)
+    fixed = [
+        f"{path} ({x.dtype})"
+        for path, x in zip(paths, leaves, strict=True)
+        if isinstance(x, ARRAYS) and not is_trained(x)
+    ]
+    if fixed and all(isinstance(x, ARRAYS) for x in leaves):  # with others it is a module's
+        raise TypeError(
+            "a step trains all variables but for collections beside params, and not a float is "
+            f"{', '.join(fixed)}: hand Haiku's state over as a collection, "
+            '{"params": params, "state": state}, and let loss_fn return (loss, {"state": state})'
+        )
+
+
+@contextlib.contextmanager
+def _explaining_state() -> Iterator[None]:
+    """Notes, where an update fails, what the optimizer's state is to be made of."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            "opt_state may be of another tree than what is trained: of Flax variables it is "
+            'tx.init(variables["params"]), of an Equinox module '
+            "tx.init(eqx.filter(model, eqx.is_inexact_array)), of another tree tx.init(variables)"
+        )
+        raise
 
 
 def _of_params(

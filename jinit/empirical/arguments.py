@@ -12,9 +12,17 @@ from jax.core import Tracer
 
 from jinit._arithmetic import is_float, on_cpu
 from jinit._kinds import is_bare_function, is_key, kind_of, model_kind
-from jinit.empirical.user_functions import ARGUMENT_ORDER, describe_call, positional
+from jinit.empirical.user_functions import ARGUMENT_ORDER, describe_call, hiding, positional
 from jinit.layers import Survey
-from jinit.modules.kinds import calls_itself, has_variables, is_nnx_object, lacks_variables
+from jinit.modules.kinds import (
+    HOLDING,
+    Form,
+    calls_itself,
+    form_of,
+    hidden_module,
+    lacks_variables,
+    name_of,
+)
 
 __all__ = [
     "check_arguments",
@@ -28,12 +36,10 @@ __all__ = [
     "check_model",
     "check_params",
     "check_survey",
-    "placed",
     "zero_leaves",
 ]
 
 _HINTS = {
-    "a linen module": "pass model.apply, and as params the variables that model.init returned",
     "a Keras model": (
         "pass as params [v.value for v in model.trainable_variables], and as apply_fn a function "
         "that calls model.stateless_call"
@@ -41,34 +47,40 @@ _HINTS = {
     "a torch module": "pass its parameters as JAX arrays, and as apply_fn a JAX function",
 }
 
+_FIRST = (
+    "which holds no variables; pass those that its init returned before it, as in "
+    "jinit.calibrate(variables, model, x, loss)"
+)
 _ALONE = "as in jinit.calibrate(model, x, loss)"
 _SWAPPED = f"a model that calls itself needs none, {_ALONE}"
 _WITH_CALL = "as in jinit.calibrate(model, lambda m, x: m(x), x, loss)"
 
 
-def placed(given: Any, apply_fn: Any, dummy_input: Any, dummy_loss: Any) -> tuple[Any, Any, Any]:
+def check_arguments(
+    params: Any, apply_fn: Any, dummy_input: Any, dummy_loss: Any
+) -> tuple[Any, Any, Any]:
     """Returns apply_fn, dummy_input and dummy_loss as they were meant.
 
     A model that calls itself is given without an apply_fn, and what follows it is one place ahead.
+
+    Raises:
+        TypeError: An argument is not of the kind of its place.
     """
-    if calls_itself(given) and apply_fn is not None:
+    alone = calls_itself(params)
+    if alone and apply_fn is not None:
         if dummy_loss is None and callable(dummy_input):
-            return None, apply_fn, dummy_input
-        if dummy_input is None:
-            return None, apply_fn, dummy_loss
-    return apply_fn, dummy_input, dummy_loss
-
-
-def check_arguments(params: Any, apply_fn: Any, dummy_input: Any, dummy_loss: Any) -> None:
-    """Raises TypeError where an argument is not of the kind of its place."""
+            apply_fn, dummy_input, dummy_loss = None, apply_fn, dummy_input
+        elif dummy_input is None:
+            apply_fn, dummy_input = None, apply_fn
     check_model(params, apply_fn, f"; {ARGUMENT_ORDER}")
     check_inputs(dummy_input)
     try:
         check_loss(dummy_loss)
     except TypeError as error:
-        if calls_itself(params) and callable(apply_fn) and len(positional(apply_fn, ())) == 1:
+        if alone and callable(apply_fn) and len(positional(apply_fn, ())) == 1:
             error.add_note(f"apply_fn takes one argument, as a loss does; {_SWAPPED}")
         raise
+    return apply_fn, dummy_input, dummy_loss
 
 
 def check_inputs(dummy_input: Any) -> None:
@@ -99,40 +111,44 @@ def check_loss(dummy_loss: Any) -> None:
 
 def check_model(params: Any, apply_fn: Any, order: str = "") -> None:
     """Raises TypeError unless one is a model or a tree, and the other applies it."""
-    if has_variables(params):
-        _check_applies_object(params, apply_fn)
+    form, applied = form_of(params), form_of(apply_fn)
+    if form in HOLDING:
+        _check_applies_object(params, apply_fn, applied)
         return
-    if is_bare_function(params):
-        hint = "pass an instance of it" if isinstance(params, type) else "pass a tree of arrays"
-        hint = _HINTS.get(model_kind(params) or "", hint)
-        raise TypeError(
-            f"params is {kind_of(params)}, which is not a tree of arrays; {hint}{order}"
-        )
-    if lacks_variables(apply_fn):
-        return
+    if form is not None or is_bare_function(params):
+        raise TypeError(f"params is {_no_tree(params, form, order)}")
     hint = _HINTS.get(model_kind(apply_fn) or "", "")
-    if has_variables(apply_fn):
+    if applied in HOLDING:
         hint = f"it holds its variables, so pass it first, {_ALONE}"
     elif isinstance(apply_fn, type):
         hint = "pass a function of (params, *inputs), such as the apply of an instance"
-    elif not callable(apply_fn):
+    elif applied is None and not callable(apply_fn):
         hint = f"pass a function of (params, *inputs){order}"
         if hasattr(apply_fn, "apply"):
             hint = "pass its apply"
     if hint:
-        raise TypeError(f"apply_fn is {_named(apply_fn)}; {hint}")
+        raise TypeError(f"apply_fn is {name_of(apply_fn)}; {hint}")
 
 
-def _named(value: Any) -> str:
-    name = type(value).__name__
-    return f"an NNX object ({name})" if is_nnx_object(value) else kind_of(value)
+def _no_tree(value: Any, form: Form | None, order: str) -> str:
+    """Says of what is no tree of arrays what it is, and what to pass in its place."""
+    hint = "pass an instance of it"
+    if not isinstance(value, type):
+        if form is not None:
+            return f"{name_of(value)}, {_FIRST}"
+        if hasattr(value, "init") and hasattr(value, "apply"):
+            return f"a {type(value).__name__}, {_FIRST}"
+        hidden = hidden_module(value)
+        if hidden is not None:
+            return f"a function {hiding(hidden)}"
+        hint = _HINTS.get(model_kind(value) or "", "pass a tree of arrays")
+    return f"{kind_of(value)}, which is not a tree of arrays; {hint}{order}"
 
 
-def _check_applies_object(model: Any, apply_fn: Any) -> None:
+def _check_applies_object(model: Any, apply_fn: Any, applied: Form | None) -> None:
     """Raises TypeError for what does not apply an object that holds its variables."""
-    found, held = f"apply_fn is {_named(apply_fn)}", _named(model)
-    of_linen = lacks_variables(getattr(apply_fn, "__self__", None))
-    if lacks_variables(apply_fn) or has_variables(apply_fn) or of_linen:
+    found, held = f"apply_fn is {name_of(apply_fn)}", name_of(model)
+    if applied is not None or lacks_variables(getattr(apply_fn, "__self__", None)):
         raise TypeError(f"{found}, but {held} holds its variables itself; pass it alone, {_ALONE}")
     if callable(apply_fn) and not isinstance(apply_fn, type):
         return

@@ -16,7 +16,6 @@ from jinit.empirical.arguments import (
     check_finite,
     check_key,
     check_params,
-    placed,
     zero_leaves,
 )
 from jinit.empirical.explicit.scale_tree import unscaled, wrapped_modules
@@ -139,8 +138,7 @@ def read_arguments(
         ValueError: An argument is not what it should be.
         TypeError: Or not even of that kind.
     """
-    apply_fn, dummy_input, dummy_loss = placed(given, apply_fn, dummy_input, dummy_loss)
-    check_arguments(given, apply_fn, dummy_input, dummy_loss)
+    apply_fn, dummy_input, dummy_loss = check_arguments(given, apply_fn, dummy_input, dummy_loss)
     key = check_key(key)
     model = read_model(given, apply_fn)
     params = model.variables
@@ -165,6 +163,7 @@ def read_arguments(
     if not drawn:
         check_finite(dummy_input)
     modules = tuple(wrapped_modules(params)) if mode == "explicit" else ()
+    params = unscaled(params, modules)
     request = Request(
         apply_fn=CachedFunction(model.apply_fn),
         call=CachedFunction(model.call),
@@ -187,7 +186,6 @@ def read_arguments(
         modules=modules,
         scales_inside=model.open and collection == "params",
     )
-    params = unscaled(params, modules)
     return Problem(request, model, params, None if drawn else dummy_input, key)
 
 

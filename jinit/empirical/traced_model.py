@@ -130,7 +130,7 @@ def _traced_model(problem: Problem) -> tuple[TracedModel, Sequence[Any]]:
     drawn, rngs = jax.eval_shape(lambda key: request.draw(problem.inputs, key), problem.key)
     traced = trace_model(request.apply, request.apply_fn, params, drawn, rngs)
     outputs = traced.unflatten(traced.out_avals)
-    check_loss_depends(request.dummy_loss, outputs, problem.key, request.apply_fn)
+    check_loss_depends(request.dummy_loss, outputs, problem.key, request.apply_fn, request.has_aux)
     rolled = roll(traced, request.trainable)
     trainable = [request.trainable[group[0]] for group in rolled.groups]
     zeros = [i for i, group in enumerate(rolled.groups) if {*group} <= {*request.zeros}]

@@ -12,6 +12,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from jinit._kinds import kind_of
+from jinit.modules.kinds import haiku_of_apply, hidden_module, name_of
 from jinit.modules.model import OWN_KEY, Module
 from jinit.tracing import TracedFunction, trace
 from jinit.typing import Key, PyTree
@@ -26,6 +27,7 @@ __all__ = [
     "describe_call",
     "draw_inputs",
     "explaining_pairs",
+    "hiding",
     "positional",
     "trace_model",
 ]
@@ -141,10 +143,42 @@ def check_call(apply_fn: Callable[..., Any], inputs: Sequence[Any], **options: A
         given = ", ".join(["params", *["input"] * len(inputs), *(f"{n}=..." for n in options)])
         module = "rngs" in options and isinstance(getattr(apply_fn, "fn", apply_fn), Module)
         own = ", or leave rngs out where the module draws by itself" if module else ""
+        advice = _in_place_of(apply_fn) or (
+            f"pass a function of (params, *inputs), and several inputs as a tuple{own}; "
+            f"{ARGUMENT_ORDER}"
+        )
         raise TypeError(
-            f"apply_fn is called as {describe_call(apply_fn)}({given}), but {error}; pass a "
-            f"function of (params, *inputs), and several inputs as a tuple{own}; {ARGUMENT_ORDER}"
+            f"apply_fn is called as {describe_call(apply_fn)}({given}), but {error}; {advice}"
         ) from None
+
+
+def _in_place_of(apply_fn: Any) -> str:
+    """Says what to pass for a function that holds its model, or takes more than its inputs."""
+    fn = getattr(apply_fn, "fn", apply_fn)
+    hidden = hidden_module(fn.call if isinstance(fn, Module) else fn)
+    if hidden is not None:
+        return f"it is {hiding(hidden)}"
+    return _HAIKU_APPLIES.get(haiku_of_apply(apply_fn) or "", "")
+
+
+def hiding(module: Any) -> str:
+    """Says of a function that was made of a module what to pass in its place."""
+    return (
+        f"made of {name_of(module)}, whose arrays it hides; pass the module itself first, and "
+        "after it what calls it, as in jinit.calibrate(model, lambda m, x: jax.vmap(m)(x), x, loss)"
+    )
+
+
+_HAIKU_APPLIES = {
+    "Transformed": (
+        "Haiku's apply takes a random key after the params: pass what haiku.transform returned in "
+        "its place, or lambda p, x: f.apply(p, rng, x)"
+    ),
+    "TransformedWithState": (
+        "Haiku's apply takes the state after the params: pass in its place what "
+        "haiku.transform_with_state returned, and before it (params, state)"
+    ),
+}
 
 
 def trace_model(
@@ -177,6 +211,9 @@ def trace_model(
             error.add_note(
                 "dummy_input holds single numbers: for inputs of a shape pass jnp.ones(shape)"
             )
+        advice = _in_place_of(apply_fn)
+        if advice and advice not in str(error):
+            error.add_note(advice)
         if type(error).__name__ != "InvalidRngError":  # Flax's; it need not be installed
             raise
         name = describe_call(apply_fn)
@@ -193,10 +230,14 @@ def _are_single_integers(leaves: Sequence[Any]) -> bool:
 
 
 def check_loss_depends(
-    dummy_loss: Callable[..., Any], output: PyTree, key: Key, apply_fn: Callable[..., Any]
+    dummy_loss: Callable[..., Any],
+    output: PyTree,
+    key: Key,
+    apply_fn: Callable[..., Any],
+    has_aux: bool,
 ) -> None:
     """Raises ValueError unless a loss is a real scalar that depends on the model's output."""
-    with explaining_pairs(output, apply_fn, "pass has_aux=True"):
+    with explaining_pairs(output, apply_fn, "pass has_aux=True", has_aux):
         loss = trace(lambda out, key: call_loss(dummy_loss, out, key), output, key)
     reached = set(loss.jaxpr.invars[: len(jax.tree.leaves(output))])
     for equation in loss.jaxpr.eqns:
@@ -220,14 +261,46 @@ def check_pair(returned: Any, apply_fn: Any) -> None:
 
 
 @contextlib.contextmanager
-def explaining_pairs(returned: Any, apply_fn: Any, advice: str) -> Iterator[None]:
-    """Raises ValueError where a loss fails on what may be an output and something beside it."""
+def explaining_pairs(
+    output: Any, apply_fn: Any, advice: str, has_aux: bool = False
+) -> Iterator[None]:
+    """Raises ValueError where a loss fails on an output that has several parts.
+
+    Args:
+        output: What the loss is called with.
+        apply_fn: The model.
+        advice: What to do with state beside the output.
+        has_aux: Whether something beside the output was dropped already.
+    """
     try:
         yield
     except Exception as error:
-        if not isinstance(returned, tuple) or len(returned) != 2:
+        if not isinstance(output, tuple) or (len(output) != 2 and not has_aux):
             raise
-        raise ValueError(
-            f"{describe_call(apply_fn)} returned a pair, on which dummy_loss failed ({error}); if "
-            f"its second part is state, as with Flax's mutable=, {advice}"
-        ) from error
+        name, failed = describe_call(apply_fn), f"on which dummy_loss failed ({error})"
+        if has_aux:
+            raise ValueError(
+                f"has_aux=True takes the first part of what {name} returned for the output, a "
+                f"tuple, {failed}; {_on_carry('leave has_aux out, and ')}"
+            ) from error
+        raise ValueError(f"{name} returned a pair, {failed}; {_on_pair(output, advice)}") from error
+
+
+def _on_pair(pair: tuple[Any, ...], advice: str) -> str:
+    """Says what to write for a pair; where its second part is no array, it is no output."""
+    first, second = pair
+    state = f"if its second part is state, as with Flax's mutable=, {advice}"
+    if not _is_array(second):
+        return state
+    return f"{_on_carry()}; {state}" if _is_array(first) else _on_carry()
+
+
+def _on_carry(first: str = "") -> str:
+    return (
+        "if its first part is a carry, as of a recurrent layer, "
+        f"{first}let dummy_loss take the second, as in lambda y: loss(y[1])"
+    )
+
+
+def _is_array(part: Any) -> bool:
+    return len(getattr(part, "shape", ())) > 0

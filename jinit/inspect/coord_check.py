@@ -24,7 +24,7 @@ from jinit.empirical.arguments import (
 from jinit.empirical.user_functions import draw_inputs, positional
 from jinit.inspect.coordinates import CoordCheck, build_check
 from jinit.inspect.training import Model, Program, Sizes, train_and_measure
-from jinit.modules.kinds import calls_itself, lacks_variables
+from jinit.modules.kinds import calls_itself, has_variables, lacks_variables, name_of
 from jinit.modules.model import read_model
 from jinit.typing import ApplyFn, DrawFn, Key, LossFn, PyTree
 
@@ -147,7 +147,7 @@ def coord_check(
         program, sizes = Program(), []
         for seed in range(seeds):
             model_key, input_key, loss_key = jax.random.split(jax.random.fold_in(key, seed), 3)
-            made = make_model(width, model_key) if takes_key else make_model(width)
+            made = _made(make_model, (width, model_key) if takes_key else (width,))
             model = _check_model(made, width, optimizer, loss_key)
             inputs = draw_inputs(dummy_input, input_key, batch_size)
             sizes.append(train_and_measure(program, model, inputs, dummy_loss, loss_key, steps))
@@ -158,11 +158,24 @@ def coord_check(
 
 
 def _check_make_model(make_model: Any) -> None:
-    if model_kind(make_model) is not None or not callable(make_model):
+    model = model_kind(make_model) is not None or has_variables(make_model)
+    if model or lacks_variables(make_model) or not callable(make_model):
         raise TypeError(
-            f"make_model is {kind_of(make_model)}; pass a function of width that returns "
+            f"make_model is {name_of(make_model)}; pass a function of width that returns "
             "(params, apply_fn)"
         )
+
+
+def _made(make_model: MakeModel, given: tuple[Any, ...]) -> Any:
+    try:
+        return make_model(*given)
+    except Exception as error:
+        error.add_note(
+            f"raised by make_model, {kind_of(make_model)}, which was called with "
+            f"({', '.join(('width', 'key')[: len(given)])}); it returns (params, apply_fn), or a "
+            "module that can be called"
+        )
+        raise
 
 
 def _check_widths(widths: Iterable[int]) -> tuple[int, ...]:
@@ -196,7 +209,13 @@ def _check_model(made: Any, width: int, optimizer: Any, key: Key) -> Model:
 
 def _parts(made: Any, width: int) -> list[Any]:
     """Returns what was made, what applies it and the optimizer, if any; a module applies itself."""
-    parts = list(made) if isinstance(made, tuple) and not calls_itself(made) else [made]
+    alone = not isinstance(made, tuple) or calls_itself(made) or lacks_variables(made)
+    parts = [made] if alone else list(made)
+    if parts and lacks_variables(parts[0]):
+        raise TypeError(
+            f"make_model({width}) returned {name_of(parts[0])}, which holds no variables; return "
+            "those that its init returned before it, as in (model.init(key, x), model)"
+        )
     if calls_itself(parts[0]) and (len(parts) == 1 or _is_optimizer(parts[1])):
         parts.insert(1, None)
     applies = len(parts) > 1 and (callable(parts[1]) or lacks_variables(parts[1]))

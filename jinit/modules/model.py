@@ -37,6 +37,7 @@ __all__ = [
     "OWN_KEY",
     "Model",
     "Module",
+    "call_itself",
     "read_model",
 ]
 
@@ -318,7 +319,10 @@ class HaikuModule(Module):
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(call_itself)
+        """That of the function which was transformed, after the variables."""
+        variables, *rest = inspect.signature(self.rest.apply).parameters.values()
+        with_state = form_of(self.rest) == "TransformedWithState"
+        return inspect.Signature([variables, *rest[with_state + _takes_key(self.rest) :]])
 
 
 def _read_linen(variables: Any, module: Any, of: type | None) -> Model:

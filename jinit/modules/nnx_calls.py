@@ -25,7 +25,7 @@ from typing import Any
 
 import jax
 
-from jinit.modules.kinds import is_framework_type, is_nnx_object, is_nnx_state, is_nnx_variable
+from jinit.modules.kinds import is_nnx_module, is_nnx_object, is_nnx_state, is_nnx_variable
 
 __all__ = [
     "Apart",
@@ -199,7 +199,7 @@ def on_objects(
 
 def on_state(function: Callable[[Any], Any], tree: Any) -> Any:
     """Applies a function of trees of arrays to a tree, or to a copy of an NNX module's state."""
-    if not is_framework_type(tree, "flax.nnx", "Module"):
+    if not is_nnx_module(tree):
         return function(tree)
     from flax import nnx
 

@@ -97,6 +97,32 @@ def test_a_pair_with_state_keeps_its_statistics_in_float32(level, half):
         assert half not in counts["rsqrt"]
 
 
+def convolved(x):
+    x = hk.BatchNorm(True, True, 0.9)(hk.Conv1D(4, 3)(x[..., None]), is_training=True)
+    return hk.Conv1D(2, 3)(x)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("form", ["pair", "function"])
+def test_a_convolution_takes_what_a_kept_norm_returns(level, form):
+    """It takes operands of one dtype, where a product of JAX's promotes."""
+    pair = hk.transform_with_state(convolved)
+    params, state = pair.init(KEY, X)
+    wanted, before = pair.apply(params, state, KEY, X)
+    if form == "pair":
+        model = at(level, pair)
+        stored = model.policy.cast_to_param({"params": params})["params"]
+        found, updated = model.apply(stored, state, KEY, X)
+        close(updated, before, 0.02)
+        run = "float32" if level == "O0" else "bfloat16"
+        counts = operand_dtypes(lambda *args: model.apply(*args), stored, state, KEY, X)
+        assert counts["conv_general_dilated"] == {run: 2}
+    else:
+        model = at(level, lambda p, x: pair.apply(p, state, KEY, x)[0])
+        found = model(model.policy.cast_to_param(params), X)
+    close(found, wanted, 0.1)
+
+
 def test_a_state_of_another_dtype_comes_back_in_it():
     model = at("O2", STATEFUL)
     params, state = model.init(KEY, X)

@@ -1,7 +1,10 @@
 """A step in one call, and the state that a skipped step keeps, in every framework."""
 
+import re
+
 import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -253,6 +256,82 @@ def test_without_an_optimizer():
         TypeError, match=r"no optimizer, which dict needs: write amp\.train_step\(l"
     ):
         amp.train_step(loss_fn)({"w": jnp.ones(2)}, None)
+
+
+def test_a_state_of_all_of_flaxs_variables():
+    tx = amp.loss_scaling(adam())
+    with pytest.raises(ValueError, match="structure") as caught:
+        amp.train_step(lambda v, x: jnp.mean(x @ v["params"]["w"]), tx)(
+            {"params": {"w": jnp.ones(8)}}, tx.init({"params": {"w": jnp.ones(8)}}), X
+        )
+    assert (
+        "opt_state may be of another tree than what is trained: of Flax variables it is "
+        'tx.init(variables["params"]), of an Equinox module '
+        "tx.init(eqx.filter(model, eqx.is_inexact_array)), of another tree tx.init(variables)"
+    ) in caught.value.__notes__
+
+
+def haiku_net(x):
+    return hk.Linear(4)(hk.BatchNorm(True, True, 0.9)(hk.Linear(16)(x), is_training=True))
+
+
+def test_haikus_state_is_a_collection():
+    pair = hk.transform_with_state(haiku_net)
+    params, state = pair.init(jax.random.key(0), X)
+    model, tx = initialize(pair, adam())
+
+    def loss(variables, x, t):
+        y, state = model.apply(variables["params"], variables["state"], None, x)
+        return mean_square(y, t), {"state": state}
+
+    step, opt_state = amp.train_step(loss, tx), tx.init(params)
+    variables = {"params": params, "state": state}
+    for _ in range(2):
+        variables, opt_state, value = step(variables, opt_state, X, T)
+    assert float(value) < float(loss({"params": params, "state": state}, X, T)[0])
+    counter = variables["state"]["batch_norm/~/mean_ema"]["counter"]
+    assert int(counter) == 2
+    kept = step(variables, opt_state, *BAD)[0]
+    jax.tree.map(np.testing.assert_array_equal, kept, variables)
+
+
+def test_haikus_pair_is_no_tree_of_parameters():
+    pair = hk.transform_with_state(haiku_net)
+    model, tx = initialize(pair, adam())
+    variables = pair.init(jax.random.key(0), X)
+    message = (
+        "a step trains all variables but for collections beside params, and not a float is "
+        "1/batch_norm/~/mean_ema/counter (int32), 1/batch_norm/~/var_ema/counter (int32): hand "
+        'Haiku\'s state over as a collection, {"params": params, "state": state}, and let loss_fn '
+        'return (loss, {"state": state})'
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        amp.train_step(lambda v, x: jnp.mean(model.apply(*v, None, x)[0]), tx)(
+            variables, tx.init(variables[0]), X
+        )
+
+
+def test_an_nnx_module_takes_an_optimizer_of_nnx():
+    network, tx = initialize(NnxNet(nnx.Rngs(0)), adam())
+    message = (
+        r"^the step of an NNX module is called as step\(model, optimizer, \*batch\), where the "
+        r"optimizer is .*: pass nnx\.Optimizer\(model, tx, wrt=nnx\.Param\)$"
+    )
+    with pytest.raises(TypeError, match=message):
+        amp.train_step(lambda m, x: jnp.mean(m(x)))(network, tx, X)
+
+
+@pytest.mark.parametrize("call", ["init", "update"])
+def test_an_equinox_module_with_more_than_arrays(call):
+    model = eqx.nn.MLP(8, 4, 8, 1, key=jax.random.key(0))
+    arrays = eqx.filter(model, eqx.is_inexact_array)
+    tx = amp.loss_scaling(adam())
+    message = (
+        r"^params must be a tree of arrays, but not an array is params\.activation .*; pass "
+        r"eqx\.filter\(model, eqx\.is_inexact_array\)$"
+    )
+    with pytest.raises(TypeError, match=message):
+        tx.init(model) if call == "init" else tx.update(arrays, tx.init(arrays), model)
 
 
 # where_finite alone

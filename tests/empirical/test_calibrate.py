@@ -392,3 +392,26 @@ def test_bad_input_is_refused(call, params, apply_fn, dummy_loss, message):
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         jinit.calibrate(GOOD, linear, X, jnp.sum, **options)
+
+
+def test_a_report_says_what_its_words_mean():
+    params = {"w": jnp.eye(4), "gain": jnp.ones(4), "bias": jnp.ones(4), "off": jnp.zeros((4, 4))}
+
+    def model(p, x):
+        y = jnp.tanh(x @ p["w"]) * p["gain"]
+        return jax.nn.relu(y + p["bias"]) + jax.lax.stop_gradient(x @ p["off"])
+
+    x = jax.random.normal(jax.random.key(0), (32, 4))
+    meanings = [
+        "a gain: multiplies activations element by element, as the scale of a norm does; it keeps "
+        "its size",
+        "a bias on its own: goes with no weight, as the bias of a norm; it keeps its size",
+        "no output: the layer's output is 0 for every input",
+        "no gradient: the loss's gradient is 0, or rounding, at the layer's input or at its "
+        "parameters",
+        "no update: a step of its parameters leaves the layer's output as it is",
+    ]
+    report = str(jinit.calibrate(params, model, x, jnp.sum, samples=1).report)
+    assert report.splitlines()[-5:] == meanings
+    plain = jinit.calibrate({"w": jnp.eye(4)}, lambda p, x: x @ p["w"], x, jnp.sum, samples=1)
+    assert not any(meaning in str(plain.report) for meaning in meanings)

@@ -1,6 +1,7 @@
 """Modules of NNX, Equinox, linen and Haiku, calibrated as they are, against linen's variables."""
 
 import functools
+import json
 import re
 
 import equinox as eqx
@@ -608,6 +609,41 @@ def test_a_state_that_the_function_closed_over():
         f"apply_fn writes to an NNX object that it closed over; pass the model itself, {WITH_CALL}"
     )
     assert note in caught.value.__notes__
+
+
+@pytest.mark.parametrize("mode", ["fold", "explicit"])
+@pytest.mark.parametrize("make", [lambda: Nnx(nnx.Rngs(0)), lambda: BOUND], ids=["NNX", "bound"])
+def test_a_file_of_a_module_that_calls_itself_needs_only_one_like_it(make, mode, tmp_path):
+    path, result = tmp_path / "calibration.npz", jinit.calibrate(make(), X, loss, mode=mode)
+    result.save(path)
+    found = jinit.Calibration.load(path, like=make())
+    np.testing.assert_array_equal(
+        found.apply_fn(found.params, X), result.apply_fn(result.params, X)
+    )
+    found.save(path)
+    again = jinit.Calibration.load(path, like=make())
+    np.testing.assert_array_equal(again.apply_fn(again.params, X), found.apply_fn(found.params, X))
+    alone = jinit.Calibration.load(path)
+    message = (
+        f"{type(make()).__name__} is not in this calibration: a file holds the arrays of a module; "
+        "hand one that was constructed alike to Calibration.load, as like="
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        alone.apply_fn(alone.params, X)
+
+
+def test_an_older_file_does_not_say_that_a_module_called_itself(tmp_path):
+    path, result = tmp_path / "calibration.npz", jinit.calibrate(LINEAR, X, loss, samples=1)
+    result.save(path)
+    with np.load(path) as archive:
+        entries = dict(archive)
+    head = json.loads(str(entries["json"]))
+    del head["alone"]
+    np.savez(path, **entries | {"json": np.array(json.dumps(head))})
+    found = jinit.Calibration.load(path, like=LINEAR)
+    np.testing.assert_array_equal(found.params(X), result.params(X))
+    with pytest.raises(ValueError, match=r"^Linear is not in this calibration: a file holds no fu"):
+        found.apply_fn(found.params, X)
 
 
 def test_wrapping_the_leaf_modules_of_other_frameworks():

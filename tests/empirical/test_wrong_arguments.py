@@ -6,10 +6,12 @@ import re
 
 import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jinit
 
@@ -44,7 +46,26 @@ ALONE = (
     "; pass the arrays alone, for example by equinox.partition(model, equinox.is_array), and "
     "combine them with the rest inside apply_fn"
 )
-LINEN = "pass model.apply, and as params the variables that model.init returned"
+UNBOUND = (
+    "which holds no variables; pass those that its init returned before it, as in "
+    "jinit.calibrate(variables, model, x, loss)"
+)
+HIDDEN = (
+    ", whose arrays it hides; pass the module itself first, and after it what calls it, as in "
+    "jinit.calibrate(model, lambda m, x: jax.vmap(m)(x), x, loss)"
+)
+WRAPPED = jinit.empirical.wrap_all_leaf_modules(MODEL)
+HAIKU = hk.transform(lambda x: hk.Linear(8)(x))
+HAIKU_WITH_STATE = hk.transform_with_state(lambda x: hk.Linear(8)(x))
+HAIKU_PARAMS = HAIKU.init(jax.random.key(0), X)
+HAIKU_CALLED = (
+    "apply_fn is called as apply_fn(params, input), but missing a required argument: {}; Haiku's "
+    "apply takes "
+)
+RANDOM_KEY = (
+    "a random key after the params: pass what haiku.transform returned in its place, or "
+    "lambda p, x: f.apply(p, rng, x)"
+)
 WRONG = {
     "leaves of other types": (
         ({"w": jnp.eye(4), "name": "dense", "f": {"act": jax.nn.relu}, "of": np.array(["a"])},
@@ -69,7 +90,45 @@ WRONG = {
     ),
     "a model first": (
         (MODEL, VARIABLES, X, loss),
-        f"params is a linen module (Dense), which is not a tree of arrays; {LINEN}{ORDER}",
+        f"params is a linen module (Dense), {UNBOUND}",
+    ),
+    "a linen module without variables": (
+        (MODEL, X, loss),
+        f"params is a linen module (Dense), {UNBOUND}",
+    ),
+    "what haiku.transform returned, without params": (
+        (HAIKU, X, loss),
+        f"params is Haiku's Transformed, {UNBOUND}",
+    ),
+    "a wrapped model without variables": (
+        (WRAPPED, X, loss),
+        f"params is a WrappedModel, {UNBOUND}",
+    ),
+    "a function made of an Equinox module": (
+        (jax.vmap(MLP), X, loss),
+        f"params is a function made of an Equinox module (MLP){HIDDEN}",
+    ),
+    "a jitted method of an NNX module": (
+        (jax.jit(nnx.Linear(4, 8, rngs=nnx.Rngs(0)).__call__), X, loss),
+        f"params is a function made of an NNX object (Linear){HIDDEN}",
+    ),
+    "a part of an Equinox module's call": (
+        (functools.partial(MLP, key=None), X, loss),
+        f"params is a function made of an Equinox module (MLP){HIDDEN}",
+    ),
+    "a module and a function made of it": (
+        (MLP, jax.vmap(MLP), X, loss),
+        "apply_fn is called as <unnamed function>(params, input), but too many positional "
+        f"arguments; it is made of an Equinox module (MLP){HIDDEN}",
+    ),
+    "Haiku's apply with a key": (
+        (HAIKU_PARAMS, HAIKU.apply, X, loss),
+        HAIKU_CALLED.format("'x'") + RANDOM_KEY,
+    ),
+    "Haiku's apply with state": (
+        ((HAIKU_PARAMS, {}), HAIKU_WITH_STATE.apply, X, loss),
+        HAIKU_CALLED.format("'rng'") + "the state after the params: pass in its place what "
+        "haiku.transform_with_state returned, and before it (params, state)",
     ),
     "apply_fn and dummy_input swapped": (
         (VARIABLES, X, MODEL.apply, loss),
@@ -110,6 +169,70 @@ WRONG = {
 def test_the_argument_is_named(call, arguments, message):
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         call(*arguments)
+
+
+def test_keys_for_a_function_that_haiku_gives_its_own():
+    message = (
+        "apply_fn is called as apply_fn(params, input, rngs=...), but got an unexpected keyword "
+        "argument 'rngs'; pass a function of (params, *inputs), and several inputs as a tuple, or "
+        "leave rngs out where the module draws by itself"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message + ORDER)}$"):
+        jinit.calibrate(HAIKU_PARAMS, HAIKU, X, loss, rngs="dropout")
+
+
+def test_haikus_apply_takes_an_input_for_the_key():
+    with pytest.raises(ValueError, match="Apply must be called with an RNG") as caught:
+        jinit.calibrate(HAIKU_PARAMS, HAIKU.apply, (X, X), loss)
+    assert f"Haiku's apply takes {RANDOM_KEY}" in caught.value.__notes__
+
+
+def test_haikus_apply_is_taken_where_the_inputs_hold_the_key():
+    jinit.empirical_init(HAIKU_PARAMS, HAIKU.apply, lambda key: (key, X), loss)
+    jinit.empirical_init(HAIKU_PARAMS, hk.without_apply_rng(HAIKU).apply, X, loss)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=IDS)
+def test_a_wrapped_model_stands_where_its_apply_does(call):
+    variables = WRAPPED.init(jax.random.key(0), X)
+    found, expected = (call(variables, f, X, loss, samples=1) for f in (WRAPPED, WRAPPED.apply))
+    if call is not jinit.empirical_init:
+        y = found.apply_fn(found.params, X)
+        np.testing.assert_array_equal(y, expected.apply_fn(expected.params, X))
+        found, expected = found.params, expected.params
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+CARRY = (
+    "if its first part is a carry, as of a recurrent layer, let dummy_loss take the second, as in "
+    "lambda y: loss(y[1])"
+)
+STATE_BESIDE = "if its second part is state, as with Flax's mutable=, pass has_aux=True"
+CARRIES = {
+    "a carry of one array": (nn.GRUCell(4), X, f"{CARRY}; {STATE_BESIDE}"),
+    "a carry of two": (nn.LSTMCell(4), (X, X), CARRY),
+}
+
+
+@pytest.mark.parametrize(("cell", "carry", "told"), CARRIES.values(), ids=CARRIES)
+def test_a_carry_before_the_output_asks_for_a_loss_of_the_second(cell, carry, told):
+    variables = cell.init(jax.random.key(0), carry, X)
+    message = rf"^{type(cell).__name__} returned a pair, on which dummy_loss failed \(.*tuple.*\); "
+    with pytest.raises(ValueError, match=f"{message}{re.escape(told)}$"):
+        jinit.empirical_init(variables, cell, (carry, X), loss)
+    jinit.empirical_init(variables, cell, (carry, X), lambda y: loss(y[1]))
+
+
+def test_has_aux_takes_no_carry_for_the_output():
+    cell, carry = CARRIES["a carry of two"][:2]
+    variables = cell.init(jax.random.key(0), carry, X)
+    message = (
+        r"^has_aux=True takes the first part of what LSTMCell returned for the output, a tuple, on "
+        r"which dummy_loss failed \(.*\); if its first part is a carry, as of a recurrent layer, "
+        r"leave has_aux out, and let dummy_loss take the second, as in lambda y: loss\(y\[1\]\)$"
+    )
+    with pytest.raises(ValueError, match=message):
+        jinit.calibrate(variables, cell, (carry, X), loss, has_aux=True)
 
 
 @pytest.mark.cases

@@ -810,8 +810,20 @@ MISTAKEN = {
     ),
     "a module and its apply": (
         lambda width: (with_state(width)[1], with_state(width)[1].apply),
-        "params is a linen module (WithState), which is not a tree of arrays; pass model.apply, "
-        "and as params the variables that model.init returned; make_model(4) returns (params, ",
+        "make_model(4) returned a linen module (WithState), which holds no variables; return those "
+        "that its init returned before it, as in (model.init(key, x), model)",
+    ),
+    "a module alone": (
+        lambda width: WithState(width),
+        "make_model(4) returned a linen module (WithState), which holds no variables; return those",
+    ),
+    "the class of a linen module": (
+        WithState,
+        "make_model(4) returned a linen module (WithState), which holds no variables; return those",
+    ),
+    "an NNX module": (
+        nnx.Linear(4, 4, rngs=nnx.Rngs(0)),
+        "make_model is an NNX object (Linear); pass a function of width that returns (params, ",
     ),
 }
 
@@ -820,6 +832,20 @@ MISTAKEN = {
 def test_a_model_of_another_kind_is_named(make_model, text):
     with pytest.raises(TypeError, match=f"^{re.escape(text)}"):
         jinit.coord_check(make_model, [4, 8], X, squared_error)
+
+
+class NeedsKey(nnx.Module):
+    def __init__(self, width, rngs):
+        self.layer = nnx.Linear(4, width, rngs=rngs)
+
+
+def test_an_error_in_make_model_says_how_it_was_called():
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'rngs'") as caught:
+        jinit.coord_check(NeedsKey, [4, 8], X, squared_error)
+    assert caught.value.__notes__ == [
+        "raised by make_model, the class NeedsKey, which was called with (width); it returns "
+        "(params, apply_fn), or a module that can be called"
+    ]
 
 
 def test_state_beside_the_output():

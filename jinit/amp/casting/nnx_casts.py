@@ -17,7 +17,7 @@ import numpy as np
 from jinit.amp.casting.dtypes import cast_floating, holds_float32
 from jinit.amp.casting.linen_casts import is_norm
 from jinit.modules.borrowed_class import being
-from jinit.modules.kinds import is_framework_type
+from jinit.modules.kinds import is_nnx_module
 
 __all__ = ["cast_after_norms"]
 
@@ -44,7 +44,7 @@ def _norms(tree: Any) -> list[Any]:
     """Lists the norms among a tree's NNX modules that hold float32."""
 
     def is_module(node: Any) -> bool:
-        return is_framework_type(node, "flax.nnx", "Module")
+        return is_nnx_module(node)
 
     modules = [node for node in jax.tree.leaves(tree, is_leaf=is_module) if is_module(node)]
     if not modules:

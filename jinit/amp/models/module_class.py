@@ -17,7 +17,7 @@ from jinit.amp.apply import MixedPrecisionApply
 from jinit.amp.casting.module_types import nnx_types
 from jinit.amp.policy import Policy
 from jinit.modules.borrowed_class import being, set_class
-from jinit.modules.kinds import is_framework_type
+from jinit.modules.kinds import is_framework_type, is_nnx_module, is_nnx_object
 
 __all__ = ["apply_of", "is_module", "module_at"]
 
@@ -47,9 +47,7 @@ def _is_at_level(value: Any) -> bool:
 
 def is_module(value: Any) -> bool:
     """Returns whether a value is a module that holds its own arrays: NNX's or Equinox's."""
-    return is_framework_type(value, "flax.nnx", "Module") or is_framework_type(
-        value, "equinox", "Module"
-    )
+    return is_nnx_module(value) or is_framework_type(value, "equinox", "Module")
 
 
 def apply_of(fn: Any, args: Sequence[Any]) -> tuple[Callable[..., Any], Sequence[Any]]:
@@ -79,7 +77,7 @@ def module_at(module: Any, policy: Policy) -> Any:
             "level casts: of a method write amp.initialize(lambda model, x: model.forward(x), ...)"
         )
     _check_parts(module, policy)
-    types = nnx_types(module) if is_framework_type(module, "flax.nnx", "Module") else None
+    types = nnx_types(module) if is_nnx_module(module) else None
     made = policy.cast_to_param(module, types)
     set_class(made, _class_at(type(module), policy))  # the one made, for it may refer to itself
     return made
@@ -89,7 +87,7 @@ def _check_parts(module: Any, policy: Policy) -> None:
     """Raises ValueError where a part at a level would meet parameters that were cast before."""
     if not policy.computes_in_half:
         return
-    if is_framework_type(module, "flax.nnx", "Module"):
+    if is_nnx_module(module):
         from flax import nnx
 
         nodes = [node for _, node in nnx.iter_graph(module)]
@@ -130,7 +128,7 @@ def _calling(cls: type) -> Callable[..., Any]:
         level = type(module)
         with being(module, cls):
             outputs = cls.__call__(module, *args, **kwargs)
-        return outputs if is_framework_type(module, "flax.nnx", "Pytree") else _at(level, outputs)
+        return outputs if is_nnx_object(module) else _at(level, outputs)
 
     return apply
 

@@ -199,6 +199,7 @@ def _scaled(
         **extra_args: Any,
     ) -> tuple[optax.Updates, LossScalingState]:
         check_state("loss_scaling", state, LossScalingState)
+        check_leaves("params", params)
         if overflow is None:
             updates = marked_again(updates, params, state.loss_scale.size)
         handed = updates if overflow is None else _marked(updates, overflow)

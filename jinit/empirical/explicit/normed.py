@@ -87,6 +87,14 @@ class WrappedModel:
         with nn.intercept_methods(_intercept):
             return self.model.apply(variables, *args, **options)
 
+    def __call__(self, variables: Any, *args: Any, **options: Any) -> Any:
+        """Returns what ``apply`` does, so that it may stand where a linen module does."""
+        return self.apply(variables, *args, **options)
+
+    @property
+    def __name__(self) -> str:
+        return type(self.model).__name__
+
 
 def _intercept(call: Any, inputs: Any, options: Any, context: Any) -> Any:
     """Scales a leaf module's call; while the model is initialized, gives it scales of 1."""
@@ -120,7 +128,7 @@ def wrap_all_leaf_modules(model: nn.Module) -> WrappedModel:
         model: A linen module.
 
     Returns:
-        An object with the model's ``init`` and ``apply``.
+        An object with the model's ``init`` and ``apply``; calling it applies it.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, jinit

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import jax
 
-from jinit.empirical.results.files import applying, read, restored, write
+from jinit.empirical.results.files import applying, read, write
 from jinit.empirical.results.findings_report import report_of
 from jinit.empirical.results.report import Report
 from jinit.empirical.results.saved import Saved, applied_with, saved
@@ -141,7 +141,7 @@ class Calibration(Generic[P]):
         Args:
             path: The file.
             apply_fn: The function that was calibrated, or linen's module; only ``apply_fn`` of the
-                result needs it. Of a module that calls itself it is ``lambda m, x: m(x)``.
+                result needs it. One that was calibrated without a function needs ``like`` alone.
             like: A module like the one that was calibrated: ``params`` is such a module then, and
                 a dict by its paths otherwise.
 
@@ -153,9 +153,7 @@ class Calibration(Generic[P]):
                 another module.
             TypeError: ``like`` is no module, or ``apply_fn`` is one that holds its variables.
         """
-        parts, findings = read(path, applying(apply_fn))
-        if like is not None:
-            parts["params"] = restored(like, parts["params"])
+        parts, findings = read(path, applying(apply_fn), like)
         return cls(**parts, _findings=findings)
 
     def __repr__(self) -> str:

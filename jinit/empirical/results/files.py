@@ -22,9 +22,9 @@ from jinit._trees import leaf_paths
 from jinit.empirical.results.report import LayerRow, Report
 from jinit.empirical.results.saved import Facts, Saved
 from jinit.modules.kinds import has_variables, is_nnx_state, lacks_variables
-from jinit.modules.model import read_model
+from jinit.modules.model import call_itself, read_model
 
-__all__ = ["applying", "read", "restored", "write"]
+__all__ = ["applying", "read", "write"]
 
 _FORMAT = 1
 _NOT_ONE = "holds no calibration; pass what Calibration.save has written"
@@ -45,6 +45,7 @@ def write(path: str | os.PathLike[str], parts: Mapping[str, Any], findings: Save
         "inside": facts.inside,
         "collection": facts.collection,
         "parameters": facts.parameters,
+        "alone": facts.alone,
         "report": facts.report.to_dict(),
         "growth": _encoded(findings.growth, "growth", arrays),
         "parts": {name: _encoded(_plain(tree), name, arrays) for name, tree in parts.items()},
@@ -58,12 +59,19 @@ def write(path: str | os.PathLike[str], parts: Mapping[str, Any], findings: Save
 
 
 def read(
-    path: str | os.PathLike[str], apply_fn: Callable[..., Any] | None
+    path: str | os.PathLike[str], apply_fn: Callable[..., Any] | None, like: Any
 ) -> tuple[dict[str, Any], Saved]:
-    """Reads what ``write`` wrote; ``apply_fn`` is the function that was calibrated, if given.
+    """Reads what ``write`` wrote.
+
+    Args:
+        path: The file.
+        apply_fn: The function that was calibrated, if given.
+        like: A module like the one that was calibrated, if given; ``params`` is such a one then.
 
     Raises:
-        ValueError: The file is not one of a calibration, or of a later format.
+        ValueError: The file is not one of a calibration, or of a later format, or ``like`` is
+            another module.
+        TypeError: ``like`` is no module.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} {_NOT_ONE}")
@@ -78,16 +86,25 @@ def read(
             )
         parts = {name: _decoded(tree, archive) for name, tree in head["parts"].items()}
         growth = _decoded(head["growth"], archive)
-    report = _report(head["report"])
-    parameters = head.get("parameters")
+    parameters, alone = head.get("parameters"), head.get("alone", False)
+    if like is not None:
+        parts["params"] = _restored(like, parts["params"])
+        apply_fn = call_itself if apply_fn is None and alone else apply_fn
     facts = Facts(
-        report, head["name"], None, head["wrapped"], head["inside"], head.get("collection"),
-        None if parameters is None else tuple(parameters), apply_fn,
-    )  # fmt: skip
+        report=_report(head["report"]),
+        name=head["name"],
+        function=None,
+        wrapped=head["wrapped"],
+        inside=head["inside"],
+        collection=head.get("collection"),
+        parameters=None if parameters is None else tuple(parameters),
+        alone=alone,
+        given=apply_fn,
+    )
     return parts, Saved(growth, facts)
 
 
-def restored(module: Any, params: Any) -> Any:
+def _restored(module: Any, params: Any) -> Any:
     """Returns a module with the arrays that were written of one like it.
 
     Raises:

@@ -127,7 +127,14 @@ class Report(PlainData):
                 "its RMS in the geometric mean; the multipliers are divided by it"
             )
         lines += [f"{title}: {', '.join(items)}" for title, items in lists.items() if items]
+        lines += self._legend()
         return printable("\n".join(lines))
+
+    def _legend(self) -> list[str]:
+        """Says what the words mean that this report uses."""
+        used = {*self.not_tuned.values(), *(row.note for row in self.rows)}
+        used |= {f"no {name}" for names in self.missing.values() for name in names}
+        return [f"{word}: {meaning}" for word, meaning in _LEGEND.items() if word in used]
 
     def _details(self) -> str:
         """Tables what only ``verbose`` measures."""
@@ -141,6 +148,19 @@ class Report(PlainData):
         )
 
     __repr__ = __str__
+
+
+_LEGEND = {
+    "a gain": (
+        "multiplies activations element by element, as the scale of a norm does; it keeps its size"
+    ),
+    "a bias on its own": "goes with no weight, as the bias of a norm; it keeps its size",
+    "no output": "the layer's output is 0 for every input",
+    "no gradient": (
+        "the loss's gradient is 0, or rounding, at the layer's input or at its parameters"
+    ),
+    "no update": "a step of its parameters leaves the layer's output as it is",
+}
 
 
 def _cells(row: LayerRow) -> list[str]:

@@ -16,6 +16,7 @@ from jinit.empirical.results.report import Report
 from jinit.empirical.solve import Findings
 from jinit.empirical.traced_model import TracedModel
 from jinit.empirical.user_functions import describe_call
+from jinit.modules.model import call_itself
 
 __all__ = ["Facts", "Saved", "applied_with", "saved"]
 
@@ -32,6 +33,7 @@ class Facts:
         inside: Whether the variables hold these scales.
         collection: The top-level entry that holds the parameters, where the user said so.
         parameters: The paths of the parameters, where the user said which they are.
+        alone: Whether the model was given without a function, since it calls itself.
         given: The function, where the user gave it again.
     """
 
@@ -42,6 +44,7 @@ class Facts:
     inside: bool
     collection: str | None = None
     parameters: tuple[str, ...] | None = None
+    alone: bool = False
     given: Callable[..., Any] | None = None
 
 
@@ -82,6 +85,7 @@ def _facts(model: TracedModel, report: Any, function: bytes | None) -> Facts:
         inside=request.scales_inside,
         collection=request.collection if request.explained else None,
         parameters=tuple(path for path, flag in flags if flag) if request.explained else None,
+        alone=request.call.fn is call_itself,
     )
 
 
@@ -105,6 +109,11 @@ def applied_with(findings: Findings | Saved, scales: Any) -> Callable[..., Any]:
     facts = findings.facts
     if facts.given is not None:
         return _wrapped(facts.given, facts, scales)
+    if facts.function is None and facts.alone:
+        raise ValueError(
+            f"{facts.name} is not in this calibration: a file holds the arrays of a module; hand "
+            "one that was constructed alike to Calibration.load, as like="
+        )
     if facts.function is None:
         around = (
             ", wrapped by jinit.empirical.NormedApply(apply_fn, scales)" if facts.wrapped else ""
