@@ -41,20 +41,25 @@ class Block(nn.Module):
     Attributes:
         dtype: What products run in; None is what comes.
         norm_dtype: What layer norms run in; None is what comes.
+        causal: Whether attention looks back only.
+        float32_softmax: Whether the softmax is float32 where a dtype is given.
     """
 
     heads: int
     dtype: Any = None
     norm_dtype: Any = None
+    causal: bool = True
+    float32_softmax: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the block's outputs, shape ``(batch, time, width)``."""
         width = x.shape[-1]
         y = nn.LayerNorm(dtype=self.norm_dtype)(x)
-        mask = nn.make_causal_mask(y[..., 0])
+        mask = nn.make_causal_mask(y[..., 0]) if self.causal else None
+        wide = self.float32_softmax and self.dtype is not None
         attention = nn.MultiHeadDotProductAttention(
-            self.heads, dtype=self.dtype, force_fp32_for_softmax=self.dtype is not None
+            self.heads, dtype=self.dtype, force_fp32_for_softmax=wide
         )
         x = x + attention(y, mask=mask)
         y = nn.LayerNorm(dtype=self.norm_dtype)(x)
@@ -68,22 +73,28 @@ class Transformer(nn.Module):
     Attributes:
         depth: The number of blocks.
         width: The width of the stream.
+        heads: The block's; None is one for 32 of the width.
         dtype: As the block's; the stream has it as well.
-        norm_dtype: As the block's.
+        norm_dtype: As the block's, and so are the others.
     """
 
     depth: int
     width: int
     vocabulary: int = 256
+    heads: int | None = None
     dtype: Any = None
     norm_dtype: Any = None
+    causal: bool = True
+    float32_softmax: bool = True
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Returns logits, shape ``(batch, time, vocabulary)``."""
         x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype)(tokens)
+        heads = self.heads or self.width // 32
+        kinds = self.dtype, self.norm_dtype, self.causal, self.float32_softmax
         for _ in range(self.depth):
-            x = Block(self.width // 32, self.dtype, self.norm_dtype)(x)
+            x = Block(heads, *kinds)(x)
         x = nn.LayerNorm(dtype=self.norm_dtype)(x)
         return nn.Dense(self.vocabulary, dtype=self.dtype)(x).astype(jnp.float32)
 

@@ -1,0 +1,88 @@
+"""``empirical_init`` and ``calibrate`` of a 12-layer transformer: their passes, and as a whole."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+import jinit
+from jinit._tables import format_table
+from jinit.empirical.measuring import measurement
+from jinit.empirical.measuring.passes import Passes, passes_for
+from tests.benchmarks.accelerators.compilers import mesh_of
+from tests.benchmarks.accelerators.program import Program, build, placed, read
+from tests.benchmarks.precision import Transformer
+
+__all__ = ["tables"]
+
+MODEL = Transformer(12, 512, 1024, heads=8)
+TOKENS = jax.ShapeDtypeStruct((16, 256), jnp.int32)
+
+
+def loss_fn(logits: jax.Array) -> jax.Array:
+    """Returns a loss that depends on every logit."""
+    return jnp.mean(logits**2)
+
+
+def gradient(variables: Any, tokens: Any, key: Any) -> Any:
+    """What training needs at least, for scale."""
+    del key
+    return jax.grad(lambda variables: loss_fn(MODEL.apply(variables, tokens)))(variables)
+
+
+def empirical_init(variables: Any, tokens: Any, key: Any) -> Any:
+    """Returns the parameters scaled forward."""
+    return jinit.empirical_init(variables, MODEL.apply, tokens, loss_fn, key=key)
+
+
+def calibrate(variables: Any, tokens: Any, key: Any) -> Any:
+    """Returns the parameters and multipliers."""
+    result = jinit.calibrate(variables, MODEL.apply, tokens, loss_fn, key=key)
+    return result.params, result.multipliers
+
+
+def passes_of(fn: Callable[..., Any], args: Any, mesh: Any) -> dict[str, Program]:
+    """Compiles each pass that a function measures with, as a call outside of jit runs it."""
+    shapes: dict[str, Any] = {}
+    passes = passes_for((), traced=True)  # for no CPU
+
+    def recorded(name: str) -> Callable[..., Any]:
+        def run(model: Any, *args: Any) -> Any:
+            shapes[name] = model, jax.tree.map(jax.typeof, args)
+            return getattr(passes, name)(model, *args)
+
+        return run
+
+    recording = Passes(*map(recorded, Passes._fields))
+    with mock.patch.object(measurement, "passes_for", lambda *args, **kwargs: recording):
+        jax.eval_shape(fn, *args)
+    return {
+        f"{fn.__name__}, its {name} pass": read(
+            getattr(passes, name).lower(model, *placed(args, mesh))
+        )
+        for name, (model, args) in shapes.items()
+    }
+
+
+def tables(compiler: str, quick: bool) -> Iterator[str]:
+    """Tabulates what is compiled; quickly, the passes of ``calibrate`` alone."""
+    mesh = mesh_of(compiler, 1)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(MODEL.init, key, TOKENS)
+    args = placed((variables, TOKENS, key), mesh)
+    found = {"gradient of the loss": build(gradient, args)}
+    for fn in (calibrate,) if quick else (empirical_init, calibrate):
+        found |= passes_of(fn, args, mesh)
+    if not quick:
+        for fn in (empirical_init, calibrate):
+            found[f"jit({fn.__name__})"] = build(fn, args)
+    base = found["gradient of the loss"]
+    rows = [
+        [name, of.mebibytes, f"{of.temporary / (base.temporary or 1):.2f}", str(of.kernels),
+         f"{of.seconds:.1f}"]
+        for name, of in found.items()
+    ]  # fmt: skip
+    columns = ["program", ">temporary MiB", ">of the gradient's", ">kernels", ">compiled s"]
+    yield format_table(columns, rows, title=f"12 layers of a transformer, {compiler}")
