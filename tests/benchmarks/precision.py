@@ -42,14 +42,14 @@ class Block(nn.Module):
         dtype: What products run in; None is what comes.
         norm_dtype: What layer norms run in; None is what comes.
         causal: Whether attention looks back only.
-        float32_softmax: Whether the softmax is float32 where a dtype is given.
+        wide: What else is float32 where a dtype is given: ``softmax``, ``gelu``.
     """
 
     heads: int
     dtype: Any = None
     norm_dtype: Any = None
     causal: bool = True
-    float32_softmax: bool = True
+    wide: tuple[str, ...] = ("softmax",)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,13 +57,14 @@ class Block(nn.Module):
         width = x.shape[-1]
         y = nn.LayerNorm(dtype=self.norm_dtype)(x)
         mask = nn.make_causal_mask(y[..., 0]) if self.causal else None
-        wide = self.float32_softmax and self.dtype is not None
+        wide = self.wide if self.dtype is not None else ()
         attention = nn.MultiHeadDotProductAttention(
-            self.heads, dtype=self.dtype, force_fp32_for_softmax=wide
+            self.heads, dtype=self.dtype, force_fp32_for_softmax="softmax" in wide
         )
         x = x + attention(y, mask=mask)
         y = nn.LayerNorm(dtype=self.norm_dtype)(x)
-        y = nn.gelu(nn.Dense(4 * width, dtype=self.dtype)(y))
+        y = nn.Dense(4 * width, dtype=self.dtype)(y)
+        y = nn.gelu(y.astype(jnp.float32) if "gelu" in wide else y)
         return x + nn.Dense(width, dtype=self.dtype)(y)
 
 
@@ -76,6 +77,7 @@ class Transformer(nn.Module):
         heads: The block's; None is one for 32 of the width.
         dtype: As the block's; the stream has it as well.
         norm_dtype: As the block's, and so are the others.
+        wide: May hold ``stream`` as well.
     """
 
     depth: int
@@ -85,14 +87,15 @@ class Transformer(nn.Module):
     dtype: Any = None
     norm_dtype: Any = None
     causal: bool = True
-    float32_softmax: bool = True
+    wide: tuple[str, ...] = ("softmax",)
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Returns logits, shape ``(batch, time, vocabulary)``."""
-        x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype)(tokens)
+        stream = None if "stream" in self.wide else self.dtype
+        x = nn.Embed(self.vocabulary, self.width, dtype=stream)(tokens)
         heads = self.heads or self.width // 32
-        kinds = self.dtype, self.norm_dtype, self.causal, self.float32_softmax
+        kinds = self.dtype, self.norm_dtype, self.causal, self.wide
         for _ in range(self.depth):
             x = Block(heads, *kinds)(x)
         x = nn.LayerNorm(dtype=self.norm_dtype)(x)

@@ -55,3 +55,5 @@ def tables(compiler: str, quick: bool) -> Iterator[str]:
     ]  # fmt: skip
     columns = ["step", ">kernels", ">more", ">fusions more", ">temporary MiB", ">compiled s"]
     yield format_table(columns, rows, title=f"loss scaling, {len(params)} layers, {compiler}")
+    more = {name for name, of in found.items() if of.kernels > found["by hand"].kernels}
+    assert not more, f"more kernels than by hand: {', '.join(sorted(more))}"
