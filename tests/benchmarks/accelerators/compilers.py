@@ -20,6 +20,7 @@ COMPILERS = {"gpu": "jax_plugins.xla_cuda12", "tpu": "libtpu"}
 """The package that holds each compiler; the extra ``accelerators`` installs both."""
 
 _TPU: Mapping[str, str] = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a process elsewhere may be compiling too
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",

@@ -26,6 +26,8 @@ WIDE = {HAND: (), SOFTMAX: ("softmax",), ALIKE: ("softmax", "gelu", "stream")}
 AT_MOST = {HAND: {"O2": 1.03, "O3": 1.03}, SOFTMAX: {"O1": 1.05}, ALIKE: {"O1": 1.03}}
 """What a level may need of the memory of a version by hand."""
 
+QUICK = {"gpu": (SOFTMAX, "O1"), "tpu": ("O1",)}
+
 
 def versions(model: Any) -> dict[str, tuple[Callable[..., Any], Any, Callable[..., Any], Any]]:
     """Returns every version of a model: its apply, optimizer, scaling, and cast of parameters."""
@@ -125,8 +127,8 @@ def workloads(compiler: str) -> dict[str, tuple[Any, Any]]:
 
 
 def tables(compiler: str, quick: bool) -> Iterator[str]:
-    """Tabulates the steps; quickly, O1's and by hand of the first model."""
-    chosen = (SOFTMAX, "O1") if quick else None
+    """Tabulates the steps; quickly, some of the first model."""
+    chosen = QUICK[compiler] if quick else None
     counts = (1, 8) if compiler == "gpu" and not quick else (1 if compiler == "gpu" else 8,)
     for model, (module, batch) in [*workloads(compiler).items()][: 1 if quick else None]:
         for count in counts:
