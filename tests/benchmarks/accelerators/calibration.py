@@ -20,7 +20,7 @@ __all__ = ["tables"]
 
 TOKENS = jax.ShapeDtypeStruct((16, 256), jnp.int32)
 DEPTH, QUICK_DEPTH = 12, 2
-AT_MOST = 1.25
+AT_MOST = {"gpu": 1.25, "tpu": 2.0}
 """What a pass may need of the memory of the plain gradient."""
 
 
@@ -94,4 +94,5 @@ def tables(compiler: str, quick: bool) -> Iterator[str]:
     columns = ["program", ">temporary MiB", ">of the gradient's", ">kernels", ">compiled s"]
     yield format_table(columns, rows, title=f"transformer, layers: {depth}, {compiler}")
     worst = max(found, key=lambda name: found[name].temporary)
-    assert found[worst].temporary <= AT_MOST * base, f"{worst} needs more than {AT_MOST}"
+    most = AT_MOST[compiler]
+    assert found[worst].temporary <= most * base, f"{worst} needs more than {most} gradients"
