@@ -41,24 +41,30 @@ class Block(nn.Module):
     Attributes:
         dtype: What products run in; None is what comes.
         norm_dtype: What layer norms run in; None is what comes.
+        causal: Whether attention looks back only.
+        wide: What else is float32 where a dtype is given: ``softmax``, ``gelu``.
     """
 
     heads: int
     dtype: Any = None
     norm_dtype: Any = None
+    causal: bool = True
+    wide: tuple[str, ...] = ("softmax",)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the block's outputs, shape ``(batch, time, width)``."""
         width = x.shape[-1]
         y = nn.LayerNorm(dtype=self.norm_dtype)(x)
-        mask = nn.make_causal_mask(y[..., 0])
+        mask = nn.make_causal_mask(y[..., 0]) if self.causal else None
+        wide = self.wide if self.dtype is not None else ()
         attention = nn.MultiHeadDotProductAttention(
-            self.heads, dtype=self.dtype, force_fp32_for_softmax=self.dtype is not None
+            self.heads, dtype=self.dtype, force_fp32_for_softmax="softmax" in wide
         )
         x = x + attention(y, mask=mask)
         y = nn.LayerNorm(dtype=self.norm_dtype)(x)
-        y = nn.gelu(nn.Dense(4 * width, dtype=self.dtype)(y))
+        y = nn.Dense(4 * width, dtype=self.dtype)(y)
+        y = nn.gelu(y.astype(jnp.float32) if "gelu" in wide else y)
         return x + nn.Dense(width, dtype=self.dtype)(y)
 
 
@@ -68,22 +74,30 @@ class Transformer(nn.Module):
     Attributes:
         depth: The number of blocks.
         width: The width of the stream.
+        heads: The block's; None is one for 32 of the width.
         dtype: As the block's; the stream has it as well.
-        norm_dtype: As the block's.
+        norm_dtype: As the block's, and so are the others.
+        wide: May hold ``stream`` as well.
     """
 
     depth: int
     width: int
     vocabulary: int = 256
+    heads: int | None = None
     dtype: Any = None
     norm_dtype: Any = None
+    causal: bool = True
+    wide: tuple[str, ...] = ("softmax",)
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Returns logits, shape ``(batch, time, vocabulary)``."""
-        x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype)(tokens)
+        stream = None if "stream" in self.wide else self.dtype
+        x = nn.Embed(self.vocabulary, self.width, dtype=stream)(tokens)
+        heads = self.heads or self.width // 32
+        kinds = self.dtype, self.norm_dtype, self.causal, self.wide
         for _ in range(self.depth):
-            x = Block(self.width // 32, self.dtype, self.norm_dtype)(x)
+            x = Block(heads, *kinds)(x)
         x = nn.LayerNorm(dtype=self.norm_dtype)(x)
         return nn.Dense(self.vocabulary, dtype=self.dtype)(x).astype(jnp.float32)
 
