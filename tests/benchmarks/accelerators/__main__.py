@@ -7,6 +7,7 @@ for H100s and TPUs v5e, and say what a program needs there; none of it is run. T
 - ``scaling``: the kernels that loss scaling adds to a step
 - ``calibration``: the passes of ``empirical_init`` and ``calibrate`` of a 12-layer transformer
 - ``flags``: what ``startup`` says of XLA flags, beside what the compilers do under them
+- ``initialization``: the programs of ``fast_init`` of decoders of 7 and 70 billion parameters
 
 A part fails where what it finds is worse than it may be. ``--quick`` takes what CI has time for:
 smaller models and fewer versions, in two minutes.
@@ -20,7 +21,7 @@ from collections.abc import Mapping
 
 from tests.benchmarks.accelerators.compilers import COMPILERS, is_installed, prepare_environment
 
-PARTS = ("steps", "scaling", "calibration", "flags")
+PARTS = ("steps", "scaling", "calibration", "flags", "initialization")
 """Modules of this folder, each with ``tables(compiler, quick)``, which yields what is printed."""
 
 QUICK: Mapping[str, tuple[str, ...]] = {"gpu": PARTS, "tpu": ("steps",)}
