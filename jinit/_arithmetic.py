@@ -1,6 +1,7 @@
 """The arithmetic of statistics and scales, in float32 or wider."""
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.typing import DTypeLike
 
 __all__ = [
     "apply_scale",
+    "bytes_of",
     "inverse_rms",
     "is_float",
     "is_float_dtype",
@@ -34,6 +36,14 @@ def is_float(x: Any) -> bool:
 def is_float_dtype(dtype: DTypeLike) -> bool:
     """Returns whether a dtype, which may be one of keys, is of real or complex floats."""
     return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def bytes_of(shape: Sequence[int], dtype: Any) -> int:
+    """Returns how many bytes an array is; of keys, their words."""
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(tuple(shape), dtype))
+        shape, dtype = words.shape, words.dtype
+    return -(-math.prod(shape) * jax.dtypes.itemsize_bits(dtype) // 8)
 
 
 def wider(dtype: Any) -> Any:

@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 
-__all__ = ["format_number", "format_table", "printable"]
+__all__ = ["format_bytes", "format_count", "format_number", "format_table", "printable"]
 
 _PLAIN = {"─": "-", "→": ">", "×": "x"}
 """The library's own characters in ASCII, each as wide as before, so that columns stay aligned."""
@@ -47,6 +47,32 @@ def format_number(value: float | None) -> str:
         ('0.999', '2.5e-07', '-')
     """
     return "-" if value is None or math.isnan(value) else f"{value:.3g}"
+
+
+def format_count(number: int) -> str:
+    """Writes a whole number in three digits and a unit.
+
+    Example:
+        >>> format_count(0), format_count(768), format_count(85_907_216), format_count(7 * 10**9)
+        ('0', '768', '85.9M', '7B')
+    """
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def format_bytes(size: int) -> str:
+    """Writes a number of bytes in three digits and a unit.
+
+    Example:
+        >>> format_bytes(12), format_bytes(4096), format_bytes(3 * 2**30)
+        ('12 B', '4 KiB', '3 GiB')
+    """
+    for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size} B"
 
 
 def format_table(

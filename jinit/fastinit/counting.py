@@ -4,20 +4,18 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Sharding
 
-from jinit._arithmetic import is_float_dtype
+from jinit._arithmetic import bytes_of, is_float_dtype
 from jinit._plain import PlainData
-from jinit._tables import format_table
+from jinit._tables import format_bytes, format_count, format_table
 from jinit._trees import collection_of
 from jinit.fastinit.program import InitProgram, LeafSpec, Slot
 from jinit.modules.roles import param_mask
 
-__all__ = ["Count", "ModuleCount", "bytes_of", "count_leaves", "format_bytes", "format_count"]
+__all__ = ["Count", "ModuleCount", "count_leaves"]
 
 
 @dataclass(frozen=True)
@@ -79,40 +77,6 @@ def _devices(by_device: dict[str, int]) -> str:
     if len(sizes) == 1:
         return f"{format_bytes(sizes[0])} on each of {len(by_device)}"
     return f"{format_bytes(sizes[0])} to {format_bytes(sizes[-1])} on each of {len(by_device)}"
-
-
-def format_count(number: int) -> str:
-    """Writes a whole number in three digits and a unit.
-
-    Example:
-        >>> format_count(0), format_count(768), format_count(85_907_216), format_count(7 * 10**9)
-        ('0', '768', '85.9M', '7B')
-    """
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
-
-
-def format_bytes(size: int) -> str:
-    """Writes a number of bytes in three digits and a unit.
-
-    Example:
-        >>> format_bytes(12), format_bytes(4096), format_bytes(3 * 2**30)
-        ('12 B', '4 KiB', '3 GiB')
-    """
-    for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size} B"
-
-
-def bytes_of(shape: Sequence[int], dtype: Any) -> int:
-    """Returns how many bytes an array is; of keys, their words."""
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(tuple(shape), dtype))
-        shape, dtype = words.shape, words.dtype
-    return -(-math.prod(shape) * jax.dtypes.itemsize_bits(dtype) // 8)
 
 
 def count_leaves(program: InitProgram, shardings: Sequence[Sharding | None]) -> Count:

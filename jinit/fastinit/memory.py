@@ -7,7 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import Sharding
 
-from jinit.fastinit.counting import bytes_of, format_bytes
+from jinit._arithmetic import bytes_of
+from jinit._tables import format_bytes
 from jinit.fastinit.placing import local_shape
 from jinit.fastinit.program import InitProgram
 

@@ -5,9 +5,9 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from jinit._arithmetic import bytes_of
 from jinit._plain import PlainData
-from jinit._tables import format_table
-from jinit.fastinit.counting import bytes_of, format_bytes, format_count
+from jinit._tables import format_bytes, format_count, format_table
 from jinit.fastinit.program import InitProgram
 from jinit.fastinit.ways import Ways
 

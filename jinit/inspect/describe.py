@@ -1,15 +1,18 @@
 """``describe``: where the parameters of a model come from."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from flax import nnx
 
+from jinit._arithmetic import bytes_of
 from jinit._kinds import kind_of, model_kind
 from jinit._plain import PlainData
-from jinit._tables import format_table
+from jinit._tables import format_bytes, format_count, format_table
 from jinit.defaults.provenance.linen import read_linen
 from jinit.defaults.provenance.nnx import read_nnx
 from jinit.defaults.provenance.reading import UNKNOWN, Path, Reading
@@ -79,6 +82,16 @@ class Description(PlainData):
     norms: tuple[NormDescription, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers the parameters are."""
+        return sum(math.prod(each.shape) for each in self.parameters)
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes they are."""
+        return sum(bytes_of(each.shape, jnp.dtype(each.dtype)) for each in self.parameters)
+
     def __str__(self) -> str:
         held = any(p.mean is not None for p in self.parameters)
         columns = ["parameter", "shape", "dtype", "distribution", "fans", "decided by"]
@@ -86,11 +99,12 @@ class Description(PlainData):
             [*columns, *([">mean", ">std"] if held else [])],
             [[*_cells(p), *(_moments(p) if held else [])] for p in self.parameters],
         )
+        total = f"{format_count(self.numbers)} parameters, {format_bytes(self.bytes)}"
         norms = format_table(
             ["norm", "field", ">value", "decided by"],
             [[n.path, n.field, f"{n.value:g}", n.decided_by] for n in self.norms],
         )
-        return "\n".join([parameters, *([norms] if self.norms else []), *self.notes])
+        return "\n".join([parameters, total, *([norms] if self.norms else []), *self.notes])
 
 
 def describe(
@@ -125,6 +139,7 @@ def describe(
           parameter   shape    dtype     distribution              fans   decided by
          ────────────────────────────────────────────────────────────────────────────
           kernel      (4, 2)   float32   uniform(low=-1, high=1)   4, 2   keras
+        8 parameters, 32 B
     """
     if isinstance(model, nn.Module):
         _check_inputs(inputs)

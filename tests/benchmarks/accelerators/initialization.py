@@ -1,4 +1,6 @@
-"""What ``fast_init`` compiles for decoders that no machine here holds, born sharded on eight devices.
+"""What ``fast_init`` compiles for decoders that are too large for any machine here.
+
+They are born sharded on eight devices.
 
 ``python -m tests.benchmarks.accelerators --part initialization``. Beside it ``jax.jit(init)`` with
 the same shardings, in a process of its own that has ten minutes.
@@ -17,8 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jinit
-from jinit._tables import format_table
-from jinit.fastinit.counting import format_bytes
+from jinit._tables import format_bytes, format_table
 from tests.benchmarks.accelerators.compilers import mesh_of, prepare_environment
 from tests.benchmarks.accelerators.program import read
 
@@ -48,10 +49,8 @@ class Block(nn.Module):
         size = self.width // self.heads
         y = nn.RMSNorm()(x)
         query = nn.Dense(self.heads * size, use_bias=False, kernel_init=dense)(y)
-        key, value = (
-            nn.Dense(self.kept * size, use_bias=False, kernel_init=dense)(y) for _ in "kv"
-        )
-        y = query + jnp.tile(key * value, self.heads // self.kept)
+        both = [nn.Dense(self.kept * size, use_bias=False, kernel_init=dense)(y) for _ in "kv"]
+        y = query + jnp.tile(both[0] * both[1], self.heads // self.kept)
         x = x + nn.Dense(self.width, use_bias=False, kernel_init=dense)(y)
         y = nn.RMSNorm()(x)
         gate, up = (nn.Dense(self.inner, use_bias=False, kernel_init=dense)(y) for _ in "gu")
