@@ -280,6 +280,7 @@ def test_it_prints_and_is_plain_data():
         ["parameter", "shape", "dtype", "distribution", "fans", "decided", "by"],
         ["bias", "(6,)", "float32", "zeros()", "default"],
         ["scale", "(6,)", "float32", "ones()", "default"],
+        ["12", "parameters,", "48", "B"],
         ["norm", "field", "value", "decided", "by"],
         ["epsilon", "0.001", "keras"],
         ["momentum", "0.99", "keras"],
