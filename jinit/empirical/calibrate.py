@@ -7,6 +7,7 @@ from jax.core import Tracer
 
 from jinit._known import known_arguments
 from jinit._progress import progress
+from jinit.empirical.abstract import is_abstract, planned
 from jinit.empirical.measuring.meshes import entered_mesh
 from jinit.empirical.request import read_arguments
 from jinit.empirical.results.calibration import Calibration
@@ -240,7 +241,9 @@ def calibrate(  # pyright: ignore[reportInconsistentOverload]: a module shifts p
 
     Args:
         params: Any pytree of arrays, or Flax variables, of which the ``params`` are rescaled; or a
-            module, as ``empirical_init`` takes it.
+            module, as ``empirical_init`` takes it. Of ``jax.ShapeDtypeStruct``, as
+            ``jax.eval_shape`` returns them, nothing is measured: the report lists the layers and
+            what would be done to them, and the trees hold shapes with the shardings given.
         apply_fn: The model, ``apply_fn(params, *inputs)``: a function that JAX can trace, compiled
             once for equal functions and shapes; left out where a module calls itself, as in
             ``calibrate(model, x, loss)``; or a linen module, or what ``haiku.transform`` returned.
@@ -318,15 +321,20 @@ def calibrate(  # pyright: ignore[reportInconsistentOverload]: a module shifts p
         The system empirical-init for the three quantities; the multipliers under Adam repeat the
         widths' rule of Yang et al., "Tensor Programs V" (2022).
     """
-    problem = read_arguments(
-        params, apply_fn, dummy_input, dummy_loss, key, optimizer=optimizer, mode=mode, step=step,
-        samples=samples, batch_size=batch_size, target=target, include=include, exclude=exclude,
-        collection=collection, rngs=rngs, has_aux=has_aux, roles=roles, detailed=verbose,
-    )  # fmt: skip
-    with entered_mesh((problem.params, problem.inputs)), progress(verbose, "passes") as bar:
-        findings = solve(problem, bar)
-    check_findings(findings)
-    result = calibration_of(problem, findings)
-    if verbose and not isinstance(findings.before.activation, Tracer):
-        print(result.report)
-    return result
+
+    def run(params: PyTree) -> Calibration:
+        problem = read_arguments(
+            params, apply_fn, dummy_input, dummy_loss, key, optimizer=optimizer, mode=mode,
+            step=step, samples=samples, batch_size=batch_size, target=target, include=include,
+            exclude=exclude, collection=collection, rngs=rngs, has_aux=has_aux, roles=roles,
+            detailed=verbose,
+        )  # fmt: skip
+        with entered_mesh((problem.params, problem.inputs)), progress(verbose, "passes") as bar:
+            findings = solve(problem, bar)
+        check_findings(findings)
+        result = calibration_of(problem, findings)
+        if verbose and not isinstance(findings.before.activation, Tracer):
+            print(result.report)
+        return result
+
+    return planned(run, params) if is_abstract(params) else run(params)

@@ -17,6 +17,8 @@ __all__ = ["report_of"]
 def report_of(findings: Findings) -> Report:
     """Builds the report of one calibration, or of all that were computed at once."""
     activation = findings.before.activation
+    if isinstance(activation, jax.ShapeDtypeStruct):
+        return build_report(jax.tree.map(_unknown, findings))
     if isinstance(activation, Tracer) or np.ndim(activation) == 2:
         return build_report(findings)
     values = jax.device_get(findings)
@@ -25,6 +27,12 @@ def report_of(findings: Findings) -> Report:
         for number in range(len(activation))
     ]
     return _joined(members)
+
+
+def _unknown(shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Stands for what was not measured."""
+    floating = np.issubdtype(shape.dtype, np.floating)
+    return np.full(shape.shape, np.nan if floating else 0, shape.dtype)
 
 
 def _joined(members: Sequence[Report]) -> Report:

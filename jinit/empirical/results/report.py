@@ -1,5 +1,6 @@
 """The report of a calibration: a row a layer, as a table and as plain data."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -121,7 +122,9 @@ class Report(PlainData):
             "without output, gradient or update": missing,
             "dead units": dead,
         }
-        if self.growth is not None:
+        if self.rows and all(math.isnan(row.activation_before) for row in self.rows):
+            lines.append("nothing was measured: the parameters are shapes")
+        elif self.growth is not None:
             lines.append(
                 f"a unit step of all layers at once changes an output by {self.growth:.3g} times "
                 "its RMS in the geometric mean; the multipliers are divided by it"
