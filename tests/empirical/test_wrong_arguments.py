@@ -73,11 +73,6 @@ WRONG = {
         "params holds leaves that are not arrays: f/act (custom_jvp), name (str), of (ndarray)"
         + ALONE,
     ),
-    "shapes": (
-        (jax.eval_shape(MODEL.init, jax.random.key(0), X), MODEL.apply, X, loss),
-        "params holds leaves that are not arrays: params/bias (ShapeDtypeStruct), params/kernel "
-        "(ShapeDtypeStruct); pass what model.init returned, not its shapes",
-    ),
     "a class": (
         (VARIABLES, nn.Dense, X, loss),
         "apply_fn is the class Dense; pass a function of (params, *inputs), such as the apply of "
@@ -169,6 +164,16 @@ WRONG = {
 def test_the_argument_is_named(call, arguments, message):
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         call(*arguments)
+
+
+def test_shapes_have_nothing_to_rescale():
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), X)
+    message = (
+        "params holds leaves that are not arrays: params/bias (ShapeDtypeStruct), params/kernel "
+        "(ShapeDtypeStruct); pass what model.init returned, not its shapes"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        jinit.empirical_init(shapes, MODEL.apply, X, loss)
 
 
 def test_keys_for_a_function_that_haiku_gives_its_own():
