@@ -187,7 +187,7 @@ print(json.dumps([float(value), *leaves]))
 """
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes(kind):
     first, second = run_two(

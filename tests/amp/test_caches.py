@@ -136,6 +136,7 @@ def test_types_are_found_with_the_variables_as_they_are_cast(level, cached):
     assert dtypes(model.policy.cast_to_compute(variables)["batch_stats"]) == {"float32"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cached", ["float32", "bfloat16"])
 def test_the_cache_of_an_attention_that_is_kept_is_float32(cached):
     class Two(nn.Module):
@@ -237,6 +238,7 @@ def test_a_module_without_parameters_may_have_a_cache():
         assert dtypes(updated) == {"float32"}
 
 
+@pytest.mark.thorough
 def test_perturbations_leave_a_half_function_half():
     """They are added to activations, so that the gradient by them is that of the activations."""
 

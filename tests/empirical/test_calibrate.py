@@ -203,7 +203,7 @@ def test_what_is_not_tuned_unused_or_null_is_listed_and_finite():
     assert "unused parameters: params/forgotten" in str(report)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_behind_a_head_of_zeros_it_is_as_behind_a_random_one(mode, optimizer):

@@ -77,7 +77,7 @@ UNLIKE = {
 }
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize(("join", "degrees"), UNLIKE.values(), ids=UNLIKE)
 def test_terms_of_unequal_degrees_scale_together(join, degrees, mode):

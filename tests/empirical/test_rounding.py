@@ -103,7 +103,7 @@ class Attention(nn.Module):
         return nn.MultiHeadDotProductAttention(2, dtype=self.dtype)(x, x)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("dtype", "scale"), [(jnp.float32, 1e-9), (jnp.bfloat16, 1.0), (jnp.float16, 1e2)]
 )
@@ -166,6 +166,7 @@ def test_what_cancels_whatever_the_parameters_are_is_found():
     assert result.report.missing == {"b": ("gradient",)}
 
 
+@pytest.mark.thorough
 def test_the_report_says_which_quantity_is_missing():
     def model(p, x):
         hidden = jax.nn.relu(x @ p["dead"] - 100.0)

@@ -55,7 +55,7 @@ def linen(depth, block=Block):
     return init, apply
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("block", "depth", "name"),
     [(Block, DEPTH, "Block"), (Block, 12, "Block"), (nn.remat(Block), DEPTH, "CheckpointBlock")],
