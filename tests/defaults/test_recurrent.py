@@ -180,7 +180,7 @@ class Stacked(nn.Module):
         return cell(carry, x)[1]
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", [Unrolled(), Stacked(nn.remat, {}), Stacked(nn.jit, {})])
 def test_loops_and_transformed_cells(model):
     x = jnp.ones((1, IN))

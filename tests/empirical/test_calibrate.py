@@ -101,7 +101,7 @@ def test_every_number_against_float64_with_fixed_input(optimizer):
 
 
 def test_weight_and_bias_share_their_layers_multiplier():
-    for layer in calibrate(3).multipliers:
+    for layer in calibrate(2).multipliers:
         assert float(layer["w"]) == float(layer["b"]) > 0
 
 
@@ -297,7 +297,7 @@ def test_the_report_is_a_table_and_plain_data():
 
 
 def test_the_plot_draws_what_the_report_says():
-    report = calibrate(3).report
+    report = calibrate(2).report
     figure = report.plot()
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["activation RMS", "gradient RMS at the input", "update RMS of a unit step"]

@@ -264,7 +264,7 @@ def test_the_scales_go_through_a_checkpoint():
 
 
 def test_it_is_a_function_like_any_other(count_compilations):
-    result = explicit(tanh_params(3), tanh_net)
+    result = explicit(tanh_params(3), tanh_net, optimizer="sgd")
     x = vectors(jax.random.key(4))
     eager = result.apply_fn(result.params, x)
     np.testing.assert_allclose(jax.jit(result.apply_fn)(result.params, x), eager, rtol=1e-5)

@@ -128,7 +128,7 @@ def test_explicit_mode_makes_the_same_step(optimizer):
 @pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_the_report_tells_the_growth_and_the_smaller_updates(mode):
-    result = jinit.calibrate(chain(6), net, X, loss, mode=mode, step="network", verbose=True)
+    result = jinit.calibrate(chain(4), net, X, loss, mode=mode, step="network", verbose=True)
     growth = float(result.growth)
     assert growth > 1.5
     for row in result.report.rows:

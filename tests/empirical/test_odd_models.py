@@ -87,7 +87,7 @@ def test_what_a_scan_makes_of_slices_is_scaled_slice_by_slice():
     np.testing.assert_allclose(model(tuned, X)[1], 1, rtol=1e-5)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "weights",
     [
@@ -163,6 +163,7 @@ def test_loops_of_no_and_of_one_iteration(mode, length):
     assert names == ["w[0]"] * length + ["head"]
 
 
+@pytest.mark.thorough
 def test_an_empty_leaf_does_not_hide_a_null_gradient():
     def model(p, x):
         y = jnp.concatenate([x @ p["w"], x @ p["empty"]], 1) + p["null"]

@@ -69,6 +69,7 @@ def test_multipliers_are_inverse_to_the_loss_at_any_scale_of_it(scale):
     assert result.report.null == ()
 
 
+@pytest.mark.thorough
 def test_a_branch_of_a_millionth_has_its_own_multiplier():
     def model(p, x):
         return x @ p["large"] + 1e-6 * (x @ p["small"])

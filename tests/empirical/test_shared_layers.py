@@ -199,6 +199,7 @@ def test_a_bias_of_every_weight_along_a_chain(scanned):
         assert report.rows[1].joined == tuple(f"w/{i}" for i in range(depth) if i != 1)
 
 
+@pytest.mark.thorough
 def test_two_biases_of_one_weight_keep_their_shares():
     def model(p, x, z):
         return x @ p["w"] + p["b"], z @ p["w"] + p["c"]

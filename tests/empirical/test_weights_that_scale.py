@@ -298,7 +298,7 @@ CHOICES = {
 }
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES)
 def test_weights_that_the_input_chooses_scale_together(choose):
     def model(p, x):

@@ -53,6 +53,7 @@ def test_faults_are_found_and_found_again_without_a_child(monkeypatch, flags, fa
     assert check_flags(dict(reversed(flags.items()))) == faults
 
 
+@pytest.mark.thorough
 def test_flags_that_are_still_advised_and_end_this_jaxlib(monkeypatch):
     monkeypatch.setattr(check, "_nearest", lambda name: "")
     found = check_flags({**dict.fromkeys(WITHDRAWN, "true"), "xla_gpu_autotune_level": "0"})

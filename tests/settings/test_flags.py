@@ -169,6 +169,7 @@ def test_flags_that_are_too_late_are_offered_for_single_programs(found):
     ]
 
 
+@pytest.mark.thorough
 def test_the_variable_overrides_the_argument(found):
     assert found["variable"]["text"] == f"--{LEVEL}=1"
     assert found["variable"]["flags"][LEVEL][1:3] == ["environment", "JINIT_XLA_FLAGS"]

@@ -366,7 +366,7 @@ def test_whole_numbers_in_rematerialized_blocks_are_scanned():
     assert names in (["checkpoint"], ["remat2"])
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["chained", "listed", "indexed"])
 def test_split_keys_reach_their_blocks(how, make_key):
     def noisy(ws, x, key):
@@ -575,6 +575,7 @@ def test_it_is_as_exact_in_float64():
         check(residual, ws, jnp.asarray(X, jnp.float64), tolerance=1e-13)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_stays(dtype):
     ws = [w.astype(dtype) for w in weights()]
