@@ -1,6 +1,7 @@
 """Every test runs on eight CPU devices, with warnings as errors and strict rank promotion."""
 
 import contextlib
+import gc
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ from tests import compiler, selection
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 MOST_KEPT = 2**30  # a run of everything leaves a tenth of it
+SELDOM = 100_000  # new objects between two searches for cycles; Python's own is 700
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,6 +60,13 @@ def _keep_programs(config):
 
 def pytest_collection_modifyitems(config, items):
     selection.choose(config, items)
+
+
+def pytest_collection_finish():
+    """Spares Python to go through JAX's objects again and again, a tenth of the whole time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(SELDOM)
 
 
 @pytest.fixture

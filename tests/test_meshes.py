@@ -61,24 +61,27 @@ def without_mesh(mode):
 @pytest.mark.parametrize(
     ("rows", "entered"), [(None, False), ("d", True)], ids=["free", "set_mesh"]
 )
+@pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize("specs", SPECS, ids=["out", "in", "rows"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_calibrate_gives_the_same_and_leaves_everything_in_its_place(kind, specs, rows, entered):
-    mesh, wanted = make_mesh(kind), {mode: without_mesh(mode) for mode in ("fold", "explicit")}
+def test_calibrate_gives_the_same_and_leaves_everything_in_its_place(
+    kind, specs, mode, rows, entered
+):
+    mesh, (expected, output) = make_mesh(kind), without_mesh(mode)
     params = placed(mesh, specs)
     x = X if rows is None else jax.device_put(X, NamedSharding(mesh, P(rows)))
     with jax.set_mesh(mesh) if entered else contextlib.nullcontext():
-        for mode, (expected, output) in wanted.items():
-            found = calibrated(params, x, mode)
-            for name, leaf in found.params.items():
-                assert leaf.sharding.is_equivalent_to(params[name].sharding, leaf.ndim)
-                np.testing.assert_allclose(leaf, expected.params[name], rtol=1e-4)
-                multiplier = found.multipliers[name]
-                assert multiplier.sharding.device_set == params[name].sharding.device_set
-                np.testing.assert_allclose(multiplier, expected.multipliers[name], rtol=1e-4)
-            np.testing.assert_allclose(found.apply_fn(found.params, x), output, rtol=1e-3)
+        found = calibrated(params, x, mode)
+        for name, leaf in found.params.items():
+            assert leaf.sharding.is_equivalent_to(params[name].sharding, leaf.ndim)
+            np.testing.assert_allclose(leaf, expected.params[name], rtol=1e-4)
+            multiplier = found.multipliers[name]
+            assert multiplier.sharding.device_set == params[name].sharding.device_set
+            np.testing.assert_allclose(multiplier, expected.multipliers[name], rtol=1e-4)
+        np.testing.assert_allclose(found.apply_fn(found.params, x), output, rtol=1e-3)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("specs", SPECS[:2], ids=["out", "in"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_inside_jit(kind, specs):
@@ -130,7 +133,7 @@ def test_training_at_every_level(kind, level, entered):
         )
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_reinit_and_coord_check_on_a_mesh(kind):
     mesh = make_mesh(kind)
@@ -187,7 +190,7 @@ print(json.dumps([float(value), *leaves]))
 """
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes(kind):
     first, second = run_two(

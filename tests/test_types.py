@@ -198,11 +198,13 @@ def errors(tmp_path_factory):
     return found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", GOOD)
 def test_good_code_has_no_errors(errors, name):
     assert errors[name] == {}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", BAD)
 def test_a_wrong_word_is_an_error_on_its_line(errors, name):
     lines = (SETUP + BAD[name]).splitlines()
@@ -211,6 +213,7 @@ def test_a_wrong_word_is_an_error_on_its_line(errors, name):
     assert set(errors[name]) == marked
 
 
+@pytest.mark.thorough
 def test_the_levels_are_named_in_the_error(errors):
     said = " ".join(errors["words"].values())
     assert re.search(r"'O5'.*\"OptLevel\".*Literal\['O3'\]", said, re.DOTALL)

@@ -19,7 +19,7 @@ STEPS, HALFWAY = 60, 25
 class Net(nn.Module):
     @nn.compact
     def __call__(self, x):
-        for _ in range(3):
+        for _ in range(2):
             x = nn.relu(nn.LayerNorm()(nn.Dense(16)(x)))
         return nn.Dense(4)(x)
 

@@ -206,7 +206,7 @@ def test_rnn_cell_is_half(name, half):
             np.testing.assert_allclose(ours, exact, atol=0.03)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("name", CELLS)
 def test_rnn_layer_is_half(name, half):

@@ -1,5 +1,7 @@
 """State that follows activations: caches of keys and values, and what the user says is such."""
 
+import functools
+
 import flax
 import haiku as hk
 import jax
@@ -59,13 +61,15 @@ def decode(apply, params, cache, x=X):
     return jnp.concatenate(outputs, 1), cache
 
 
-EXACT = decode(linen_attention().apply, LINEN["params"], LINEN["cache"])[0]
+@functools.cache
+def exact():
+    return decode(linen_attention().apply, LINEN["params"], LINEN["cache"])[0]
 
 
 def own_error(half):
     """That of Flax's own ``dtype=``, whose cache is half."""
     module = linen_attention(half)
-    return error(decode(module.apply, LINEN["params"], cast(LINEN["cache"], half))[0], EXACT)
+    return error(decode(module.apply, LINEN["params"], cast(LINEN["cache"], half))[0], exact())
 
 
 @pytest.mark.parametrize("half", HALVES)
@@ -78,9 +82,9 @@ def test_decoding_is_as_exact_as_with_flax_own_dtype(half, level, cached):
     found, last = decode(model, params, cache)
     assert found.dtype == jnp.float32
     assert int(last["cache_index"]) == LENGTH
-    assert error(found, EXACT) <= 1.5 * own_error(half)
+    assert error(found, exact()) <= 1.5 * own_error(half)
     if (level, cached) == ("O0", "float32"):
-        assert bits(found) == bits(EXACT)
+        assert bits(found) == bits(exact())
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -94,7 +98,7 @@ def test_a_module_with_its_own_dtype_decodes_where_flax_does(level, cached):
         with pytest.raises(TypeError, match="dynamic_update_slice"):
             decode(model, params, cache)
         return
-    assert error(decode(model, params, cache)[0], EXACT) <= 1.5 * own_error("bfloat16")
+    assert error(decode(model, params, cache)[0], exact()) <= 1.5 * own_error("bfloat16")
 
 
 @pytest.mark.parametrize("level", ["O2", "O3"])
@@ -103,8 +107,8 @@ def test_a_module_that_says_float32_keeps_a_float32_cache_as_exact_as_it_was(lev
     params = model.policy.cast_to_param({"params": LINEN["params"]})["params"]
     half = jax.tree.map(lambda x: x.astype("bfloat16").astype("float32"), (LINEN["params"], X))
     found, last = decode(model, params, LINEN["cache"])
-    wanted, exact = decode(linen_attention().apply, half[0], LINEN["cache"], half[1])
-    np.testing.assert_allclose(last["cached_key"], exact["cached_key"], atol=1e-6)
+    wanted, alone = decode(linen_attention().apply, half[0], LINEN["cache"], half[1])
+    np.testing.assert_allclose(last["cached_key"], alone["cached_key"], atol=1e-6)
     assert error(found, wanted) < 0.01
 
 
@@ -136,6 +140,7 @@ def test_types_are_found_with_the_variables_as_they_are_cast(level, cached):
     assert dtypes(model.policy.cast_to_compute(variables)["batch_stats"]) == {"float32"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cached", ["float32", "bfloat16"])
 def test_the_cache_of_an_attention_that_is_kept_is_float32(cached):
     class Two(nn.Module):
@@ -149,10 +154,10 @@ def test_the_cache_of_an_attention_that_is_kept_is_float32(cached):
     given = {**variables, "cache": cast(variables["cache"], cached)}
     found, last = decode(model, given["params"], given["cache"])
     rounded = X.astype("bfloat16").astype("float32")  # as every input of a half function
-    wanted, exact = decode(Two().apply, variables["params"], variables["cache"], rounded)
+    wanted, alone = decode(Two().apply, variables["params"], variables["cache"], rounded)
     assert error(found, wanted) < 0.05
     if cached == "float32":  # not rounded on the way in or out, token by token
-        kept, whole = last["kept"]["cached_key"], exact["kept"]["cached_key"]
+        kept, whole = last["kept"]["cached_key"], alone["kept"]["cached_key"]
         np.testing.assert_allclose(kept, whole, atol=1e-6)
     counts = operand_dtypes(lambda v, x: model(v, x, mutable=["cache"]), given, X[:, :1])[
         "dot_general"
@@ -185,7 +190,7 @@ def test_decoding_under_scan(level):
         return updated["cache"], y[:, 0]
 
     _, found = jax.lax.scan(step, LINEN["cache"], jnp.swapaxes(X, 0, 1))
-    assert error(jnp.swapaxes(found, 0, 1), EXACT) <= 1.5 * own_error("bfloat16")
+    assert error(jnp.swapaxes(found, 0, 1), exact()) <= 1.5 * own_error("bfloat16")
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -237,6 +242,7 @@ def test_a_module_without_parameters_may_have_a_cache():
         assert dtypes(updated) == {"float32"}
 
 
+@pytest.mark.thorough
 def test_perturbations_leave_a_half_function_half():
     """They are added to activations, so that the gradient by them is that of the activations."""
 
@@ -314,11 +320,15 @@ def split(module, level):
 
 
 NNX_FORMS = [in_one_function, in_a_jitted_function, as_a_module, as_a_jitted_module, split]
-EXACT_NNX = decode_nnx(call, nnx_attention("float32"))
+
+
+@functools.cache
+def exact_nnx():
+    return decode_nnx(call, nnx_attention("float32"))
 
 
 def own_nnx_error():
-    return error(decode_nnx(call, nnx_attention("bfloat16", "bfloat16")), EXACT_NNX)
+    return error(decode_nnx(call, nnx_attention("bfloat16", "bfloat16")), exact_nnx())
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -326,21 +336,21 @@ def own_nnx_error():
 @pytest.mark.parametrize("form", NNX_FORMS)
 def test_an_nnx_module_decodes_as_exactly_as_with_its_own_dtype(form, cached, level):
     found, module = form(nnx_attention(cached), level)
-    assert error(found, EXACT_NNX) <= 1.5 * own_nnx_error()
+    assert error(found, exact_nnx()) <= 1.5 * own_nnx_error()
     assert module.cached_key[...].dtype == cached
     assert int(module.cache_index[...]) == LENGTH
     if (level, cached) == ("O0", "float32") and form not in (
         in_a_jitted_function,
         as_a_jitted_module,
     ):
-        assert bits(found) == bits(EXACT_NNX)
+        assert bits(found) == bits(exact_nnx())
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("form", [in_one_function, as_a_module])
 def test_an_nnx_module_with_its_own_dtype_decodes(form, level):
     found, _ = form(nnx_attention("bfloat16", "bfloat16"), level)
-    assert error(found, EXACT_NNX) <= 1.5 * own_nnx_error()
+    assert error(found, exact_nnx()) <= 1.5 * own_nnx_error()
 
 
 class Rows(nnx.Variable):

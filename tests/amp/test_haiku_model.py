@@ -195,6 +195,7 @@ def test_three_steps_of_training(level, count_compilations):
     assert dtypes(found[0]["linear"]) == {"bfloat16" if level == "O3" else "float32"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("level", LEVELS)
 def test_transformations_and_modes_of_jax(level):
     model = at(level, STATEFUL)

@@ -227,7 +227,7 @@ def test_errors(keywords, text):
         amp.initialize(lambda params, x: x, verbosity=0, **keywords)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("level", ["O1", "O2", "O3"])
 @pytest.mark.parametrize("half", HALVES)
 def test_decoding_step_by_step_keeps_a_float32_cache(half, level):

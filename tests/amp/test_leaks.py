@@ -102,6 +102,7 @@ def test_a_rolled_program_leaks_nothing():
     jax.eval_shape(jax.grad(lambda ws: run(rolled, ws, X).sum()), ws)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("find", [empirical_init, calibrate])
 def test_measuring_leaks_nothing(find):
     params = {"first": W, "second": W}

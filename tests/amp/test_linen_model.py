@@ -339,6 +339,7 @@ def test_a_train_state_steps_as_one_of_the_plain_module(level, apply, count_comp
     assert dtypes(ours.statistics) == {"float32"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("level", LEVELS)
 def test_transformations_of_jax(level):
     model = at(level)

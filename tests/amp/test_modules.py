@@ -258,6 +258,7 @@ def test_shared_modules_and_the_users_variables():
     assert model.blocks[0] is model.blocks[1]
 
 
+@pytest.mark.thorough
 def test_lora_and_sequential():
     base = nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.relu)
     base.layers[0] = nnx.LoRA(8, 2, 8, base_module=base.layers[0], rngs=nnx.Rngs(1))

@@ -187,6 +187,7 @@ def test_nnx_keeps_statistics_that_are_arrays_alone():
         np.testing.assert_array_equal(model.mean, np.full(2, mean))
 
 
+@pytest.mark.thorough
 def test_an_optimizer_that_took_steps_goes_on():
     plain = NnxNet(nnx.Rngs(0))
     reference = nnx.Optimizer(plain, adam(), wrt=nnx.Param)

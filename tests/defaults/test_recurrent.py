@@ -180,7 +180,7 @@ class Stacked(nn.Module):
         return cell(carry, x)[1]
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", [Unrolled(), Stacked(nn.remat, {}), Stacked(nn.jit, {})])
 def test_loops_and_transformed_cells(model):
     x = jnp.ones((1, IN))
@@ -203,6 +203,7 @@ def test_an_ensemble_has_different_orthogonal_members():
     assert abs(members[0] - members[1]).max() > 0.1
 
 
+@pytest.mark.thorough
 def test_layers_of_a_scan_are_drawn_each_for_itself():
     class Deep(nn.Module):
         @nn.compact

@@ -101,7 +101,7 @@ def test_every_number_against_float64_with_fixed_input(optimizer):
 
 
 def test_weight_and_bias_share_their_layers_multiplier():
-    for layer in calibrate(3).multipliers:
+    for layer in calibrate(2).multipliers:
         assert float(layer["w"]) == float(layer["b"]) > 0
 
 
@@ -203,7 +203,7 @@ def test_what_is_not_tuned_unused_or_null_is_listed_and_finite():
     assert "unused parameters: params/forgotten" in str(report)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_behind_a_head_of_zeros_it_is_as_behind_a_random_one(mode, optimizer):
@@ -297,7 +297,7 @@ def test_the_report_is_a_table_and_plain_data():
 
 
 def test_the_plot_draws_what_the_report_says():
-    report = calibrate(3).report
+    report = calibrate(2).report
     figure = report.plot()
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["activation RMS", "gradient RMS at the input", "update RMS of a unit step"]

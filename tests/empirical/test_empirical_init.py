@@ -310,6 +310,7 @@ def test_integer_leaves_and_keys_pass_through_untouched():
 # -- transformed code -----------------------------------------------------------------------
 
 
+@pytest.mark.cases
 def test_keys_of_both_kinds_are_reproducible(make_key):
     params = tanh_params(3)
     first = jinit.empirical_init(params, tanh_net, vectors, random_loss, key=make_key(3))

@@ -82,7 +82,7 @@ def test_the_scales_are_the_closed_form_of_one_input():
     np.testing.assert_array_equal(result.params["w"], params["w"])
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", optax.trace(0.9), optax.scale_by_adam()])
 def test_all_three_pillars_stand_at_one(optimizer):
     result = explicit(tanh_params(8), tanh_net, optimizer=optimizer)
@@ -156,7 +156,7 @@ def calibrated_digits(optimizer, mode):
     return jinit.calibrate(params, relu_net, draw, loss, optimizer=optimizer, mode=mode)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_explicit_sgd_is_fold_with_multipliers_on_a_chain(momentum):
     with jax.enable_x64(True):
@@ -264,7 +264,7 @@ def test_the_scales_go_through_a_checkpoint():
 
 
 def test_it_is_a_function_like_any_other(count_compilations):
-    result = explicit(tanh_params(3), tanh_net)
+    result = explicit(tanh_params(3), tanh_net, optimizer="sgd")
     x = vectors(jax.random.key(4))
     eager = result.apply_fn(result.params, x)
     np.testing.assert_allclose(jax.jit(result.apply_fn)(result.params, x), eager, rtol=1e-5)
@@ -325,7 +325,7 @@ def test_a_scanned_layer_and_a_shared_one():
     ] == pytest.approx([1] * 5, rel=0.1)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_leaf_whose_slices_are_scanned_and_which_is_used_whole(optimizer):
     def model(p, x):

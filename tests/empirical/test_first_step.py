@@ -106,7 +106,7 @@ def test_what_is_no_optimizer_is_refused_with_what_to_pass(optimizer, message):
         multipliers(optimizer)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", [
     optax.lbfgs(1.0, linesearch=None), optax.contrib.schedule_free(optax.sgd(1.0), 1.0),
     optax.adafactor(1.0), optax.contrib.muon(1.0),

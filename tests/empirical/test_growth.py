@@ -107,7 +107,7 @@ def test_a_unit_step_of_the_network_then_changes_outputs_by_their_size():
     assert expected_growth(chain_in_numpy, net, result) == pytest.approx(1, rel=1e-4)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_explicit_mode_makes_the_same_step(optimizer):
     """The effective weight is a V: its step under fold's rule and under explicit's are one."""
@@ -128,7 +128,7 @@ def test_explicit_mode_makes_the_same_step(optimizer):
 @pytest.mark.cases
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_the_report_tells_the_growth_and_the_smaller_updates(mode):
-    result = jinit.calibrate(chain(6), net, X, loss, mode=mode, step="network", verbose=True)
+    result = jinit.calibrate(chain(4), net, X, loss, mode=mode, step="network", verbose=True)
     growth = float(result.growth)
     assert growth > 1.5
     for row in result.report.rows:
@@ -138,7 +138,7 @@ def test_the_report_tells_the_growth_and_the_smaller_updates(mode):
     assert result.report.to_dict()["growth"] == growth
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_the_gradients_of_leaves_are_those_that_the_result_has(optimizer):
     """In explicit mode they shrink with the multipliers."""

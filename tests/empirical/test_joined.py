@@ -77,7 +77,7 @@ UNLIKE = {
 }
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize(("join", "degrees"), UNLIKE.values(), ids=UNLIKE)
 def test_terms_of_unequal_degrees_scale_together(join, degrees, mode):
@@ -135,7 +135,7 @@ def test_the_report_names_what_is_joined():
     assert float(result.multipliers["a"]) == float(result.multipliers["b"])
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_a_joined_bias_scales_with_its_weight(mode):
     params = {"a": A, "b": B, "p": jnp.ones(WIDTH), "q": 2 * jnp.ones(WIDTH)}

@@ -327,7 +327,7 @@ def _dropped(model, x, key):
     return jax.vmap(model)(x, key=jax.random.split(key, len(x)))
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_a_pass_may_draw_with_keys_of_the_pass_before(mode):
     layers = [eqx.nn.Linear(6, 4, key=jax.random.key(0)), eqx.nn.Dropout(0.5)]
@@ -350,6 +350,7 @@ class StatefulLinen(nn.Module):
         return nn.Dense(4, name="last")(x)
 
 
+@pytest.mark.thorough
 def test_batch_statistics_are_linens():
     model = Stateful(nnx.Rngs(0))
     model.dropout.deterministic = True
@@ -387,6 +388,7 @@ def test_rngs_of_a_linen_module():
     jax.tree.map(np.testing.assert_array_equal, bound.variables, expected)
 
 
+@pytest.mark.thorough
 def test_what_a_bound_module_writes_in_explicit_mode_is_not_lost():
     module = StatefulLinen()
     variables = module.init(jax.random.key(0), X)
@@ -440,6 +442,7 @@ def test_a_shared_module_is_one_leaf_with_one_scale():
     assert len(jax.tree.leaves(result.multipliers)) == 2
 
 
+@pytest.mark.thorough
 def test_roles_of_collections_and_variables():
     class Adapter(nnx.Variable):
         pass
@@ -658,6 +661,7 @@ def test_wrapping_the_leaf_modules_of_other_frameworks():
 # -- under JAX's transformations and modes ------------------------------------------------------
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     ("make", "call"),
     [
@@ -674,6 +678,7 @@ def test_a_second_calibration_of_an_equal_module_compiles_nothing(count_compilat
     assert len(compiled) == 0
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("key", [jax.random.key(3), jax.random.PRNGKey(3)], ids=["typed", "legacy"])
 def test_keys_of_both_kinds(key):
     result = jinit.calibrate(Stateful(nnx.Rngs(0)), X, loss, key=key)
@@ -687,6 +692,7 @@ def measured(model, x, call=None):
     return jinit.calibrate(model, call, x, loss, samples=2).params
 
 
+@pytest.mark.thorough
 def test_within_jit():
     expected = measured(Stateful(nnx.Rngs(0)), X)
     tuned = nnx.jit(measured)(Stateful(nnx.Rngs(0)), X)
@@ -701,6 +707,7 @@ def test_within_jit():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_x64_and_strict_promotion():
     with jax.numpy_dtype_promotion("strict"):
         result = jinit.calibrate(Stateful(nnx.Rngs(0)), X, loss, samples=2)
@@ -813,6 +820,7 @@ def test_a_file_is_read_with_linens_module(tmp_path):
     np.testing.assert_array_equal(found.apply_fn(found.params, X), y)
 
 
+@pytest.mark.thorough
 def test_a_file_of_an_equinox_module(tmp_path):
     model = Equinox()
     result = jinit.calibrate(model, batched, X, loss, samples=2)

@@ -128,7 +128,7 @@ class TestNet(nn.Module):
         return nn.softmax(nn.Dense(2, use_bias=False, name="lin5")(x))
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_the_original_s_own_net(optimizer):
     """All three pillars, from the wrappers, where the original needs 102 passes."""

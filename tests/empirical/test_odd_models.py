@@ -87,7 +87,7 @@ def test_what_a_scan_makes_of_slices_is_scaled_slice_by_slice():
     np.testing.assert_allclose(model(tuned, X)[1], 1, rtol=1e-5)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "weights",
     [
@@ -109,6 +109,7 @@ def test_slices_in_another_order_share_one_scale(weights):
     assert result.report.shared["w"] == pytest.approx(max(*sizes, *(1 / sizes)), rel=1e-2)
 
 
+@pytest.mark.thorough
 def test_a_slice_beside_the_whole_depends_on_the_whole():
     def model(p, x):
         def layer(x, w):
@@ -132,6 +133,7 @@ def test_what_a_scan_made_of_slices_is_used_outside():
     assert rms(model(tuned, X)) == pytest.approx(1, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_sum_of_slices_that_a_scan_carries():
     def model(p, x):
         def layer(carry, w):
@@ -161,6 +163,7 @@ def test_loops_of_no_and_of_one_iteration(mode, length):
     assert names == ["w[0]"] * length + ["head"]
 
 
+@pytest.mark.thorough
 def test_an_empty_leaf_does_not_hide_a_null_gradient():
     def model(p, x):
         y = jnp.concatenate([x @ p["w"], x @ p["empty"]], 1) + p["null"]
@@ -213,6 +216,7 @@ def test_a_barrier_keeps_its_operands_apart():
     assert [rms(y) for y in model(tuned, X)] == pytest.approx([1, 1], rel=1e-3)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "weight",
     [
@@ -250,7 +254,7 @@ def test_a_gradient_that_is_not_finite_is_named():
     np.testing.assert_array_equal(params["w"], W)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", optax.scale_by_adam()])
 def test_leaves_that_are_not_floats_are_no_business_of_the_optimizer(optimizer):
     params = {"w": W, "key": jax.random.key(0), "mask": jnp.array(True), "n": jnp.arange(2)}
@@ -272,6 +276,7 @@ def test_a_straight_through_weight_is_measured():
     assert np.isfinite(result.report.rows[0].activation_after)
 
 
+@pytest.mark.thorough
 def test_a_custom_derivative_between_product_and_bias():
     def model(p, x):
         return straight_through(x @ p["w"]) + p["b"]
@@ -280,6 +285,7 @@ def test_a_custom_derivative_between_product_and_bias():
     assert result.report.rows[0].update_after == pytest.approx(1, rel=0.1)
 
 
+@pytest.mark.thorough
 def test_a_bias_inside_a_loop_is_not_that_of_the_product_outside():
     def model(p, x):
         y = x @ p["w"]
@@ -298,6 +304,7 @@ def test_debug_nans_finds_none():
     assert result.report.rows[0].gradient_after is None
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_strict_dtype_promotion(dtype):
     with jax.numpy_dtype_promotion("strict"):
@@ -376,6 +383,7 @@ def test_a_calibration_that_was_mapped_twice():
     assert [len(member.members) for member in report.members] == [2, 2]
 
 
+@pytest.mark.thorough
 def test_what_an_nnx_state_holds_beside_its_parameters_is_carried_along():
     """Statistics are no layer's bias: what is computed from them is data, as in linen."""
     model = nnx.Sequential(

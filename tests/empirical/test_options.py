@@ -185,7 +185,7 @@ class Dropped(nn.Module):
         return nn.Dense(4)(x)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 def test_random_keys_and_mutable_collections_by_argument(mode):
     variables = Dropped().init(

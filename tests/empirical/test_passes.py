@@ -99,6 +99,7 @@ def test_the_number_of_model_evaluations_of_a_whole_call(run, limit):
     assert max(evaluations) <= limit * 1.001
 
 
+@pytest.mark.thorough
 def test_the_program_does_not_grow_with_depth():
     sizes = []
     for depth in (16, 64):

@@ -72,6 +72,7 @@ def test_a_lambda_is_left_out_and_missed_when_it_is_asked_for(monkeypatch):
         found.apply_fn(found.params, X)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("number", range(4))
 def test_a_calibration_is_the_same_once_saved_and_loaded(number, tmp_path):
     apply_fn, params, mode = calibrations()[number]
@@ -86,6 +87,7 @@ def test_a_calibration_is_the_same_once_saved_and_loaded(number, tmp_path):
     assert repr(dumped(found)) == repr(given)
 
 
+@pytest.mark.thorough
 def test_trees_and_dtypes_of_every_kind_are_read_back(tmp_path):
     params = [(jnp.ones((4, 2), jnp.bfloat16), None), {"b": jnp.ones(2, jnp.float16), "n": 3}]
     given = jinit.calibrate(

@@ -64,6 +64,7 @@ def test_inputs_of_any_size_are_followed(size):
     assert [row.update_after for row in found.report.rows] == pytest.approx([1] * 3, rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_scales_that_float32_has_not_are_refused():
     with pytest.raises(ValueError, match=r"the backward scale of 0 is .*beyond the range of float"):
         calibrate(1e-22, optimizer="sgd", mode="explicit")

@@ -69,6 +69,7 @@ def test_multipliers_are_inverse_to_the_loss_at_any_scale_of_it(scale):
     assert result.report.null == ()
 
 
+@pytest.mark.thorough
 def test_a_branch_of_a_millionth_has_its_own_multiplier():
     def model(p, x):
         return x @ p["large"] + 1e-6 * (x @ p["small"])
@@ -103,7 +104,7 @@ class Attention(nn.Module):
         return nn.MultiHeadDotProductAttention(2, dtype=self.dtype)(x, x)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("dtype", "scale"), [(jnp.float32, 1e-9), (jnp.bfloat16, 1.0), (jnp.float16, 1e2)]
 )
@@ -166,6 +167,7 @@ def test_what_cancels_whatever_the_parameters_are_is_found():
     assert result.report.missing == {"b": ("gradient",)}
 
 
+@pytest.mark.thorough
 def test_the_report_says_which_quantity_is_missing():
     def model(p, x):
         hidden = jax.nn.relu(x @ p["dead"] - 100.0)

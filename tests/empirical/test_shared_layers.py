@@ -155,6 +155,7 @@ def test_a_bias_of_two_weights_ties_them():
     assert [row.joined for row in report.rows] == [("v",), ("w",)]
 
 
+@pytest.mark.thorough
 def test_a_bias_of_zeros_ties_nothing():
     def model(p, x, z):
         return x @ p["w"] + p["b"], z @ p["v"] + p["b"]
@@ -164,7 +165,7 @@ def test_a_bias_of_zeros_ties_nothing():
     assert set(report.not_tuned) == {"b"}
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("scanned", [False, True])
 def test_a_bias_of_every_weight_along_a_chain(scanned):
     """Equal blocks, in a loop of the model's own or one that they are rolled to."""
@@ -198,6 +199,7 @@ def test_a_bias_of_every_weight_along_a_chain(scanned):
         assert report.rows[1].joined == tuple(f"w/{i}" for i in range(depth) if i != 1)
 
 
+@pytest.mark.thorough
 def test_two_biases_of_one_weight_keep_their_shares():
     def model(p, x, z):
         return x @ p["w"] + p["b"], z @ p["w"] + p["c"]
@@ -222,6 +224,7 @@ def test_an_embedding_tied_to_an_output_with_a_bias():
     assert [row.note for row in report.rows] == ["shared", "shared"]
 
 
+@pytest.mark.thorough
 def test_a_weight_of_degree_two_at_one_of_its_uses():
     """One number s: the weight takes s, the outputs s and s**2, and so do their biases."""
 
@@ -234,6 +237,7 @@ def test_a_weight_of_degree_two_at_one_of_its_uses():
     np.testing.assert_allclose(p["c"], s**2 * 50 * C, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_a_bias_that_serves_elsewhere_stays():
     def model(p, x, z):
         return x @ p["w"] + p["b"], z * p["b"]
@@ -244,6 +248,7 @@ def test_a_bias_that_serves_elsewhere_stays():
     assert set(report.not_tuned) == {"b"}
 
 
+@pytest.mark.thorough
 def test_a_bias_shared_with_a_layer_that_does_not_scale_stays():
     def model(p, x, z):
         return x @ p["w"] + p["b"], z @ (p["v"] + 1) + p["b"]

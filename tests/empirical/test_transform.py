@@ -83,6 +83,7 @@ def test_equinox_trains_as_linen_does():
         np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_explicit_mode_trains_as_linen_does():
     linen = jinit.calibrate(linen_variables(), Linen().apply, X, loss, mode="explicit", samples=2)
     ours = jinit.calibrate(Nnx(nnx.Rngs(0)), X, loss, mode="explicit", samples=2)
@@ -101,6 +102,7 @@ def test_explicit_mode_trains_as_linen_does():
         np.testing.assert_allclose(mine, theirs, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_explicit_mode_leaves_the_state_as_the_plain_call_does():
     result = jinit.calibrate(Stateful(nnx.Rngs(0)), X, loss, mode="explicit", samples=2)
 

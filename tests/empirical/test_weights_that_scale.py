@@ -105,6 +105,7 @@ def test_a_weight_without_a_gradient_has_the_multiplier_one(mode, optimizer):
     assert "w" in result.report.null
 
 
+@pytest.mark.thorough
 def test_a_weight_whose_size_cancels_is_said_to():
     def model(p, x):
         return x @ (p["w"] / jnp.linalg.norm(p["w"]))
@@ -125,6 +126,7 @@ def test_values_that_are_moved_together_stay_apart():
     assert [rms(y) for y in model(tuned, X)] == pytest.approx([1, 1], rel=1e-3)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "place", [lambda y: jax.device_put(y), lambda y: jax.lax.reduce_precision(y, 8, 20)]
 )
@@ -182,7 +184,7 @@ def test_stacked_weights_are_scaled_slice_by_slice(make, mode):
     assert result.multipliers["w"].shape == (4,)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", AT_ONCE.values(), ids=AT_ONCE)
 def test_stacked_weights_read_otherwise_have_one_scale_and_the_report_says_so(make):
     def model(p, x):
@@ -202,7 +204,7 @@ NESTED = {
 }
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["fold", "explicit"])
 @pytest.mark.parametrize(("put", "get"), NESTED.values(), ids=NESTED)
 def test_weights_stacked_along_another_axis(put, get, mode):
@@ -272,6 +274,7 @@ def test_two_loops_along_two_axes():
         assert result.multipliers["w"].shape == (4, 3)
 
 
+@pytest.mark.thorough
 def test_one_leaf_along_two_axes_has_one_scale():
     weight = jnp.stack([SLICES] * 4, 1)
 
@@ -295,7 +298,7 @@ CHOICES = {
 }
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES)
 def test_weights_that_the_input_chooses_scale_together(choose):
     def model(p, x):
@@ -313,6 +316,7 @@ def test_weights_that_the_input_chooses_scale_together(choose):
     assert row.activation_after == pytest.approx(1, rel=0.3)
 
 
+@pytest.mark.thorough
 def test_a_choice_that_hangs_on_the_chosen_is_listed():
     def model(p, x):
         return x @ jax.lax.cond((x @ p["a"])[0, 0] > 1, lambda: p["a"], lambda: p["b"])

@@ -31,8 +31,13 @@ BRIEFLY = {
 """The cases that CI takes; the others are marked slow."""
 
 THOROUGHLY = {
-    ("fold", "adam"): {"original_test_net", "shard_map", "zero_initialized_head"},
-}
+    ("fold", "adam"): {
+        "cnn", "lstm", "moe_one_hot", "original_test_net", "shard_map", "transformer_scan",
+        "zero_initialized_head",
+    },
+    ("explicit", "sgd"): {"lstm"},
+    ("explicit", "adam"): {"mlp_4_relu"},
+}  # fmt: skip
 """Of these, the cases that the quick suite leaves out."""
 
 # why a site is left as it was

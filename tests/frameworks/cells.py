@@ -5,7 +5,7 @@ import pytest
 from tests.frameworks.compare import FRAMEWORKS
 from tests.frameworks.recipes import RECIPES
 
-QUICK = {("linen", "mlp"), ("nnx", "mlp"), ("equinox", "mlp"), ("haiku", "mlp"), ("plain", "mlp")}
+QUICK = {("linen", "mlp"), ("nnx", "mlp"), ("plain", "mlp")}
 
 
 def cells(frameworks=FRAMEWORKS, columns=None, quick=QUICK, quick_column=None):

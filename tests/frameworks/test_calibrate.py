@@ -47,7 +47,7 @@ def calibrated(framework, name):
     return tree, np.array(losses), in_common(framework, name, end)
 
 
-@pytest.mark.parametrize(("framework", "name"), cells(quick={("nnx", "mlp")}))
+@pytest.mark.parametrize(("framework", "name"), cells(quick={("plain", "mlp")}))
 def test_folded_it_trains_and_is_the_same_in_every_framework(framework, name):
     tree, losses, end = calibrated(framework, name)
     same = distances(tree["statistics"], begun(name)["statistics"])

@@ -71,6 +71,7 @@ def test_the_common_layout_is_found_again(framework, name):
     assert largest(distances(found, common)) < 1e-6
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_decoding_through_the_cache_gives_the_logits_of_the_whole_pass(framework):
     """Sums of 16 and 32 values in other orders, through two blocks."""

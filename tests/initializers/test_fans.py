@@ -84,7 +84,7 @@ def _axes(rng, rank):
     return tuple(int(axis) for axis in rng.integers(-rank, rank, rng.integers(0, 3)))
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["fan_in", "fan_out", "fan_avg"])
 def test_every_choice_of_axes_that_jax_takes_has_jaxs_variance(mode):
     """Axes that overlap, repeat and are missing, in ranks 1 to 5: JAX scales a known draw."""

@@ -28,6 +28,7 @@ def test_a_stack_of_eyes():
     np.testing.assert_array_equal(sample, np.tile(np.eye(2, 3)[:, None], (1, 5, 1)))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("rank", [1, 2])
 def test_a_dirac_convolution_passes_its_input_through(rank, size):

@@ -27,6 +27,7 @@ def test_without_x64_a_wide_dtype_is_the_narrow_one(wide, narrow):
         np.testing.assert_array_equal(values, init(key, (5, 7), narrow))
 
 
+@pytest.mark.thorough
 def test_without_x64_a_normal_in_float64_has_no_infinities():
     # With the lower end of float64 rounded to -1, these draws held three (8 M entries a seed).
     values = [initializers.normal()(jax.random.key(seed), (8_000_000,), float) for seed in range(4)]

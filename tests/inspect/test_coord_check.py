@@ -331,6 +331,7 @@ def test_modules_are_taken_as_they_are(make_model):
     same_numbers(check, plain_check())
 
 
+@pytest.mark.thorough
 def test_a_module_with_statistics_and_dropout():
     def make_model(width, key):
         rngs = nnx.Rngs(key)
@@ -396,6 +397,7 @@ def test_every_iteration_of_a_scan_is_a_layer():
     same_numbers(check, jinit.coord_check(unrolled, [8, 16], X, loss, steps=2))
 
 
+@pytest.mark.thorough
 def test_uses_of_one_leaf_are_told_apart():
     def tied(width):
         params = [layer["w"] for layer in weights(width)[:2]]
@@ -442,6 +444,7 @@ def test_only_the_params_of_flax_variables_are_trained():
     same_numbers(check, jinit.coord_check(doubled, [4, 8], X, squared_error, steps=2))
 
 
+@pytest.mark.thorough
 def test_leaves_that_are_no_floats_stay():
     def counted(width):
         params = {"layers": weights(width), "step": jnp.int32(3), "key": jax.random.key(0)}
@@ -552,7 +555,7 @@ def nnx_drawn(width, key):
     return state, lambda state, x: nnx.merge(graph, state)(x), optax.adam(1e-3)
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("make_model", [drawn, nnx_drawn, calibrated])
 def test_one_program_a_width_whatever_the_seeds(make_model, count_compilations):
     with count_compilations() as compiled:
@@ -741,6 +744,7 @@ def test_a_third_element_that_is_no_optimizer():
         jinit.coord_check(lambda width: (*plain(width), 0.1), [4, 8], X, squared_error)
 
 
+@pytest.mark.thorough
 def test_layers_that_differ_between_widths():
     def deeper(width):
         return weights(width)[:1] + weights(width)[1:2] * (width // 4) + weights(width)[

@@ -116,25 +116,21 @@ def variable(name, text, folder):
     return {f"JINIT_{name.upper()}": text.replace("FOLDER", str(folder))}
 
 
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    """The answers of all cases, three a row."""
-    folder = tmp_path_factory.mktemp("programs")
-    cases = []
-    for name, arguments, text, see, _, _ in ROWS:
-        head = f"{PRELUDE}\nNAME = {name!r}\nsee = lambda: {see}\nARGUMENTS = {arguments}\n"
-        given = variable(name, text, folder)
-        cases += [(head + CALL, {}), (head + BY_VARIABLE, given), (head + TOO_LATE, {})]
+def three_answers(row, folder):
+    name, arguments, text, see, _, _ = ROWS[row]
+    head = f"{PRELUDE}\nNAME = {name!r}\nsee = lambda: {see}\nARGUMENTS = {arguments}\n"
+    given = variable(name, text, folder)
+    cases = [(head + CALL, {}), (head + BY_VARIABLE, given), (head + TOO_LATE, {})]
     # Without the variable, as where there are other platforms: it would win over the argument.
-    found = run_cases(cases, JAX_PLATFORMS="")
-    return [found[row : row + 3] for row in range(0, len(found), 3)]
+    answers = run_cases(cases, JAX_PLATFORMS="")
+    return [answer.get("result", answer) for answer in answers]
 
 
 @pytest.mark.cases
 @pytest.mark.parametrize("row", range(len(ROWS)), ids=lambda row: f"{ROWS[row][0]}-{row}")
-def test_a_setting_in_time_by_its_variable_and_too_late(answers, row):
+def test_a_setting_in_time_by_its_variable_and_too_late(tmp_path, row):
     name, _, _, _, in_time, late = ROWS[row]
-    argument, by_variable, after = (answer.get("result", answer) for answer in answers[row])
+    argument, by_variable, after = three_answers(row, tmp_path)
     advice = [ADVICE[name]] if name in ADVICE else []
     for found, origin in ((argument, "argument"), (by_variable, "environment")):
         assert (found["seen"], found["origin"], found["status"]) == (in_time, origin, "applied")

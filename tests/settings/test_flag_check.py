@@ -53,12 +53,14 @@ def test_faults_are_found_and_found_again_without_a_child(monkeypatch, flags, fa
     assert check_flags(dict(reversed(flags.items()))) == faults
 
 
+@pytest.mark.thorough
 def test_flags_that_are_still_advised_and_end_this_jaxlib(monkeypatch):
     monkeypatch.setattr(check, "_nearest", lambda name: "")
     found = check_flags({**dict.fromkeys(WITHDRAWN, "true"), "xla_gpu_autotune_level": "0"})
     assert found == dict.fromkeys(WITHDRAWN, "is not known to this jaxlib")
 
 
+@pytest.mark.thorough
 def test_a_folder_to_dump_to_is_any_text_and_stays_empty(monkeypatch, tmp_path):
     assert check_flags({"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": "true"}) == {}
     assert list(tmp_path.iterdir()) == []
@@ -113,6 +115,7 @@ def _no_folder():
     raise FileNotFoundError("No usable temporary directory found")
 
 
+@pytest.mark.thorough
 def test_a_child_has_none_of_the_variables_that_the_flags_are_tried_without(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, "", Path("x")])  # what is no text is left out
     names = ("JAX_ENABLE_X64", "JINIT_SEED", "PYTHONWARNINGS", "LIBTPU_INIT_ARGS")
@@ -166,6 +169,7 @@ def test_a_memory_that_others_could_write_is_not_used(tmp_path, monkeypatch):
     assert check_flags({"a": "1"}) == {}
 
 
+@pytest.mark.thorough
 def test_names_in_the_library_hold_every_flag_that_xla_tells_of():
     done = python("-c", check._READ, warn="default", XLA_FLAGS="--help")
     told = {line[3:].partition("=")[0] for line in done.stderr.splitlines() if line[:3] == "\t--"}

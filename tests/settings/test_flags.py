@@ -77,10 +77,18 @@ CASES = {
 }
 
 
+class Answers(dict):
+    """The answers of the cases by name; a case runs when a test first asks for it."""
+
+    def __missing__(self, name):
+        (answer,) = run_cases([CASES[name]], XLA_FLAGS="")
+        self[name] = answer.get("result", answer)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def found():
-    answers = run_cases(CASES.values(), XLA_FLAGS="")
-    return dict(zip(CASES, [answer.get("result", answer) for answer in answers], strict=True))
+    return Answers()
 
 
 @pytest.mark.thorough
@@ -136,6 +144,7 @@ def test_the_users_bad_flags_are_removed_with_a_warning(found):
     ]
 
 
+@pytest.mark.thorough
 def test_flags_of_a_tpu_go_to_its_own_variable(found):
     answer = found["tpu"]
     assert answer["text"] == f"--{MATH}=1"
@@ -160,6 +169,7 @@ def test_flags_that_are_too_late_are_offered_for_single_programs(found):
     ]
 
 
+@pytest.mark.thorough
 def test_the_variable_overrides_the_argument(found):
     assert found["variable"]["text"] == f"--{LEVEL}=1"
     assert found["variable"]["flags"][LEVEL][1:3] == ["environment", "JINIT_XLA_FLAGS"]
@@ -167,12 +177,14 @@ def test_the_variable_overrides_the_argument(found):
     assert found["variable off"]["setting"] == [None, "unchanged"]
 
 
+@pytest.mark.thorough
 def test_the_user_can_forbid_determinism(found):
     answer = found["not deterministic"]
     assert answer["text"] == "--xla_gpu_deterministic_ops=false"
     assert answer["flags"]["xla_gpu_deterministic_ops"][3] == "overridden by the environment"
 
 
+@pytest.mark.thorough
 def test_what_the_report_says_of_determinism(found):
     name = "xla_gpu_deterministic_ops"
     environment = ["environment", "XLA_FLAGS"]
@@ -186,6 +198,7 @@ def test_what_the_report_says_of_determinism(found):
     assert found["deterministic forbidden"]["text"] == f"--{name}=false"
 
 
+@pytest.mark.thorough
 def test_a_bad_flag_of_the_user_does_not_stand_in_the_way_of_a_good_one(found):
     answer = found["users bad asked good"]
     assert answer["text"] == f"--{LEVEL}=1"
@@ -196,6 +209,7 @@ def test_a_bad_flag_of_the_user_does_not_stand_in_the_way_of_a_good_one(found):
     assert found["users bad devices"]["devices"] == [2, 2]
 
 
+@pytest.mark.thorough
 def test_what_the_user_set_too_late_is_not_in_force(found):
     answer = found["set too late"]
     assert {row[3] for row in answer["flags"].values()} == {"too late"}
@@ -206,6 +220,7 @@ def test_what_the_user_set_too_late_is_not_in_force(found):
     assert "--xla_force_host_platform_device_count=8" in answer["warned"][0]
 
 
+@pytest.mark.thorough
 def test_a_flag_of_an_earlier_call_is_not_the_environments(found):
     assert found["twice"]["flags"] == {
         LEVEL: [None, "argument", "xla_flags", "too late"],

@@ -211,7 +211,7 @@ result = json.loads(done.stdout)
     ]
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("users", ["--xla_gpu_autotune_level=1", ""])
 def test_a_parents_flags_beside_its_users_are_not_its_childs_users(users):
     """The flag of the devices is another way to ask for what ``cpu_devices`` asks for."""

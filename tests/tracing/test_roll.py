@@ -332,6 +332,7 @@ def test_blocks_that_alternate_are_rolled_in_pairs():
     assert set(rolled.groups) == {(0, 2, 4, 6), (1, 3, 5, 7)}
 
 
+@pytest.mark.cases
 def test_whole_numbers_of_each_block_are_scanned(make_key):
     """As those that Flax folds into a key, a different one for each layer."""
 
@@ -345,6 +346,7 @@ def test_whole_numbers_of_each_block_are_scanned(make_key):
     assert len(rolled.traced.jaxpr.eqns) == 1
 
 
+@pytest.mark.thorough
 def test_whole_numbers_in_rematerialized_blocks_are_scanned():
     def noisy(ws, x, key):
         for i, w in enumerate(ws):
@@ -364,7 +366,7 @@ def test_whole_numbers_in_rematerialized_blocks_are_scanned():
     assert names in (["checkpoint"], ["remat2"])
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["chained", "listed", "indexed"])
 def test_split_keys_reach_their_blocks(how, make_key):
     def noisy(ws, x, key):
@@ -566,12 +568,14 @@ def test_a_host_array_made_anew_in_every_block_is_one_constant():
     assert len(rolled.traced.jaxpr.eqns) == 1
 
 
+@pytest.mark.thorough
 def test_it_is_as_exact_in_float64():
     with jax.enable_x64(True):
         ws = [jnp.asarray(w, jnp.float64) for w in weights()]
         check(residual, ws, jnp.asarray(X, jnp.float64), tolerance=1e-13)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_stays(dtype):
     ws = [w.astype(dtype) for w in weights()]
@@ -652,6 +656,7 @@ def test_functions_can_be_rolled_while_they_are_traced():
     np.testing.assert_allclose(outer(weights(), X, 2.0), residual(weights(), X) + 2, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_variables_over_several_devices():
     mesh = Mesh(np.array(jax.devices()[:4]), ("d",))
     sharding = NamedSharding(mesh, P(None, "d"))
@@ -661,6 +666,7 @@ def test_variables_over_several_devices():
     assert stacked.sharding.is_equivalent_to(NamedSharding(mesh, P(None, None, "d")), 3)
 
 
+@pytest.mark.thorough
 def test_a_pinned_sharding_in_each_block_stays():
     mesh = Mesh(np.array(jax.devices()[:4]), ("d",))
     pinned = NamedSharding(mesh, P(None, "d"))

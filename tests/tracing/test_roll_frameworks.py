@@ -55,7 +55,7 @@ def linen(depth, block=Block):
     return init, apply
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("block", "depth", "name"),
     [(Block, DEPTH, "Block"), (Block, 12, "Block"), (nn.remat(Block), DEPTH, "CheckpointBlock")],
@@ -113,6 +113,8 @@ def test_layers_that_flax_scans_are_left_alone():
 
 
 class ResNet(nn.Module):
+    blocks: int = 3
+
     @nn.compact
     def __call__(self, x, train):
         def norm():
@@ -120,7 +122,7 @@ class ResNet(nn.Module):
 
         for width in (4, 8):
             x = nn.Conv(width, (3, 3), strides=2, use_bias=False)(x)
-            for _ in range(4):
+            for _ in range(self.blocks):
                 h = nn.relu(norm()(nn.Conv(width, (3, 3), use_bias=False)(x)))
                 x = nn.relu(x + norm()(nn.Conv(width, (3, 3), use_bias=False)(h)))
         return nn.Dense(3)(x.mean((1, 2)))
@@ -138,10 +140,10 @@ def test_a_resnet_has_one_loop_a_stage(train):
         return model.apply(variables, images, train, mutable=["batch_stats"])
 
     rolled = check(apply, variables, images, trainable=trainable, tolerance=1e-4)
-    assert lengths(rolled) == [4, 4]
+    assert lengths(rolled) == [model.blocks] * 2
     # two norms and two convolutions a block; evaluation hands the statistics out again
     statistics, trained = (4 if train else 0), 6
-    assert sorted(map(len, rolled.groups)).count(4) == 2 * (statistics + trained)
+    assert sorted(map(len, rolled.groups)).count(model.blocks) == 2 * (statistics + trained)
 
 
 class NNXBlock(nnx.Module):
