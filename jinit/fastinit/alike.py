@@ -6,8 +6,10 @@ Place i of a result depends on place i of the operands, and on numbers that are 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
@@ -53,6 +55,8 @@ def drawn_by(equation: jex.JaxprEqn, values: Sequence[Value]) -> Value | None:
 def _random_bits(keys: Value, width: int, aval: Any) -> Drawn | None:
     if not isinstance(keys, Keys):
         return None
+    if not math.prod(aval.shape):  # nothing is drawn
+        return Drawn((Number(np.zeros((), aval.dtype)),), aval.shape, aval.dtype)
     words = keys.words.reshape(-1, 2).tolist()
     segments = tuple(Bits((first, second), width) for first, second in words)
     return Drawn(segments, aval.shape, aval.dtype)
@@ -117,24 +121,60 @@ def _number(primitive: jex.Primitive, params: tuple, operands: tuple[Node, ...])
 
 
 def _merged(primitive: jex.Primitive, operands: tuple[Node, ...]) -> Node | None:
-    """Merges the factors of two products, as XLA does: ``(x * a) * b = x * (a * b)``."""
-    if primitive.name != "mul":
-        return None
-    inner, factor = _by_number(operands)
-    if factor is None or not isinstance(inner, Op) or inner.primitive.name != "mul":
-        return None
-    rest, first = _by_number(inner.operands)
-    if first is None:
-        return None
-    product = Number(np.asarray(np.multiply(first.value, factor.value)))
-    return Op(inner.primitive, inner.params, (rest, product), inner.random)
+    """Merges numbers as XLA does, which is to see them as it would in the whole program.
+
+    ``x * 1 = x``, ``(x * a) * b = x * (a * b)``, ``(x + a) + b = x + (a + b)``; ``x / a`` is
+    ``x * (1 / a)``.
+    """
+    for read, joins, neutral in ((_factor, jax.lax.mul_p, 1), (_addend, jax.lax.add_p, None)):
+        found = read(primitive, operands)
+        if found is None:
+            continue
+        rest, number = found
+        inner = read(rest.primitive, rest.operands) if isinstance(rest, Op) else None
+        if inner is not None:
+            rest, first = inner
+            with np.errstate(all="ignore"):
+                number = np.asarray(_JOINED[joins](first, number))
+        elif primitive is not jax.lax.div_p and (neutral is None or number != neutral):
+            return None
+        if number == neutral:
+            return rest
+        return Op(joins, (), (rest, Number(number)), rest.random)
+    return None
 
 
-def _by_number(operands: tuple[Node, ...]) -> tuple[Node, Number | None]:
+_JOINED = MappingProxyType({jax.lax.mul_p: np.multiply, jax.lax.add_p: np.add})
+
+Split: TypeAlias = tuple[Node, np.ndarray] | None
+
+
+def _factor(primitive: jex.Primitive, operands: tuple[Node, ...]) -> Split:
+    """Divides a product, or what is divided by a number, into the rest and the number."""
+    if primitive is jax.lax.mul_p:
+        return _by_number(operands)
+    divisor = operands[-1]
+    if primitive is not jax.lax.div_p or not isinstance(divisor, Number):
+        return None
+    if not jnp.issubdtype(divisor.value.dtype, np.inexact) or not divisor.value:
+        return None
+    return operands[0], np.asarray(divisor.value.dtype.type(1) / divisor.value)
+
+
+def _addend(primitive: jex.Primitive, operands: tuple[Node, ...]) -> Split:
+    """Divides a sum into the rest and a number."""
+    if primitive is jax.lax.add_p:
+        return _by_number(operands)
+    if primitive is jax.lax.sub_p and isinstance(operands[1], Number):
+        return operands[0], np.asarray(-operands[1].value)
+    return None
+
+
+def _by_number(operands: tuple[Node, ...]) -> Split:
     one, other = operands
     if isinstance(other, Number):
-        return one, other
-    return (other, one) if isinstance(one, Number) else (one, None)
+        return one, other.value
+    return (other, one.value) if isinstance(one, Number) else None
 
 
 def _hashable(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
@@ -177,6 +217,14 @@ def _joined(equation: jex.JaxprEqn, values: Sequence[Value], aval: Any) -> Value
     return joined_parts(operands, aval.shape) if axis == 0 else None
 
 
+def _stacked(equation: jex.JaxprEqn, values: Sequence[Value], aval: Any) -> Drawn | None:
+    """Puts arrays one after another along a new first axis."""
+    operands = _all_drawn(values)
+    if operands is None or equation.params["axis"] != 0:
+        return None
+    return joined_parts(operands, aval.shape)
+
+
 def joined_parts(parts: Sequence[Drawn], shape: tuple[int, ...]) -> Drawn | None:
     """Puts arrays one after another; None where their segments differ in size or in recipe."""
     segments = tuple(node for part in parts for node in part.segments)
@@ -193,5 +241,6 @@ _SHAPED: Mapping[str, Callable[..., Value | None]] = MappingProxyType(
         "expand_dims": _reshaped,
         "broadcast_in_dim": _spread,
         "concatenate": _joined,
+        "stack": _stacked,
     }
 )

@@ -89,7 +89,10 @@ def _draw(
     for number, (value, sharding) in wanted.items():
         recipe, parts = ways.recipes[id(value)]
         strips = strips_of(value.shape, parts, sharding)
-        leaf = Leaf(number, recipe, strips, local_shape(value.shape, sharding), value.dtype)
+        shape = local_shape(value.shape, sharding)
+        if not shape and sharding is not None:  # the devices' parts lie along an axis
+            shape = (1,)
+        leaf = Leaf(number, recipe, strips, shape, value.dtype)
         groups.setdefault(devices_of(sharding), []).append(leaf)
     for devices, leaves in groups.items():
         for number, array in draw_leaves(leaves, devices, run):

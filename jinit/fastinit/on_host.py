@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
@@ -38,7 +39,7 @@ def compute(equation: jex.JaxprEqn, values: Sequence[Any]) -> Known | Keys | Non
 
 def exactly(name: str, params: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> Any:
     """Applies an elementwise primitive that is exact to the last bit; None for all others."""
-    if name not in _EXACT:
+    if name not in _EXACT or any(array.dtype.kind == "c" for array in arrays):
         return None
     with np.errstate(all="ignore"):
         return _EXACT[name](params, *arrays)
@@ -69,9 +70,13 @@ def _keys(words: Sequence[tuple[int, int]], shape: Sequence[int]) -> Keys:
 def _fold_in(params: Mapping[str, Any], keys: Any, data: Any) -> Keys | None:
     if not isinstance(keys, Keys) or not isinstance(data, Known):
         return None
-    numbers = np.broadcast_to(data.array, keys.shape).reshape(-1)
-    pairs = zip(_words(keys), numbers.tolist(), strict=True)
-    return _keys([threefry.fold_in(key, int(number)) for key, number in pairs], keys.shape)
+    if keys.shape and data.shape and keys.shape != data.shape:
+        return None
+    shape = keys.shape or data.shape
+    words = _words(Keys(np.broadcast_to(keys.words, (*shape, 2))))
+    numbers = np.broadcast_to(data.array, shape).reshape(-1).tolist()
+    pairs = zip(words, numbers, strict=True)
+    return _keys([threefry.fold_in(key, int(number)) for key, number in pairs], shape)
 
 
 def _split(params: Mapping[str, Any], keys: Any) -> Keys | None:
@@ -132,6 +137,11 @@ def _broadcast(params: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
     return np.broadcast_to(array.reshape(spread), shape)
 
 
+def _iota(*, shape: Sequence[int], dimension: int, dtype: Any, **_: Any) -> np.ndarray:
+    numbers = np.arange(shape[dimension]).astype(dtype)
+    return _broadcast({"shape": shape, "broadcast_dimensions": (dimension,)}, numbers)
+
+
 _MOVES: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         "slice": _slice,
@@ -140,6 +150,8 @@ _MOVES: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "squeeze": lambda params, array: array.squeeze(tuple(params["dimensions"])),
         "expand_dims": lambda params, array: np.expand_dims(array, tuple(params["dimensions"])),
         "concatenate": lambda params, *arrays: np.concatenate(arrays, params["dimension"]),
+        "stack": lambda params, *arrays: np.stack(arrays, params["axis"]),
+        "iota": lambda params: _iota(**params),
         "transpose": lambda params, array: array.transpose(params["permutation"]),
         "copy": lambda params, array: array,
         "copy_p": lambda params, array: array,
@@ -152,6 +164,17 @@ def _divided(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
     if np.issubdtype(x.dtype, np.integer):  # XLA rounds towards zero
         return np.sign(x) * np.sign(y) * (np.abs(x) // np.where(y == 0, 1, np.abs(y)))
     return x / y
+
+
+def _converted(params: Mapping[str, Any], x: np.ndarray) -> Any:
+    """Converts; of floats that are too large for whole numbers XLA makes the largest."""
+    dtype = params["new_dtype"]
+    if not (np.issubdtype(dtype, np.integer) and jnp.issubdtype(x.dtype, np.floating)):
+        return x.astype(dtype)
+    wide, limits = x.astype(np.float64), np.iinfo(dtype)
+    whole = np.where(wide <= float(limits.min), limits.min, wide.astype(dtype))
+    whole = np.where(wide >= float(limits.max), limits.max, whole)
+    return np.where(np.isnan(wide), 0, whole).astype(dtype)
 
 
 _EXACT: Mapping[str, Callable[..., Any]] = MappingProxyType(
@@ -176,7 +199,7 @@ _EXACT: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "le": lambda params, x, y: x <= y,
         "gt": lambda params, x, y: x > y,
         "ge": lambda params, x, y: x >= y,
-        "convert_element_type": lambda params, x: x.astype(params["new_dtype"]),
+        "convert_element_type": _converted,
         "select_n": lambda params, which, *cases: np.choose(which.astype(np.int32), cases),
     }
 )

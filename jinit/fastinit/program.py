@@ -34,12 +34,14 @@ class LeafSpec:
         shape: Its shape.
         dtype: Its dtype.
         constraint: The sharding that the program itself asks for, or None.
+        weak_type: Whether it gives way to other dtypes, as Python's numbers do.
     """
 
     path: str
     shape: tuple[int, ...]
     dtype: Any
     constraint: Any = None
+    weak_type: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def trace_init(init_fn: Callable[..., Any], apart: Apart) -> InitProgram:
     result = results[-1].fill([Slot(number) for number in range(count)])
     abstract = result.with_states(len(apart.parts)) if isinstance(result, Returned) else result
     leaves = tuple(
-        LeafSpec(path, aval.shape, aval.dtype, constraint)
+        LeafSpec(path, aval.shape, aval.dtype, constraint, getattr(aval, "weak_type", False))
         for path, aval, constraint in zip(
             _paths(abstract, count), traced.out_avals, _constraints(jaxpr), strict=True
         )

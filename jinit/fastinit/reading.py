@@ -107,7 +107,7 @@ def _unrolled(
     equation: jex.JaxprEqn, structure: Structure, values: Sequence[Value]
 ) -> list[Value] | None:
     """Reads a scan iteration by iteration; None where one of its results is not known so."""
-    if structure.length > _LONGEST or equation.params["reverse"]:
+    if not 0 < structure.length <= _LONGEST or equation.params["reverse"]:
         return None
     num_consts, num_carry = structure.num_consts, structure.num_carry
     consts, carry = values[:num_consts], list(values[num_consts : num_consts + num_carry])
