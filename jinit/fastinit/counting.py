@@ -81,11 +81,13 @@ def _devices(by_device: dict[str, int]) -> str:
 
 def count_leaves(program: InitProgram, shardings: Sequence[Sharding | None]) -> Count:
     """Counts what a traced initialization returns."""
-    trained = _trained(program)
+    trained, returned = _trained(program), {*jax.tree.leaves(program.abstract)}
     modules: dict[str, list[int]] = {}
     by_dtype: Counter[str] = Counter()
     by_device: Counter[str] = Counter()
     for number, (leaf, sharding) in enumerate(zip(program.leaves, shardings, strict=True)):
+        if number not in returned:  # it belongs to an object that was given
+            continue
         size, numbers = bytes_of(leaf.shape, leaf.dtype), math.prod(leaf.shape)
         sums = modules.setdefault(_module(leaf, program), [0, 0, 0])
         sums[number not in trained] += numbers

@@ -141,8 +141,13 @@ def _described(
     if len(roots) > 1:
         return "one another"
     drawn = sum(isinstance(value, Drawn) and value.random for value in inputs)
-    last = equations[-1].equation.primitive.name if equations else "one number"
-    return f"{drawn} drawn, by {last}" if drawn else last
+    names = [source.equation.primitive.name for source in equations] or ["one number"]
+    told = next((name for name in _TOLD if name in names), names[-1])
+    return f"{drawn} drawn, by {told}" if drawn else told
+
+
+_TOLD = ("qr", "svd", "eigh", "cholesky", "sort", "scan", "while", "dot_general", "concatenate")
+"""The operations that say most of a program, which is called after the first of them in it."""
 
 
 def whole(program: InitProgram, arrays: Sequence[Any]) -> Ordinary:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from jinit._trees import leaf_paths
+from jinit._trees import leaf_paths, parameter_path
 from jinit.modules.nnx_calls import Apart, Returned, call
 from jinit.tracing import ARRAYS, Static, aval_of, equations_of, partition, trace
 from jinit.tracing._jax import without_unused
@@ -106,7 +106,7 @@ def trace_init(init_fn: Callable[..., Any], apart: Apart) -> InitProgram:
     leaves = tuple(
         LeafSpec(path, aval.shape, aval.dtype, constraint, getattr(aval, "weak_type", False))
         for path, aval, constraint in zip(
-            _paths(abstract, count), traced.out_avals, _constraints(jaxpr), strict=True
+            _paths(result, abstract, count), traced.out_avals, _constraints(jaxpr), strict=True
         )
     )
     equations = list(equations_of(jaxpr))
@@ -147,8 +147,15 @@ def _constraints(jaxpr: jex.Jaxpr) -> list[Any]:
     return list(map(of, jaxpr.outvars))
 
 
-def _paths(abstract: Any, count: int) -> list[str]:
-    """Returns the path of every leaf; those of objects that were given are their numbers."""
+def _paths(result: Any, abstract: Any, count: int) -> list[str]:
+    """Returns the path of every leaf; one of an object that was given is behind its number."""
     pairs = zip(jax.tree.leaves(abstract), leaf_paths(abstract), strict=True)
     paths: dict[int, str] = {slot: path for slot, path in pairs if isinstance(slot, Slot)}
-    return [paths.get(number, f"argument {number}") for number in range(count)]
+
+    def name(path: Any, slot: int) -> int:
+        paths.setdefault(slot, "given object " + "/".join(parameter_path(path, None)))
+        return slot
+
+    if isinstance(result, Returned):
+        result.map_written(name)
+    return [paths[number] for number in range(count)]
