@@ -12,9 +12,9 @@ from jax.sharding import Sharding
 from jinit._kinds import kind_of
 from jinit._progress import progress
 from jinit.fastinit.counting import Count, count_leaves
+from jinit.fastinit.drawing.placing import weakened
 from jinit.fastinit.making import lower_leaves, make_leaves
 from jinit.fastinit.memory import explained
-from jinit.fastinit.placing import weakened
 from jinit.fastinit.program import ABSTRACT, InitProgram, trace_init
 from jinit.fastinit.report import InitReport, report_on
 from jinit.fastinit.shardings import (

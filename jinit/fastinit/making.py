@@ -10,13 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from jinit.fastinit.devices import Devices
-from jinit.fastinit.drawing import Leaf, draw_leaves
+from jinit.fastinit.drawing.devices import Devices
+from jinit.fastinit.drawing.draw import Leaf, draw_leaves
+from jinit.fastinit.drawing.placing import (
+    devices_of,
+    joined,
+    local_shape,
+    place,
+    replicated,
+    strips_of,
+)
 from jinit.fastinit.ordinary import Ordinary, array_of
-from jinit.fastinit.placing import devices_of, joined, local_shape, place, replicated, strips_of
 from jinit.fastinit.program import InitProgram
+from jinit.fastinit.reading.values import Drawn, Given, Keys, Known
 from jinit.fastinit.running import Lowering, Run, run_now
-from jinit.fastinit.values import Drawn, Given, Keys, Known
 from jinit.fastinit.ways import Ways
 
 __all__ = ["lower_leaves", "make_leaves"]

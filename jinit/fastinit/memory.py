@@ -9,7 +9,7 @@ from jax.sharding import Sharding
 
 from jinit._arithmetic import bytes_of
 from jinit._tables import format_bytes
-from jinit.fastinit.placing import local_shape
+from jinit.fastinit.drawing.placing import local_shape
 from jinit.fastinit.program import InitProgram
 
 __all__ = ["explained"]

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jinit.fastinit.program import InitProgram
-from jinit.fastinit.recipe import Recipe, evaluate, recipes_of
-from jinit.fastinit.values import Computed, Drawn, Equation, Given, Keys, Known, Value
+from jinit.fastinit.reading.recipe import Recipe, evaluate, recipes_of
+from jinit.fastinit.reading.values import Computed, Drawn, Equation, Given, Keys, Known, Value
 from jinit.tracing._jax import bind, equation_context
 from jinit.tracing.rolling.fingerprint import Fingerprints
 

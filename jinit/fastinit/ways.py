@@ -20,9 +20,9 @@ from jax.sharding import Sharding
 
 from jinit.fastinit.ordinary import Ordinary, arrays_under, ordinary_of, together, whole
 from jinit.fastinit.program import InitProgram
-from jinit.fastinit.reading import outside, read_program
-from jinit.fastinit.recipe import Ingredients, Recipe, recipes_of
-from jinit.fastinit.values import Drawn, Given, Keys, Known, Value, fill_of
+from jinit.fastinit.reading.read import outside, read_program
+from jinit.fastinit.reading.recipe import Ingredients, Recipe, recipes_of
+from jinit.fastinit.reading.values import Drawn, Given, Keys, Known, Value, fill_of
 
 __all__ = ["Ways", "ways_of"]
 

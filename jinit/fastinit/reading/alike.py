@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from jinit.fastinit.on_host import SMALL, exactly
-from jinit.fastinit.recipe import are_alike
-from jinit.fastinit.values import (
+from jinit.fastinit.reading.on_host import SMALL, exactly
+from jinit.fastinit.reading.recipe import are_alike
+from jinit.fastinit.reading.values import (
     Bits,
     Drawn,
     Keys,

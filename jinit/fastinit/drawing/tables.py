@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jinit.fastinit.recipe import Recipe
-from jinit.fastinit.schedule import Call, Shape
+from jinit.fastinit.drawing.schedule import Call, Shape
+from jinit.fastinit.reading.recipe import Recipe
 
 __all__ = ["Tables", "tables_of"]
 

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jinit.fastinit import threefry
-from jinit.fastinit.devices import Devices
-from jinit.fastinit.recipe import Recipe, evaluate
+from jinit.fastinit.drawing import threefry
+from jinit.fastinit.drawing.devices import Devices
+from jinit.fastinit.drawing.schedule import Piece, Strip, schedule
+from jinit.fastinit.drawing.tables import Tables, tables_of
+from jinit.fastinit.reading.recipe import Recipe, evaluate
 from jinit.fastinit.running import Run
-from jinit.fastinit.schedule import Piece, Strip, schedule
-from jinit.fastinit.tables import Tables, tables_of
 
 __all__ = ["Leaf", "draw_leaves"]
 

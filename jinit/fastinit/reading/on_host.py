@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from jinit.fastinit import threefry
-from jinit.fastinit.values import Keys, Known
+from jinit.fastinit.drawing import threefry
+from jinit.fastinit.reading.values import Keys, Known
 from jinit.tracing import aval_of
 
 __all__ = ["SMALL", "compute", "exactly"]

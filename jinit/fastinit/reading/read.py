@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from jinit.fastinit.alike import as_drawn, drawn_by, joined_parts
-from jinit.fastinit.on_host import SMALL, compute
-from jinit.fastinit.values import (
+from jinit.fastinit.reading.alike import as_drawn, drawn_by, joined_parts
+from jinit.fastinit.reading.on_host import SMALL, compute
+from jinit.fastinit.reading.values import (
     Computed,
     Drawn,
     Equation,

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from jinit.fastinit.blocks import block_of
-from jinit.fastinit.devices import Devices
-from jinit.fastinit.recipe import Ingredients
-from jinit.fastinit.schedule import Strip
+from jinit.fastinit.drawing.blocks import block_of
+from jinit.fastinit.drawing.devices import Devices
+from jinit.fastinit.drawing.schedule import Strip
+from jinit.fastinit.reading.recipe import Ingredients
 
 __all__ = ["devices_of", "joined", "local_shape", "place", "replicated", "strips_of", "weakened"]
 

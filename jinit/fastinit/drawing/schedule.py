@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from jinit.fastinit.blocks import Block
-from jinit.fastinit.recipe import Ingredients
+from jinit.fastinit.drawing.blocks import Block
+from jinit.fastinit.reading.recipe import Ingredients
 
 __all__ = ["Call", "Piece", "Shape", "Strip", "schedule"]
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jinit.fastinit.values import Bits, Node, Number, Op
+from jinit.fastinit.reading.values import Bits, Node, Number, Op
 
 __all__ = ["Ingredients", "Recipe", "are_alike", "evaluate", "recipes_of"]
 

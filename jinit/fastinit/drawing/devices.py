@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jinit.fastinit.schedule import Shape
+from jinit.fastinit.drawing.schedule import Shape
 
 __all__ = ["Devices"]
 

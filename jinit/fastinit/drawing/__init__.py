@@ -1,0 +1,1 @@
+"""Arrays drawn number by number, whatever their shapes and shardings."""

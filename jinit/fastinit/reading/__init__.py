@@ -1,0 +1,1 @@
+"""What each leaf of an initialization is, read from its program."""
