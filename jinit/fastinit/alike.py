@@ -124,13 +124,15 @@ def _merged(primitive: jex.Primitive, operands: tuple[Node, ...]) -> Node | None
     """Merges numbers as XLA does, which is to see them as it would in the whole program.
 
     ``x * 1 = x``, ``(x * a) * b = x * (a * b)``, ``(x + a) + b = x + (a + b)``; ``x / a`` is
-    ``x * (1 / a)``.
+    ``x * (1 / a)``. Not in bfloat16, which XLA computes in float32, step by step.
     """
     for read, joins, neutral in ((_factor, jax.lax.mul_p, 1), (_addend, jax.lax.add_p, None)):
         found = read(primitive, operands)
         if found is None:
             continue
         rest, number = found
+        if number.dtype == jnp.bfloat16:
+            return None
         inner = read(rest.primitive, rest.operands) if isinstance(rest, Op) else None
         if inner is not None:
             rest, first = inner
