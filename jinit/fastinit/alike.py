@@ -230,6 +230,9 @@ def _stacked(equation: jex.JaxprEqn, values: Sequence[Value], aval: Any) -> Draw
 def joined_parts(parts: Sequence[Drawn], shape: tuple[int, ...]) -> Drawn | None:
     """Puts arrays one after another; None where their segments differ in size or in recipe."""
     segments = tuple(node for part in parts for node in part.segments)
+    numbers = {node.value.tobytes() if isinstance(node, Number) else None for node in segments}
+    if len(numbers) == 1 and None not in numbers:
+        return Drawn(segments[:1], shape, parts[0].dtype)
     sizes = {part.size / len(part.segments) for part in parts}
     return (
         Drawn(segments, shape, parts[0].dtype) if len(sizes) == 1 and are_alike(segments) else None

@@ -64,7 +64,7 @@ def test_bits_at_places_beyond_32_bits():
 
     pair = jnp.array(words, jnp.uint32)
     expected = [
-        np.bitwise_xor(*np.asarray(threefry_2x32(pair, jnp.stack([h, l]))).tolist())
-        for h, l in zip(high, low, strict=True)
+        np.bitwise_xor(*np.asarray(threefry_2x32(pair, jnp.stack(words))).tolist())
+        for words in zip(high, low, strict=True)
     ]
     assert found.tolist() == expected
