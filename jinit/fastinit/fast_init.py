@@ -12,7 +12,7 @@ from jax.sharding import Sharding
 from jinit._kinds import kind_of
 from jinit._progress import progress
 from jinit.fastinit.counting import Count, count_leaves
-from jinit.fastinit.drawing.placing import weakened
+from jinit.fastinit.drawing.placing import finished
 from jinit.fastinit.making import lower_leaves, make_leaves
 from jinit.fastinit.memory import explained
 from jinit.fastinit.program import ABSTRACT, InitProgram, trace_init
@@ -223,7 +223,8 @@ class FastInit:
         with explained(program, shardings, made), progress(self._shows(program), "arrays") as bar:
             bar.begin(f"making {self!r}", len(program.leaves))
             for number, array in make_leaves(program, ways, shardings):
-                made[number] = weakened(array) if program.leaves[number].weak_type else array
+                weak_type = program.leaves[number].weak_type
+                made[number] = finished(array, shardings[number], weak_type)
                 bar.advance(array)
             jax.block_until_ready(list(made.values()))
         self.report = report_on(program, ways, trace_seconds, time.perf_counter() - start)

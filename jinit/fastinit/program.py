@@ -129,7 +129,8 @@ def _foreign_keys(jaxpr: jex.Jaxpr, equations: Sequence[jex.JaxprEqn]) -> str:
     for variable in variables:
         dtype = aval_of(variable).dtype
         if jnp.issubdtype(dtype, jax.dtypes.prng_key) and str(dtype) != "key<fry>":
-            return str(dtype)[4:-1]
+            tag = str(dtype)[4:-1]
+            return {"urbg": "unsafe_rbg"}.get(tag, tag)
     return ""
 
 

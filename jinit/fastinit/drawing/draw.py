@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jinit.fastinit.drawing import threefry
+from jinit.fastinit import threefry
 from jinit.fastinit.drawing.devices import Devices
 from jinit.fastinit.drawing.schedule import Piece, Strip, schedule
 from jinit.fastinit.drawing.tables import Tables, tables_of

@@ -14,7 +14,7 @@ from jinit.fastinit.drawing.devices import Devices
 from jinit.fastinit.drawing.schedule import Strip
 from jinit.fastinit.reading.recipe import Ingredients
 
-__all__ = ["devices_of", "joined", "local_shape", "place", "replicated", "strips_of", "weakened"]
+__all__ = ["devices_of", "finished", "joined", "local_shape", "place", "replicated", "strips_of"]
 
 
 def devices_of(sharding: Sharding | None) -> Devices:
@@ -94,15 +94,27 @@ def joined(parts: Any, shape: tuple[int, ...], sharding: Sharding | None) -> Any
         return jax.ShapeDtypeStruct(shape, parts.dtype, sharding=sharding)
     by_device = {shard.device: shard.data for shard in parts.addressable_shards}
     own = [by_device[device] for device in sharding.addressable_devices_indices_map(shape)]
-    own = own if shape else [part.reshape(()) for part in own]
-    return jax.make_array_from_single_device_arrays(shape, sharding, own)
+    if not shape:
+        return place(np.asarray(own[0]).reshape(()), sharding)
+    kind = parts.sharding.memory_kind
+    return jax.make_array_from_single_device_arrays(shape, sharding.with_memory_kind(kind), own)
 
 
-def weakened(array: jax.Array) -> jax.Array:
-    """Returns an array that gives way to other dtypes, as Python's numbers do."""
-    return jax.lax.convert_element_type_p.bind(
-        array, new_dtype=array.dtype, weak_type=True, sharding=None
-    )
+def finished(array: jax.Array, sharding: Sharding | None, weak_type: bool) -> jax.Array:
+    """Returns an array in its kind of memory, and which gives way to other dtypes where it should.
+
+    Args:
+        array: The array, on its devices.
+        sharding: What was asked for.
+        weak_type: Whether it gives way, as Python's numbers do.
+    """
+    if weak_type:
+        array = jax.lax.convert_element_type_p.bind(
+            array, new_dtype=array.dtype, weak_type=True, sharding=None
+        )
+    if sharding is None or sharding.memory_kind in (None, array.sharding.memory_kind):
+        return array
+    return jax.device_put(array, sharding)
 
 
 def place(array: np.ndarray, sharding: Sharding | None) -> jax.Array:

@@ -124,13 +124,15 @@ def _merged(primitive: jex.Primitive, operands: tuple[Node, ...]) -> Node | None
     """Merges numbers as XLA does, which is to see them as it would in the whole program.
 
     ``x * 1 = x``, ``(x * a) * b = x * (a * b)``, ``(x + a) + b = x + (a + b)``; ``x / a`` is
-    ``x * (1 / a)``.
+    ``x * (1 / a)``. Not in bfloat16, which XLA computes in float32, step by step.
     """
     for read, joins, neutral in ((_factor, jax.lax.mul_p, 1), (_addend, jax.lax.add_p, None)):
         found = read(primitive, operands)
         if found is None:
             continue
         rest, number = found
+        if number.dtype == jnp.bfloat16:
+            return None
         inner = read(rest.primitive, rest.operands) if isinstance(rest, Op) else None
         if inner is not None:
             rest, first = inner
@@ -228,6 +230,9 @@ def _stacked(equation: jex.JaxprEqn, values: Sequence[Value], aval: Any) -> Draw
 def joined_parts(parts: Sequence[Drawn], shape: tuple[int, ...]) -> Drawn | None:
     """Puts arrays one after another; None where their segments differ in size or in recipe."""
     segments = tuple(node for part in parts for node in part.segments)
+    numbers = {node.value.tobytes() if isinstance(node, Number) else None for node in segments}
+    if len(numbers) == 1 and None not in numbers:
+        return Drawn(segments[:1], shape, parts[0].dtype)
     sizes = {part.size / len(part.segments) for part in parts}
     return (
         Drawn(segments, shape, parts[0].dtype) if len(sizes) == 1 and are_alike(segments) else None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from jinit.fastinit.drawing import threefry
+from jinit.fastinit import threefry
 from jinit.fastinit.reading.values import Keys, Known
 from jinit.tracing import aval_of
 

@@ -19,6 +19,7 @@ from jinit.fastinit.reading.values import (
     Keys,
     Known,
     Value,
+    fill_of,
 )
 from jinit.tracing import aval_of, structure_of
 from jinit.tracing._jax import is_pinned
@@ -132,6 +133,8 @@ def _rows(value: Value, length: int) -> list[Value] | None:
         return [Known(row) for row in value.array]
     if isinstance(value, Keys):
         return [Keys(row) for row in value.words]
+    if isinstance(value, Drawn) and fill_of(value) is not None:
+        return [Drawn(value.segments, value.shape[1:], value.dtype)] * length
     if isinstance(value, Drawn) and len(value.segments) % length == 0:
         each = len(value.segments) // length
         cut = [value.segments[n * each : (n + 1) * each] for n in range(length)]
