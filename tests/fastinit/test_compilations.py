@@ -16,6 +16,7 @@ from tests.fastinit.test_shardings import make_mesh
 from tests.processes import run_case
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("net", [Net(), Looped(), OfData()])
 def test_another_key_compiles_nothing(net, count_compilations):
     init = fast_init(net.init)
@@ -70,6 +71,7 @@ def test_on_devices_another_key_compiles_nothing(count_compilations):
     assert compiled == []
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("sharded", [False, True])
 def test_depth_compiles_nothing(sharded, count_compilations):
     shardings = jax.NamedSharding(make_mesh(), jax.P()) if sharded else None
@@ -121,6 +123,7 @@ CACHED = textwrap.dedent(
 )
 
 
+@pytest.mark.thorough
 def test_a_second_process_compiles_nothing(tmp_path):
     first, second = (run_case(CACHED, FOLDER=str(tmp_path)) for _ in range(2))
     assert first["misses"] >= 4

@@ -76,6 +76,7 @@ class OfData(nn.Module):
         return nn.WeightNorm(nn.Dense(4))(y / scale)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_linen(make_key, param_dtype):
     init = check(Net(param_dtype=param_dtype).init, make_key(0), X)

@@ -100,7 +100,10 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [*MODES][:-2] + [pytest.param(name, marks=pytest.mark.thorough) for name in [*MODES][-2:]],
+)
 def test_modes(mode):
     def plain(key):
         one, two, three = random.split(key, 3)
@@ -116,6 +119,7 @@ def test_modes(mode):
         assert_same(fast_init(plain)(random.key(0)), expected, relative=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["leaks", "nans", "key reuse"])
 def test_modules_in_modes(mode):
     expected = jax.jit(Net().init)(random.key(0), X)
@@ -132,6 +136,7 @@ def test_nothing_stays_of_a_trace():
         init(random.key(1), X)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_another_generator(impl):
     key, init = random.key(0, impl=impl), fast_init(init_fn)
@@ -141,6 +146,7 @@ def test_another_generator(impl):
     assert str(init.report).endswith(f"at once: its keys are of {impl}, not of threefry2x32")
 
 
+@pytest.mark.thorough
 def test_another_generator_as_the_default():
     with jax.default_prng_impl("rbg"):
         init = fast_init(init_fn)

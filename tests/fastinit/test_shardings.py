@@ -61,6 +61,7 @@ def assert_lies(found, mesh, specs):
             assert shard.data.shape == sharding.shard_shape(leaf.shape), name
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tree_of_shardings(kind, expected):
     mesh = make_mesh(kind=kind)
@@ -70,6 +71,7 @@ def test_a_tree_of_shardings(kind, expected):
     assert_same(found, expected, relative=1e-6)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("kind", KINDS)
 def test_specs_on_the_mesh_that_is_set(kind, expected):
     mesh = make_mesh(kind=kind)
@@ -125,6 +127,7 @@ def test_values_do_not_depend_on_the_mesh(shape, expected):
     assert_same(found, expected, relative=1e-6)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_program_asks_for(kind):
     """A constraint of the function itself, which need not be repeated."""
@@ -143,6 +146,7 @@ def test_what_the_program_asks_for(kind):
         assert_same(found, jax.jit(constrained)(random.key(0)))
 
 
+@pytest.mark.thorough
 def test_leaves_on_different_meshes():
     whole, half = make_mesh(), Mesh(np.array(jax.devices()[4:]), ("x",))
     shardings = {
@@ -179,6 +183,7 @@ def test_a_key_on_another_device(expected):
     assert_same(found, expected, relative=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_memory_kind():
     mesh = make_mesh()
     for memory in jax.devices()[0].addressable_memories():
@@ -198,6 +203,7 @@ def test_a_memory_kind():
 @pytest.mark.parametrize(
     "spec", [P("data"), P(None, "data"), P(None, None, "model"), P("model", "data")]
 )
+@pytest.mark.cases
 def test_segments(spec):
     """Layers of a scan, cut between and within them."""
 
@@ -270,6 +276,7 @@ def test_metadata_of_nnx():
         assert_same(nnx.state(found), nnx.state(make(nnx.Rngs(0))))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("model", [Net(), Looped()])
 def test_models(model):
     """As FSDP has them: every leaf divided along the first axis that can be."""

@@ -128,7 +128,7 @@ def _unrolled(
     return [*carry, *stacked] if len(stacked) == len(parts) else None
 
 
-def _rows(value: Value, length: int) -> list[Value] | None:
+def _rows(value: Value, length: int) -> Sequence[Value] | None:
     if isinstance(value, Known):
         return [Known(row) for row in value.array]
     if isinstance(value, Keys):
