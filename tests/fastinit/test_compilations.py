@@ -91,6 +91,7 @@ def test_programs_of_a_transformer():
     assert {row.what: row.programs for row in drawn} == {"truncated normal": 1, "normal": 1}
 
 
+@pytest.mark.thorough
 def test_widths_share_a_program():
     def init_fn(key):
         return [

@@ -73,6 +73,7 @@ def test_parts_of_calls(init_fn, small_calls):
     assert ways(check(init_fn, random.key(3))).keys() == {"drawn"}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("spec", [P(), P("a"), P("b"), P(("b", "a")), P(None, "a"), P("b", "a")])
 def test_parts_of_calls_on_devices(spec, small_calls):
     """Segments of 12 by 8 in six rows, cut across and along."""
@@ -93,6 +94,7 @@ def test_a_leaf_larger_than_a_call():
 COLLECTIVE = re.compile(r" (all-\w+|collective-\w+|reduce-scatter|send|recv)[\w-]*\(")
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("spec", [P(), P("a"), P(None, "b"), P("a", "b"), P(("a", "b"))])
 def test_no_device_waits_for_another(spec):
     """The programs, as they were compiled, exchange nothing."""

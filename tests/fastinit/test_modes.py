@@ -31,6 +31,7 @@ def test_within_jit(expected):
     assert init.report is None
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("kind", ["auto", "explicit"])
 def test_shardings_within_jit(kind):
     sharding = NamedSharding(make_mesh(kind=kind), P("data"))
@@ -119,6 +120,7 @@ def test_modes(mode):
         assert_same(fast_init(plain)(random.key(0)), expected, relative=1e-6)
 
 
+@pytest.mark.cases
 @pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["leaks", "nans", "key reuse"])
 def test_modules_in_modes(mode):
@@ -129,6 +131,7 @@ def test_modules_in_modes(mode):
     assert_same(nnx.state(nnx_net), nnx.state(Module(nnx.Rngs(0))))
 
 
+@pytest.mark.thorough
 def test_nothing_stays_of_a_trace():
     with jax.checking_leaks():
         init = fast_init(Net().init)

@@ -118,6 +118,7 @@ COMPUTED = {
 }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("programs", [DRAWN, COMPUTED])
 def test_programs(programs, sharded, allow_rank_promotion):
@@ -154,6 +155,7 @@ def test_weights_that_are_shared():
     np.testing.assert_array_equal(found["b"], found["t"].T)
 
 
+@pytest.mark.thorough
 def test_leaves_that_depend_on_one_another():
     def init_fn(key):
         scale = random.normal(key)

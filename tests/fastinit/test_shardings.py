@@ -81,6 +81,7 @@ def test_specs_on_the_mesh_that_is_set(kind, expected):
     assert_same(found, expected, relative=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_function_of_path_and_leaf(expected):
     mesh, seen = make_mesh(), {}
 
@@ -110,6 +111,7 @@ def test_a_prefix():
     assert_same(found, jax.jit(nested)(random.key(0)))
 
 
+@pytest.mark.thorough
 def test_one_sharding_for_all(expected):
     sharding = NamedSharding(make_mesh(), P())
     found = fast_init(init_fn, out_shardings=sharding)(random.key(0))
@@ -176,6 +178,7 @@ def test_the_default_device():
     assert all(leaf.devices() == {jax.devices()[5]} for leaf in found.values())
 
 
+@pytest.mark.thorough
 def test_a_key_on_another_device(expected):
     key = jax.device_put(random.key(0), jax.devices()[5])
     sharding = NamedSharding(make_mesh(), P())
@@ -183,6 +186,7 @@ def test_a_key_on_another_device(expected):
     assert_same(found, expected, relative=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.thorough
 def test_a_memory_kind():
     mesh = make_mesh()
@@ -200,6 +204,7 @@ def test_a_memory_kind():
         assert {leaf.sharding.memory_kind for leaf in found.values()} == {memory.kind}
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize(
     "spec", [P("data"), P(None, "data"), P(None, None, "model"), P("model", "data")]
 )
@@ -217,6 +222,7 @@ def test_segments(spec):
     assert ways(check(layers, random.key(0), out_shardings=sharding)) == {"drawn": 1}
 
 
+@pytest.mark.thorough
 def test_segments_that_no_axis_numbers():
     """Two parts one after another along an axis of six."""
 

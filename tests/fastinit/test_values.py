@@ -84,6 +84,7 @@ HALF_STEPS = 1
 """XLA rounds to half in the middle of an expression or not, as it joins operations."""
 
 
+@pytest.mark.thorough
 def test_initializers_in_double():
     with jax.enable_x64(True):
         check(all_of(SHAPES[0], jnp.float64), random.key(3))
@@ -149,6 +150,7 @@ def test_draws_of_integers():
     assert ways(check(init_fn, random.key(5))) == {"drawn": len(INTEGERS)}
 
 
+@pytest.mark.thorough
 def test_draws_of_wide_integers():
     with jax.enable_x64(True):
         check(lambda key: random.randint(key, (31, 17), -(2**60), 2**61), random.key(5))
@@ -158,6 +160,7 @@ def test_draws_of_wide_integers():
 TAILS = ("exponential", "laplace", "cauchy", "gumbel", "logistic", "rayleigh", "maxwell")
 
 
+@pytest.mark.thorough
 def test_draws_of_other_distributions():
     def init_fn(key):
         tails = {name: getattr(random, name)(key, shape=(31, 17)) for name in TAILS[:5]}
