@@ -68,6 +68,7 @@ def segments(key):
     }
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("init_fn", [several, segments])
 def test_parts_of_calls(init_fn, small_calls):
     assert ways(check(init_fn, random.key(3))).keys() == {"drawn"}

@@ -150,6 +150,7 @@ def test_another_generator(impl):
 
 
 @pytest.mark.thorough
+@pytest.mark.thorough
 def test_another_generator_as_the_default():
     with jax.default_prng_impl("rbg"):
         init = fast_init(init_fn)
@@ -157,6 +158,7 @@ def test_another_generator_as_the_default():
         assert init.report.reason == "its keys are of rbg, not of threefry2x32"
 
 
+@pytest.mark.thorough
 def test_another_generator_on_devices():
     sharding = NamedSharding(make_mesh(), P())
     init = fast_init(init_fn, out_shardings=sharding)

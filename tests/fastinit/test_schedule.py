@@ -20,7 +20,7 @@ def strips(count, size):
     ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(LEAVES, SHAPES)
 def test_every_element_is_drawn_at_its_place(sizes, shape):
     leaves = [(number, strips(*leaf)) for number, leaf in enumerate(sizes)]

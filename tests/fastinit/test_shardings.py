@@ -62,6 +62,7 @@ def assert_lies(found, mesh, specs):
 
 
 @pytest.mark.cases
+@pytest.mark.cases
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tree_of_shardings(kind, expected):
     mesh = make_mesh(kind=kind)
@@ -172,6 +173,7 @@ def test_leaves_on_different_meshes():
     assert_same(found, jax.jit(several)(random.key(0)), relative=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_default_device():
     with jax.default_device(jax.devices()[5]):
         found = fast_init(init_fn)(random.key(0))
@@ -258,6 +260,7 @@ def test_partitioned_boxes():
     assert_same(found, jax.jit(Boxed().init)(random.key(0), X))
 
 
+@pytest.mark.thorough
 def test_logical_boxes_and_rules():
     mesh, net = make_mesh(), Boxed(("embed", "mlp"), logical=True)
     rules = [("embed", None), ("mlp", ("data", "model"))]

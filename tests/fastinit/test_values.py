@@ -63,6 +63,7 @@ def all_of(shape, dtype):
     return init_fn
 
 
+@pytest.mark.cases
 def test_initializers(make_key):
     init = check(all_of(SHAPES[0], jnp.float32), make_key(3))
     assert ways(init) == {"drawn": len(INITIALIZERS) - 4, "filled": 4}
@@ -115,6 +116,7 @@ def test_draws_of_dtypes():
     assert ways(check(init_fn, random.key(5))) == {"drawn": 12}
 
 
+@pytest.mark.thorough
 def test_draws_of_float64():
     with jax.enable_x64(True):
         for draw in numbers_of(jnp.float64).values():
