@@ -26,7 +26,7 @@ from jinit.fastinit.shardings import (
     shardings_of,
 )
 from jinit.fastinit.ways import ways_of
-from jinit.modules.kinds import has_variables, is_framework_type, lacks_variables
+from jinit.modules.kinds import form_of, has_variables, is_framework_type, lacks_variables
 from jinit.modules.nnx_calls import Apart, on_objects, taken_apart
 from jinit.tracing import is_tracing, partition, trace_context
 from jinit.typing import PyTree
@@ -260,10 +260,11 @@ def _check_function(init_fn: Any) -> None:
             "its init, as in jinit.fast_init(model.init)(key, x)"
         )
     if has_variables(init_fn):
+        of_equinox = form_of(init_fn) == "equinox"
+        example = "key: Net(key=key))(key)" if of_equinox else "rngs: Net(rngs=rngs))(nnx.Rngs(0))"
         raise TypeError(
             f"fast_init takes the function that makes the variables, got {kind_of(init_fn)}, which "
-            "has its own: pass what constructs it, as in "
-            "jinit.fast_init(lambda rngs: Net(rngs=rngs))(nnx.Rngs(0))"
+            f"has its own: pass what constructs it, as in jinit.fast_init(lambda {example}"
         )
     if not callable(init_fn):
         raise TypeError(

@@ -152,9 +152,9 @@ def _resolved(leaf: LeafSpec, asked: Any, mesh: AnyMesh | None) -> Sharding | No
                 f"{leaf.path} has the PartitionSpec {sharding}, but no mesh: call it within "
                 "jax.set_mesh(mesh), or give NamedSharding(mesh, spec)"
             )
-        sharding = NamedSharding(mesh, sharding)
+        sharding = _on_mesh(leaf, sharding, mesh)
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
-        sharding = None if mesh is None else NamedSharding(mesh, sharding.spec)
+        sharding = None if mesh is None else _on_mesh(leaf, sharding.spec, mesh)
     if sharding is None:
         return None if mesh is None else NamedSharding(mesh, PartitionSpec())
     if not isinstance(sharding, Sharding):
@@ -163,13 +163,21 @@ def _resolved(leaf: LeafSpec, asked: Any, mesh: AnyMesh | None) -> Sharding | No
     return sharding
 
 
+def _on_mesh(leaf: LeafSpec, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> NamedSharding:
+    try:
+        return NamedSharding(mesh, spec)
+    except ValueError as error:
+        raise ValueError(f"{leaf.path} has the PartitionSpec {spec}: {error}") from None
+
+
 def _check_fits(leaf: LeafSpec, sharding: Sharding) -> None:
     try:
         sharding.shard_shape(leaf.shape)
     except (ValueError, IndexError) as error:
+        reason = f"it has {len(leaf.shape)} axes" if isinstance(error, IndexError) else error
         raise ValueError(
             f"{leaf.path} of shape {leaf.shape} does not fit its sharding {_shown(sharding)}: "
-            f"{error}"
+            f"{reason}"
         ) from None
 
 

@@ -145,7 +145,8 @@ def _put(
         return run(_take, rows, np.int32(first), cut, leaf.shape, devices)
     size = len(leaf.strips) * leaf.strips[0].blocks[0].size
     if buffer is None:
-        buffer = run(_begin, devices, size, leaf.dtype)
+        # Where there is no room for it, it is said now, and not when all has been drawn.
+        buffer = jax.block_until_ready(run(_begin, devices, size, leaf.dtype))
     wide = size >= 2**31
     offset = np.int64(piece.offset) if wide else np.int32(piece.offset)
     with jax.enable_x64(True) if wide else contextlib.nullcontext():

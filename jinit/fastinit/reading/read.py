@@ -134,7 +134,7 @@ def _rows(value: Value, length: int) -> Sequence[Value] | None:
     if isinstance(value, Keys):
         return [Keys(row) for row in value.words]
     if isinstance(value, Drawn) and fill_of(value) is not None:
-        return [Drawn(value.segments, value.shape[1:], value.dtype)] * length
+        return [Drawn(value.segments, value.shape[1:], value.dtype) for _ in range(length)]
     if isinstance(value, Drawn) and len(value.segments) % length == 0:
         each = len(value.segments) // length
         cut = [value.segments[n * each : (n + 1) * each] for n in range(length)]
