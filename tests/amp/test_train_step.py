@@ -48,7 +48,8 @@ def mean_square(y, t):
 
 
 def adam():
-    return optax.adam(0.01)
+    # Of a bias before a norm the gradient is only rounding: without eps it would step all the same.
+    return optax.adam(0.01, eps=1e-3)
 
 
 def initialize(model, *optimizer, level="O2", half="float16"):
@@ -96,7 +97,6 @@ def test_linen_trains_as_the_step_written_out(level):
         *theirs, expected = plain(*theirs, X, T)
     tolerance = 1e-5 if level == "O0" else 5e-3
     np.testing.assert_allclose(loss, expected, rtol=tolerance)
-    # Adam divides by the gradient's size: where that is rounding, a step of 0.01 has either sign
     trees_close(ours[0]["batch_stats"], theirs[0]["batch_stats"], atol=tolerance)
 
 
