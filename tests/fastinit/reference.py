@@ -40,7 +40,7 @@ def steps_between(one, other):
 
 def distance(one, other):
     """How far two arrays are apart, measured by the largest number; what is infinite is equal."""
-    wide = np.result_type(np.complex128 if one.dtype.kind == "c" else np.float64)
+    wide = np.dtype("complex128" if one.dtype.kind == "c" else "float64")
     one, other = one.astype(wide), other.astype(wide)
     finite = np.isfinite(other)
     np.testing.assert_array_equal(one[~finite], other[~finite])
