@@ -225,3 +225,14 @@ def test_keys_of_an_old_form():
     """As the words of a key are kept by NumPy."""
     words = np.array([0, 1], np.uint32)
     assert_same(fast_init(normal)(words), jax.jit(normal)(words))
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("divisor", [0, 3, -1])
+@pytest.mark.parametrize("number", [7, -7, -(2**31)])
+def test_whole_numbers_are_divided_as_jit_divides_them(number, divisor):
+    def init(key):
+        whole = jnp.full((3,), number)
+        return {"quotient": whole // divisor, "rest": whole % divisor, "key": random.key_data(key)}
+
+    assert_same(fast_init(init)(random.key(0)), jax.jit(init)(random.key(0)))

@@ -60,6 +60,11 @@ def tables_of(recipe: Recipe, call: Call, levels: int, shape: Shape, devices: in
                 for table, number in zip(numbers, own.numbers, strict=True):
                     table[device, rows] = number
             row += each
+    if max(rests.max(), digits[:, :levels, 0].max(initial=0)) >= 2**32 - shape.width:
+        raise ValueError(
+            "a shard with 2**32 elements or more between the axes that it is divided along cannot "
+            "be drawn: divide it along other axes"
+        )
     for table in (keys, begins, rests, *numbers):
         table[:, row:] = table[:, :1]
     digits[row:] = digits[:1]

@@ -161,9 +161,18 @@ _MOVES: Mapping[str, Callable[..., Any]] = MappingProxyType(
 
 
 def _divided(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
-    if np.issubdtype(x.dtype, np.integer):  # XLA rounds towards zero
-        return np.sign(x) * np.sign(y) * (np.abs(x) // np.where(y == 0, 1, np.abs(y)))
-    return x / y
+    if not np.issubdtype(x.dtype, np.integer):
+        return x / y
+    # XLA rounds towards zero, and divides by zero to a number of nothing but ones.
+    divisor = np.where(y == 0, 1, y).astype(y.dtype)
+    towards_zero = (x - np.fmod(x, divisor)) // divisor
+    return np.where(y == 0, ~np.zeros_like(x), towards_zero)
+
+
+def _remainder(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
+    if not np.issubdtype(x.dtype, np.integer):
+        return np.fmod(x, y)
+    return np.where(y == 0, x, np.fmod(x, np.where(y == 0, 1, y).astype(y.dtype)))
 
 
 def _converted(params: Mapping[str, Any], x: np.ndarray) -> Any:
@@ -183,6 +192,8 @@ _EXACT: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "sub": lambda params, x, y: x - y,
         "mul": lambda params, x, y: x * y,
         "div": _divided,
+        "rem": _remainder,
+        "sign": lambda params, x: np.sign(x),
         "max": lambda params, x, y: np.maximum(x, y),
         "min": lambda params, x, y: np.minimum(x, y),
         "neg": lambda params, x: -x,
