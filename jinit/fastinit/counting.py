@@ -1,8 +1,9 @@
 """How large what an initialization returns is, known before anything is allocated."""
 
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -16,6 +17,8 @@ from jinit.fastinit.program import InitProgram, LeafSpec, Slot
 from jinit.modules.roles import param_mask
 
 __all__ = ["Count", "ModuleCount", "count_leaves"]
+
+_FEW = 3  # equal modules, from which on one row of the table stands for them; .modules has all
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Count(PlainData):
 
     def __str__(self) -> str:
         columns = ["module", ">parameters", ">state", ">bytes"]
-        rows = [_row(m.name, m.parameters, m.state, m.bytes) for m in self.modules]
+        rows = [_row(m.name, m.parameters, m.state, m.bytes) for m in _runs(self.modules)]
         total = _row("total", self.parameters, self.state, self.bytes)
         lines = [format_table(columns, [*rows, total])]
         dtypes = ", ".join(f"{name} {format_bytes(n)}" for name, n in self.bytes_by_dtype.items())
@@ -66,6 +69,25 @@ class Count(PlainData):
         if self.bytes_by_device:
             lines.append(f"by device: {_devices(self.bytes_by_device)}")
         return "\n".join(lines)
+
+
+def _runs(modules: Sequence[ModuleCount]) -> Iterator[ModuleCount]:
+    """Takes together modules that are equally large and differ in a number of their names.
+
+    A model of 80 blocks is a line of the table, and not 80 in alphabetical order.
+    """
+    runs: dict[tuple, list[ModuleCount]] = {}
+    for m in modules:
+        stem = re.sub(r"\d+", "#", m.name)
+        runs.setdefault((stem, m.parameters, m.state, m.bytes), []).append(m)
+    for run in runs.values():
+        run.sort(key=lambda m: [*map(int, re.findall(r"\d+", m.name))])
+        if len(run) < _FEW:
+            yield from run
+            continue
+        name = f"{run[0].name} to {run[-1].name}: {len(run)} alike"
+        sums = (sum(m.parameters for m in run), sum(m.state for m in run))
+        yield ModuleCount(name, *sums, sum(m.bytes for m in run))
 
 
 def _row(name: str, parameters: int, state: int, size: int) -> list[str]:
