@@ -54,6 +54,7 @@ def test_other_streams_compile_nothing(count_compilations):
 
 
 @pytest.mark.thorough
+@pytest.mark.thorough
 def test_on_devices_another_key_compiles_nothing(count_compilations):
     sharding = jax.NamedSharding(make_mesh(), jax.P("model"))
 

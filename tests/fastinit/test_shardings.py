@@ -113,6 +113,7 @@ def test_a_prefix():
 
 
 @pytest.mark.thorough
+@pytest.mark.thorough
 def test_one_sharding_for_all(expected):
     sharding = NamedSharding(make_mesh(), P())
     found = fast_init(init_fn, out_shardings=sharding)(random.key(0))
@@ -285,6 +286,7 @@ def test_metadata_of_nnx():
         assert_same(nnx.state(found), nnx.state(make(nnx.Rngs(0))))
 
 
+@pytest.mark.thorough
 @pytest.mark.cases
 @pytest.mark.parametrize("model", [Net(), Looped()])
 def test_models(model):
