@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -687,3 +688,25 @@ def test_the_source_lines_of_the_block_are_kept():
     body = rolled.traced.jaxpr.eqns[path].params["jaxpr"]
     for equation in getattr(body, "jaxpr", body).eqns:
         assert "test_roll.py" in str(equation.source_info.traceback)
+
+
+def test_blocks_on_a_mesh_that_is_not_set_become_a_loop():
+    """There the types of some outputs have the mesh, and those of a loop have none."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(6):
+                x = x + nn.Dense(4)(nn.gelu(nn.Dense(4)(nn.LayerNorm()(x))))
+            return nn.Dense(3)(x)
+
+    x = jnp.ones((2, 4))
+    variables = Net().init(jax.random.key(0), x)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("d",))
+    placed = jax.device_put(variables, NamedSharding(mesh, P()))
+    sizes = []
+    for tree in (variables, placed):
+        traced = trace(Net().apply, tree, x)
+        trainable = [True] * len(jax.tree.leaves(tree)) + [False]
+        sizes.append(len(roll(traced, trainable).traced.jaxpr.eqns))
+    assert sizes[0] == sizes[1] < len(traced.jaxpr.eqns) / 2

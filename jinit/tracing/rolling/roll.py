@@ -97,7 +97,13 @@ def roll(traced: TracedFunction, trainable: Sequence[bool], *, least_saved: int 
     inside = {index for group in stacked for index in group}
     groups = sorted([*stacked, *(group for group in single if group[0] not in inside)], key=min)
     rolled = _retrace(traced, program, order, loops, tuple(groups))
-    return rolled if rolled.traced.out_avals == traced.out_avals else unchanged
+    same = list(map(_type, rolled.traced.out_avals)) == list(map(_type, traced.out_avals))
+    return rolled if same else unchanged
+
+
+def _type(aval: Any) -> tuple[Any, ...]:
+    """Returns what an output is; not on which mesh, where its axes are laid along none of it."""
+    return aval.shape, aval.dtype, aval.weak_type, aval.sharding.spec
 
 
 def _stack(values: Sequence[Any]) -> Any:
