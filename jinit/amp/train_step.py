@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import optax
+from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding
 
 from jinit._trees import collection_of, leaf_paths
 from jinit.amp.arguments import check_function, check_optimizer, shown
@@ -62,7 +64,7 @@ def train_step(
     check_function("train_step", loss_fn)
     if tx is not None:
         check_optimizer(tx)
-    compiled = jax.jit(functools.partial(_step, loss_fn, tx), static_argnums=0)
+    compiled = functools.lru_cache(maxsize=64)(functools.partial(_compiled, loss_fn, tx))
     of_nnx: list[Callable[..., Any]] = []  # made at its first call: NNX may never be imported
 
     def step(variables: Any, opt_state: Any, *batch: Any) -> Any:
@@ -76,8 +78,10 @@ def train_step(
                 f"train_step was given no optimizer, which {shown(variables)} needs: write "
                 "amp.train_step(loss_fn, tx)"
             )
-        values, loss = compiled(*partition((variables, opt_state, batch)))
-        return *partition((variables, opt_state))[0].fill(values), loss
+        kept, state = partition((variables, opt_state))
+        program = compiled(tuple(map(_auto_sharding, state)))
+        values, loss = program(*partition((variables, opt_state, batch)))
+        return *kept.fill(values), loss
 
     return step
 
@@ -101,6 +105,24 @@ def _nnx_step(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
         return loss
 
     return step
+
+
+def _auto_sharding(array: Any) -> NamedSharding | None:
+    """Returns how an array is laid along the axes of a mesh, where XLA might lay it anew."""
+    sharding = None if isinstance(array, Tracer) else getattr(array, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+        return None
+    return None if AxisType.Explicit in sharding.mesh.axis_types else sharding
+
+
+def _compiled(
+    loss_fn: Callable[..., Any], tx: Any, shardings: tuple[NamedSharding | None, ...]
+) -> Callable[..., Any]:
+    """Compiles the step such that what it returns lies where it lay, or it would compile anew."""
+    step = functools.partial(_step, loss_fn, tx)
+    free = all(sharding is None for sharding in shardings)
+    where = None if free else ([*shardings], None)
+    return jax.jit(step, static_argnums=0, out_shardings=where)
 
 
 def _step(

@@ -12,6 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
+import jinit
 from jinit import amp
 
 X = jax.random.normal(jax.random.key(1), (16, 8))
@@ -365,3 +366,24 @@ def test_where_finite_takes_trees_of_one_structure():
     text = "new and old must be trees of one structure, but only new has b/var; pass of both what"
     with pytest.raises(ValueError, match=text):
         amp.where_finite({}, {"a": 1.0, "b": {"var": 1.0}}, {"a": 1.0})
+
+
+def test_on_a_mesh_everything_stays_where_it_lies(count_compilations):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    net, x = nn.Sequential([nn.Dense(16), nn.LayerNorm(), nn.Dense(4)]), jnp.ones((8, 8))
+
+    def lay(path, leaf):
+        spec = (None, "model") if leaf.ndim == 2 else ()
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+    variables = jinit.fast_init(net.init, out_shardings=lay)(jax.random.key(0), x)
+    apply_fn, tx = initialize(net, adam())
+    opt_state = jinit.fast_init(tx.init, out_shardings=lay)(variables["params"])
+    step = amp.train_step(lambda variables, x: (apply_fn(variables, x) ** 2).mean(), tx)
+    given = jax.tree.map(lambda leaf: leaf.sharding, (variables, opt_state))
+    *state, _ = step(variables, opt_state, jax.device_put(x, rows))
+    assert jax.tree.map(lambda leaf: leaf.sharding, tuple(state)) == given
+    with count_compilations() as compiled:
+        step(*state, jax.device_put(x, rows))
+    assert compiled == []
