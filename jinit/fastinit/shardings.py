@@ -108,7 +108,9 @@ def _by_metadata(program: InitProgram, mesh: AnyMesh | None, rules: Rules | None
     from flax.linen.spmd import logical_to_mesh
 
     specs = _named_axes(program.abstract)
-    return _by_prefix(program.abstract, specs if rules is None else logical_to_mesh(specs, rules))
+    asked = _by_prefix(program.abstract, specs if rules is None else logical_to_mesh(specs, rules))
+    # A number of a leaf, as its learning-rate multiplier, may be in a box like the leaf's.
+    return {slot: spec for slot, spec in asked.items() if program.leaves[slot].shape}
 
 
 def _named_axes(tree: Any) -> Any:

@@ -304,3 +304,18 @@ def test_models(model):
     for leaf in jax.tree.leaves(found):
         share = {shard.data.size for shard in leaf.addressable_shards}
         assert share == {leaf.size // (8 if any(n % 8 == 0 for n in leaf.shape) else 1)}
+
+
+def test_numbers_in_the_boxes_of_their_leaves_lie_everywhere():
+    """As learning-rate multipliers do."""
+
+    def init(key):
+        names = ("data", "model")
+        return {
+            "kernel": nn.Partitioned(random.normal(key, (8, 4)), names),
+            "multiplier": nn.Partitioned(jnp.ones(()), names),
+        }
+
+    made = fast_init(init, out_shardings=make_mesh())(random.key(0))
+    assert made["kernel"].value.sharding.spec == P("data", "model")
+    assert made["multiplier"].value.sharding.spec == P()
