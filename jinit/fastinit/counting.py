@@ -16,7 +16,7 @@ from jinit._trees import collection_of
 from jinit.fastinit.program import InitProgram, LeafSpec, Slot
 from jinit.modules.roles import param_mask
 
-__all__ = ["Count", "ModuleCount", "count_leaves"]
+__all__ = ["Count", "ModuleCount", "count_leaves", "on_each"]
 
 _FEW = 3  # equal modules, from which on one row of the table stands for them; .modules has all
 
@@ -67,7 +67,7 @@ class Count(PlainData):
         dtypes = ", ".join(f"{name} {format_bytes(n)}" for name, n in self.bytes_by_dtype.items())
         lines.append(f"by dtype: {dtypes}")
         if self.bytes_by_device:
-            lines.append(f"by device: {_devices(self.bytes_by_device)}")
+            lines.append(f"by device: {on_each(self.bytes_by_device)}")
         return "\n".join(lines)
 
 
@@ -94,7 +94,8 @@ def _row(name: str, parameters: int, state: int, size: int) -> list[str]:
     return [name, format_count(parameters), format_count(state), format_bytes(size)]
 
 
-def _devices(by_device: dict[str, int]) -> str:
+def on_each(by_device: dict[str, int]) -> str:
+    """Says how much lies on a device."""
     sizes = sorted({*by_device.values()})
     if len(sizes) == 1:
         return f"{format_bytes(sizes[0])} on each of {len(by_device)}"

@@ -227,7 +227,9 @@ class FastInit:
                 made[number] = finished(array, shardings[number], weak_type)
                 bar.advance(array)
             jax.block_until_ready(list(made.values()))
-        self.report = report_on(program, ways, trace_seconds, time.perf_counter() - start)
+        self.report = report_on(
+            program, ways, shardings, trace_seconds, time.perf_counter() - start
+        )
         if self._verbose:
             print(self.report)
         return program.static.fill([made[number] for number in range(len(made))])

@@ -5,9 +5,12 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from jax.sharding import Sharding
+
 from jinit._arithmetic import bytes_of
 from jinit._plain import PlainData
 from jinit._tables import format_bytes, format_count, format_table
+from jinit.fastinit.counting import count_leaves, on_each
 from jinit.fastinit.program import InitProgram
 from jinit.fastinit.ways import Ways
 
@@ -44,6 +47,7 @@ class InitReport(PlainData):
     Attributes:
         rows: The leaves, those together that were made alike.
         bytes: The bytes of all leaves.
+        bytes_by_device: What lies on every device, by its name; empty where no sharding was given.
         trace_seconds: How long tracing took; 0 where the program was known.
         make_seconds: How long compiling and running took.
         reason: Why the whole program made all leaves at once, or None.
@@ -51,6 +55,7 @@ class InitReport(PlainData):
 
     rows: tuple[Made, ...]
     bytes: int
+    bytes_by_device: dict[str, int]
     trace_seconds: float
     make_seconds: float
     reason: str | None = None
@@ -58,9 +63,10 @@ class InitReport(PlainData):
     def __str__(self) -> str:
         columns = ["way", "made of", ">programs", ">leaves", ">numbers", "which"]
         leaves = sum(len(row.leaves) for row in self.rows)
+        held = f", {on_each(self.bytes_by_device)} devices" if self.bytes_by_device else ""
         total = (
-            f"{leaves} leaves of {format_bytes(self.bytes)}, traced in {self.trace_seconds:.2f} s, "
-            f"compiled and made in {self.make_seconds:.2f} s"
+            f"{leaves} leaves of {format_bytes(self.bytes)}{held}, traced in "
+            f"{self.trace_seconds:.2f} s, compiled and made in {self.make_seconds:.2f} s"
         )
         lines = [format_table(columns, map(_cells, self.rows)), total]
         return "\n".join(lines if self.reason is None else [*lines, f"at once: {self.reason}"])
@@ -73,12 +79,17 @@ def _cells(row: Made) -> list[str]:
 
 
 def report_on(
-    program: InitProgram, ways: Ways, trace_seconds: float, make_seconds: float
+    program: InitProgram,
+    ways: Ways,
+    shardings: Sequence[Sharding | None],
+    trace_seconds: float,
+    make_seconds: float,
 ) -> InitReport:
     """Reports on an initialization."""
     size = sum(bytes_of(leaf.shape, leaf.dtype) for leaf in program.leaves)
+    held = count_leaves(program, shardings).bytes_by_device
     rows = tuple(_rows(program, ways))
-    return InitReport(rows, size, trace_seconds, make_seconds, ways.reason)
+    return InitReport(rows, size, held, trace_seconds, make_seconds, ways.reason)
 
 
 def _rows(program: InitProgram, ways: Ways) -> Iterator[Made]:
