@@ -68,6 +68,10 @@ def _read(equation: jex.JaxprEqn, values: list[Value]) -> Sequence[Value]:
         found = _unrolled(equation, structure, values)
         if found is not None:
             return found
+    if equation.primitive.name == "unstack":  # jax >= 0.12
+        rows = _rows(values[0], len(equation.outvars), equation.params["axis"])
+        if rows is not None:
+            return rows
     result = _plain(equation, values) if structure.kind == "plain" else None
     if result is not None:
         return [result]
@@ -128,14 +132,17 @@ def _unrolled(
     return [*carry, *stacked] if len(stacked) == len(parts) else None
 
 
-def _rows(value: Value, length: int) -> Sequence[Value] | None:
+def _rows(value: Value, length: int, axis: int = 0) -> Sequence[Value] | None:
+    """Divides a value along an axis; None where that cannot be known."""
     if isinstance(value, Known):
-        return [Known(row) for row in value.array]
+        return [Known(row) for row in np.moveaxis(value.array, axis, 0)]
     if isinstance(value, Keys):
-        return [Keys(row) for row in value.words]
-    if isinstance(value, Drawn) and fill_of(value) is not None:
+        return [Keys(row) for row in np.moveaxis(value.words, axis, 0)]
+    if not isinstance(value, Drawn) or axis:
+        return None
+    if fill_of(value) is not None:
         return [Drawn(value.segments, value.shape[1:], value.dtype) for _ in range(length)]
-    if isinstance(value, Drawn) and len(value.segments) % length == 0:
+    if len(value.segments) % length == 0:
         each = len(value.segments) // length
         cut = [value.segments[n * each : (n + 1) * each] for n in range(length)]
         return [Drawn(nodes, value.shape[1:], value.dtype) for nodes in cut]
