@@ -69,6 +69,7 @@ def segments(key):
 
 
 @pytest.mark.cases
+@pytest.mark.cases
 @pytest.mark.parametrize("init_fn", [several, segments])
 def test_parts_of_calls(init_fn, small_calls):
     assert ways(check(init_fn, random.key(3))).keys() == {"drawn"}
@@ -95,6 +96,7 @@ def test_a_leaf_larger_than_a_call():
 COLLECTIVE = re.compile(r" (all-\w+|collective-\w+|reduce-scatter|send|recv)[\w-]*\(")
 
 
+@pytest.mark.cases
 @pytest.mark.cases
 @pytest.mark.parametrize("spec", [P(), P("a"), P(None, "b"), P("a", "b"), P(("a", "b"))])
 def test_no_device_waits_for_another(spec):

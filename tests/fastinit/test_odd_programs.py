@@ -118,7 +118,7 @@ COMPUTED = {
 }
 
 
-@pytest.mark.cases
+@pytest.mark.thorough
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("programs", [DRAWN, COMPUTED])
 def test_programs(programs, sharded, allow_rank_promotion):

@@ -64,6 +64,7 @@ def all_of(shape, dtype):
 
 
 @pytest.mark.cases
+@pytest.mark.cases
 def test_initializers(make_key):
     init = check(all_of(SHAPES[0], jnp.float32), make_key(3))
     assert ways(init) == {"drawn": len(INITIALIZERS) - 4, "filled": 4}
@@ -75,6 +76,7 @@ def test_initializers_of_shapes(shape):
     check(all_of(shape, jnp.float32), random.key(4))
 
 
+@pytest.mark.cases
 @pytest.mark.cases
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_initializers_in_half(dtype):
