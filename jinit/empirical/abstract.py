@@ -7,7 +7,7 @@ import jax
 
 from jinit._trees import leaf_paths
 from jinit.empirical.results.calibration import Calibration
-from jinit.tracing import ARRAYS, Static, partition
+from jinit.tracing import ARRAYS_OR_SHAPES, Static, partition
 
 __all__ = ["is_abstract", "planned"]
 
@@ -21,7 +21,7 @@ def is_abstract(params: object) -> bool:
 
 def planned(run: Callable[[P], Calibration[P]], params: P) -> Calibration[P]:
     """Traces a calibration of shapes, whose results are shapes with the shardings given."""
-    static, shapes = partition(params, (*ARRAYS, jax.ShapeDtypeStruct))
+    static, shapes = partition(params, ARRAYS_OR_SHAPES)
     rest: list[Static] = []
 
     def arrays_of(leaves: Sequence[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from jinit.fastinit.counting import Count, count_leaves
 from jinit.fastinit.drawing.placing import finished
 from jinit.fastinit.making import lower_leaves, make_leaves
 from jinit.fastinit.memory import explained
-from jinit.fastinit.program import ABSTRACT, InitProgram, trace_init
+from jinit.fastinit.program import InitProgram, trace_init
 from jinit.fastinit.report import InitReport, report_on
 from jinit.fastinit.shardings import (
     OutShardings,
@@ -28,7 +28,7 @@ from jinit.fastinit.shardings import (
 from jinit.fastinit.ways import ways_of
 from jinit.modules.kinds import form_of, has_variables, is_framework_type, lacks_variables
 from jinit.modules.nnx_calls import Apart, on_objects, taken_apart
-from jinit.tracing import is_tracing, partition, trace_context
+from jinit.tracing import ARRAYS_OR_SHAPES, is_tracing, partition, trace_context
 from jinit.typing import PyTree
 
 __all__ = ["FastInit", "count", "fast_init"]
@@ -111,10 +111,13 @@ def count(
     """Counts what an initialization returns, before anything is allocated.
 
     Args:
-        init_fn: As in ``fast_init``, or what that returned.
+        init_fn: What makes the variables: ``model.init``, a function that constructs a module, or
+            what ``fast_init`` returned, which has its own shardings.
         args: Its arguments; any of them may be ``jax.ShapeDtypeStruct``.
-        out_shardings: As in ``fast_init``.
-        rules: As in ``fast_init``.
+        out_shardings: Where the arrays would lie: a tree of shardings or PartitionSpecs, or a
+            prefix of one; a function of path and leaf that returns one; or a mesh, for Flax's
+            metadata.
+        rules: Which axis of the mesh a logical axis is laid along, in pairs of names.
         kwargs: Its keyword arguments.
 
     Returns:
@@ -206,7 +209,7 @@ class FastInit:
             return program, shardings_of(program, self._out_shardings, self._rules), arrays, seconds
 
     def _program(self, apart: Apart) -> tuple[InitProgram, list[Any]]:
-        static, arrays = partition(apart, ABSTRACT)
+        static, arrays = partition(apart, ARRAYS_OR_SHAPES)
         key = static, tuple(map(_type_of, arrays)), trace_context()
         if is_tracing() or not static.hashable:  # what is traced may hold the tracers around it
             return trace_init(self._init_fn, apart), arrays

@@ -11,14 +11,11 @@ from jax.extend import core as jex
 
 from jinit._trees import leaf_paths, parameter_path
 from jinit.modules.nnx_calls import Apart, Returned, call
-from jinit.tracing import ARRAYS, Static, aval_of, equations_of, partition, trace
+from jinit.tracing import ARRAYS_OR_SHAPES, Static, aval_of, equations_of, partition, trace
 from jinit.tracing._jax import without_unused
 from jinit.tracing.rolling.fingerprint import Fingerprints
 
-__all__ = ["ABSTRACT", "InitProgram", "LeafSpec", "Slot", "trace_init"]
-
-ABSTRACT = (*ARRAYS, jax.ShapeDtypeStruct)
-"""The types of arguments that are traced."""
+__all__ = ["InitProgram", "LeafSpec", "Slot", "trace_init"]
 
 
 class Slot(int):
@@ -90,7 +87,7 @@ class InitProgram:
 
 def trace_init(init_fn: Callable[..., Any], apart: Apart) -> InitProgram:
     """Traces an initialization at the shapes of its arguments; see ``nnx_calls`` for objects."""
-    static, arrays = partition(apart, ABSTRACT)
+    static, arrays = partition(apart, ARRAYS_OR_SHAPES)
     results: list[Static] = []
 
     def flat(arrays: Sequence[Any]) -> list[Any]:

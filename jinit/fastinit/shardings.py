@@ -53,7 +53,7 @@ def _asked(
     """Returns by the number of a leaf what was asked for."""
     if out_shardings is None and rules is None:
         return {}
-    if isinstance(out_shardings, Mesh) or (out_shardings is None and rules is not None):
+    if out_shardings is None or isinstance(out_shardings, Mesh):
         return _by_metadata(program, mesh, rules)
     if callable(out_shardings) and not isinstance(out_shardings, Sharding | PartitionSpec):
         found = [

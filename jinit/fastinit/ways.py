@@ -9,7 +9,6 @@ at once     all leaves, by the whole program: nothing else can be done with its 
 ==========  ==============================================================================
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
+from jinit.fastinit.drawing.placing import leading_axes
 from jinit.fastinit.ordinary import Ordinary, arrays_under, ordinary_of, together, whole
 from jinit.fastinit.program import InitProgram
 from jinit.fastinit.reading.read import outside, read_program
@@ -120,8 +120,7 @@ def _is_divisible(value: Drawn, sharding: Sharding | None) -> bool:
     """Returns whether every device's part consists of whole axes of the segments."""
     if sharding is None:
         return True
-    sizes = [math.prod(value.shape[:count]) for count in range(len(value.shape) + 1)]
-    return bool(value.shape) and len(value.segments) in sizes
+    return bool(value.shape) and leading_axes(value.shape, len(value.segments)) is not None
 
 
 def _recipes(ways: Ways) -> Recipes:

@@ -22,12 +22,13 @@ from jinit.tracing.equations import equations_of, replace_beside
 from jinit.tracing.evaluate import Run, evaluate
 from jinit.tracing.interpreter import EquationView, Region, Rule
 from jinit.tracing.rolling import Rolled, roll
-from jinit.tracing.static import ARRAYS, Static, partition
+from jinit.tracing.static import ARRAYS, ARRAYS_OR_SHAPES, Static, partition
 from jinit.tracing.structure import PRODUCTS, Path, declares_dtypes, structure_of
 from jinit.tracing.trace import TracedFunction, trace
 
 __all__ = [
     "ARRAYS",
+    "ARRAYS_OR_SHAPES",
     "PRODUCTS",
     "DataflowRules",
     "EquationView",

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["ARRAYS", "Static", "partition"]
+__all__ = ["ARRAYS", "ARRAYS_OR_SHAPES", "Static", "partition"]
 
 ARRAYS = (jax.Array, np.ndarray, np.generic)
+
+ARRAYS_OR_SHAPES = (*ARRAYS, jax.ShapeDtypeStruct)
 
 
 @dataclass(frozen=True)

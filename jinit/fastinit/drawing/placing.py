@@ -14,7 +14,16 @@ from jinit.fastinit.drawing.devices import Devices
 from jinit.fastinit.drawing.schedule import Strip
 from jinit.fastinit.reading.recipe import Ingredients
 
-__all__ = ["devices_of", "finished", "joined", "local_shape", "place", "replicated", "strips_of"]
+__all__ = [
+    "devices_of",
+    "finished",
+    "joined",
+    "leading_axes",
+    "local_shape",
+    "place",
+    "replicated",
+    "strips_of",
+]
 
 
 def devices_of(sharding: Sharding | None) -> Devices:
@@ -58,7 +67,7 @@ def strips_of(
         The strips. With a sharding the array's first axes must be those of its segments.
     """
     devices = devices_of(sharding)
-    leading = _leading(shape, len(parts))
+    leading = leading_axes(shape, len(parts))
     if leading is None:
         shape, leading = (len(parts), math.prod(shape) // len(parts)), 1
     corners = _corners(shape, sharding, devices)
@@ -71,8 +80,8 @@ def strips_of(
     )
 
 
-def _leading(shape: Sequence[int], parts: int) -> int | None:
-    """Returns how many of the first axes number the parts of an array."""
+def leading_axes(shape: Sequence[int], parts: int) -> int | None:
+    """Returns how many of the first axes number the parts of an array; None where none do."""
     for count in range(len(shape) + 1):
         if math.prod(shape[:count]) == parts:
             return count

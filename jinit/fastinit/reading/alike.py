@@ -234,9 +234,9 @@ def joined_parts(parts: Sequence[Drawn], shape: tuple[int, ...]) -> Drawn | None
     if len(numbers) == 1 and None not in numbers:
         return Drawn(segments[:1], shape, parts[0].dtype)
     sizes = {part.size / len(part.segments) for part in parts}
-    return (
-        Drawn(segments, shape, parts[0].dtype) if len(sizes) == 1 and are_alike(segments) else None
-    )
+    if len(sizes) > 1 or not are_alike(segments):
+        return None
+    return Drawn(segments, shape, parts[0].dtype)
 
 
 _SHAPED: Mapping[str, Callable[..., Value | None]] = MappingProxyType(

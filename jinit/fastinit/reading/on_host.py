@@ -4,6 +4,7 @@ Only what is the same to the last bit wherever it is computed: whole numbers, an
 on floats that IEEE 754 rounds exactly. A logarithm is left to XLA.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -27,7 +28,7 @@ def compute(equation: jex.JaxprEqn, values: Sequence[Any]) -> Known | Keys | Non
     name = equation.primitive.name
     if name in _OF_KEYS:
         return _OF_KEYS[name](equation.params, *values)
-    if len(equation.outvars) != 1 or _size(equation.outvars[0]) > SMALL:
+    if len(equation.outvars) != 1 or math.prod(aval_of(equation.outvars[0]).shape) > SMALL:
         return None
     if name in _MOVES:
         return _moved(_MOVES[name], equation.params, values)
@@ -43,10 +44,6 @@ def exactly(name: str, params: Mapping[str, Any], arrays: Sequence[np.ndarray]) 
         return None
     with np.errstate(all="ignore"):
         return _EXACT[name](params, *arrays)
-
-
-def _size(atom: Any) -> int:
-    return int(np.prod(aval_of(atom).shape, dtype=np.int64))
 
 
 def _moved(move: Callable[..., Any], params: Mapping[str, Any], values: Sequence[Any]) -> Any:
@@ -81,7 +78,7 @@ def _fold_in(params: Mapping[str, Any], keys: Any, data: Any) -> Keys | None:
 
 def _split(params: Mapping[str, Any], keys: Any) -> Keys | None:
     shape = tuple(params["shape"])
-    number = int(np.prod(shape, dtype=np.int64))
+    number = math.prod(shape)
     if not isinstance(keys, Keys) or number * max(1, len(_words(keys))) > SMALL:
         return None
     words = [new for key in _words(keys) for new in threefry.split(key, number)]

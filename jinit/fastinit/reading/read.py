@@ -93,9 +93,9 @@ def _body(body: Body, values: Sequence[Value]) -> list[Value]:
 def _plain(equation: jex.JaxprEqn, values: Sequence[Value]) -> Value | None:
     if len(equation.outvars) != 1:
         return None
-    if all(isinstance(value, Known | Keys) for value in values):
+    if all(isinstance(value, Known | Keys) for value in values) and not _is_fill(equation, values):
         result = compute(equation, values)
-        if result is not None and not _is_fill(equation, values):
+        if result is not None:
             return result
     if equation.primitive.name in _SAME:
         # A constraint of an output is read from the program; see ``program``.
