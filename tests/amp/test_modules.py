@@ -180,17 +180,18 @@ def test_a_module_at_a_level_is_split_merged_cloned_copied_and_pickled():
         np.testing.assert_array_equal(made(X), expected, err_msg=name)
 
 
+class Block(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(8, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.relu(self.norm(self.linear(x)))
+
+
 def test_transforms_of_nnx_take_it():
     def make(key):
         return initialize(Block(nnx.Rngs(key)), "O2")
-
-    class Block(nnx.Module):
-        def __init__(self, rngs):
-            self.linear = nnx.Linear(8, 8, rngs=rngs)
-            self.norm = nnx.BatchNorm(8, rngs=rngs)
-
-        def __call__(self, x):
-            return nnx.relu(self.norm(self.linear(x)))
 
     @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
     def forward(x, block):
@@ -566,14 +567,6 @@ def test_disabled_it_is_the_module_itself():
 @pytest.mark.parametrize("train", [True, False])
 def test_a_batch_norm_may_stand_in_a_loop_of_nnx(level, train):
     """Its float32 statistics make no float32 carry of a half one."""
-
-    class Block(nnx.Module):
-        def __init__(self, rngs):
-            self.linear = nnx.Linear(8, 8, rngs=rngs)
-            self.norm = nnx.BatchNorm(8, rngs=rngs)
-
-        def __call__(self, x):
-            return nnx.relu(self.norm(self.linear(x)))
 
     class Stack(nnx.Module):
         def __init__(self, rngs):
